@@ -1,0 +1,45 @@
+//! The commands of this repository, as `cargo xtask COMMAND`.
+
+mod env;
+mod run;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+The commands of this repository
+
+cargo xtask demo [OPTIONS]   Two real Milvus servers, milvus-cdc between them, a workload over every operation, and
+                             the comparison of both servers. Exits 0 only if they are equal.
+    --source natsmq|rocksmq          the source's message queue (natsmq; rocksmq compiles RocksDB, 10 to 20 minutes)
+    --keep                           leave everything running and print how to go on by hand
+    --sabotage lose|double|change|index   spoil one thing on the target first: the comparison must fail and name it
+    --rows N, --ops N, --seed N, --dir FOLDER
+
+cargo xtask test [--quick]   fmt, clippy, all tests, end-to-end tests on real servers included; --quick leaves those out
+cargo xtask env              prints the environment in which these commands build, as shell exports
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = match args.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("--help", [].as_slice()),
+    };
+    let outcome = match command {
+        "demo" => run::demo(rest),
+        "test" => run::test(rest),
+        "env" => run::print_env(rest),
+        "-h" | "--help" | "help" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => Err(format!("no such command: {other}\n\n{HELP}")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

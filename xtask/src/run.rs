@@ -1,0 +1,127 @@
+//! The commands.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::env::{self, Env};
+
+type Outcome = Result<(), String>;
+
+/// Builds what the demo needs with the one queue it needs, and runs it.
+pub(crate) fn demo(args: &[String]) -> Outcome {
+    let rocksmq = args.windows(2).any(|w| w == ["--source", "rocksmq"])
+        || args.iter().any(|a| a == "--source=rocksmq");
+    let env = env::build(rocksmq)?;
+    let queue = if rocksmq {
+        "milvus-cdc/rocksmq"
+    } else {
+        "milvus-cdc/natsmq"
+    };
+    step("build");
+    cargo(
+        &env,
+        &[
+            "build",
+            "-p",
+            "milvus-cdc",
+            "-p",
+            "cdc-lab",
+            "--bins",
+            "--no-default-features",
+            "--features",
+            queue,
+        ],
+    )?;
+    let mut demo = Command::new(built("cdc-lab")?);
+    demo.arg("demo")
+        .args(args)
+        .env("MILVUS_CDC_BIN", built("milvus-cdc")?);
+    finish(demo, "the demo")
+}
+
+/// Everything; `--quick`: what needs no servers.
+pub(crate) fn test(args: &[String]) -> Outcome {
+    let quick = match args {
+        [] => false,
+        [one] if one == "--quick" => true,
+        other => {
+            return Err(format!(
+                "test: unknown arguments {other:?}; only --quick is known"
+            ));
+        }
+    };
+    let env = env::build(true)?;
+    step("fmt");
+    cargo(&env, &["fmt", "--all", "--check"])?;
+    step("clippy");
+    cargo(
+        &env,
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--features",
+            "cdc-lab/e2e",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    )?;
+    step("tests without servers");
+    cargo(&env, &["test", "--workspace"])?;
+    if quick {
+        return Ok(());
+    }
+    step("end-to-end tests on real servers");
+    cargo(&env, &["build", "--workspace", "--bins"])?;
+    let mut e2e = Command::new("cargo");
+    e2e.args([
+        "test",
+        "--workspace",
+        "--features",
+        "cdc-lab/e2e",
+        "--test",
+        "e2e*",
+        "--",
+        "--test-threads=1",
+    ])
+    .envs(env)
+    .env("MILVUS_CDC_BIN", built("milvus-cdc")?)
+    .env("CDC_LAB_BIN", built("cdc-lab")?);
+    finish(e2e, "the end-to-end tests")
+}
+
+/// `export NAME='value'` lines.
+pub(crate) fn print_env(args: &[String]) -> Outcome {
+    if !args.is_empty() {
+        return Err(format!("env: unknown arguments {args:?}"));
+    }
+    for (name, value) in env::build(true)? {
+        println!("export {name}='{}'", value.replace('\'', r"'\''"));
+    }
+    Ok(())
+}
+
+fn step(what: &str) {
+    eprintln!("== {what}");
+}
+
+fn cargo(env: &Env, args: &[&str]) -> Outcome {
+    let mut cargo = Command::new("cargo");
+    cargo.args(args).envs(env.iter().cloned());
+    finish(cargo, &format!("cargo {}", args.join(" ")))
+}
+
+fn finish(mut command: Command, what: &str) -> Outcome {
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{what} failed: {status}")),
+        Err(e) => Err(format!("{what} could not be started: {e}")),
+    }
+}
+
+/// A binary of the workspace: this one was built into the same folder.
+fn built(name: &str) -> Result<PathBuf, String> {
+    let own = std::env::current_exe().map_err(|e| format!("where is this executable: {e}"))?;
+    Ok(own.with_file_name(name))
+}
