@@ -1,0 +1,63 @@
+//! Replicates everything from a natsmq source to a standby, with progress in memory only:
+//! `replicate ETCD ROOT NATS TARGET`.
+#![allow(clippy::unwrap_used, reason = "an example")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cdc_core::catalog::etcd::{EtcdCatalog, EtcdConfig};
+use cdc_core::engine::{Engine, Parts};
+use cdc_core::ids::TaskId;
+use cdc_core::secret::Secret;
+use cdc_core::source::natsmq::{NatsmqConfig, NatsmqSource};
+use cdc_core::store::memory::MemoryStore;
+use cdc_core::target::grpc::GrpcConnector;
+use cdc_core::task::{OnConflict, Selection, StartPoint, TargetSpec, TaskSpec};
+
+#[tokio::main]
+async fn main() {
+    tracing_subscriber::fmt().with_env_filter("info").init();
+    let args: Vec<String> = std::env::args().collect();
+    let catalog = EtcdCatalog::connect(EtcdConfig {
+        endpoints: vec![args[1].clone()],
+        root_path: args[2].clone(),
+        ..Default::default()
+    });
+    let source = NatsmqSource::connect(NatsmqConfig {
+        address: args[3].clone(),
+        connect_timeout: Duration::from_secs(5),
+    })
+    .await
+    .unwrap();
+    let engine = Engine::new(Parts {
+        catalog: Arc::new(catalog),
+        source: Arc::new(source),
+        store: Arc::new(MemoryStore::default()),
+        connector: Arc::new(GrpcConnector),
+        replicate_channel: format!("{}-replicate-msg", args[2]),
+    });
+    let target = TargetSpec {
+        uri: args[4].clone(),
+        token: Secret::default(),
+        connect_timeout: Duration::from_secs(5),
+        call_timeout: Duration::from_secs(5),
+    };
+    engine.check_target(&target).await.unwrap();
+    let id = TaskId::new("t");
+    engine
+        .start(TaskSpec {
+            id: id.clone(),
+            target,
+            selection: Selection::All,
+            start: StartPoint::Created,
+            positions: Default::default(),
+            on_conflict: OnConflict::Ask,
+            memory_budget: 64 << 20,
+        })
+        .unwrap();
+    loop {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let status = engine.status(&id).unwrap();
+        println!("{}", serde_json::to_string(&status).unwrap());
+    }
+}

@@ -1,0 +1,135 @@
+//! The corelib's entrance: one engine reads one source for any number of tasks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::catalog::Catalog;
+use crate::error::{ErrorClass, Problem};
+use crate::ids::{TargetKey, TaskId};
+use crate::pipeline::runner::TaskRunner;
+use crate::source::LogSource;
+use crate::store::SharedStore;
+use crate::target::TargetConnector;
+use crate::target::hub::Hubs;
+use crate::task::{Choice, TargetSpec, TaskSpec, TaskStatus};
+
+/// What an engine is made of. The caller picks the backends.
+pub struct Parts {
+    pub catalog: Arc<dyn Catalog>,
+    pub source: Arc<dyn LogSource>,
+    pub store: SharedStore,
+    pub connector: Arc<dyn TargetConnector>,
+    /// Name of the source's replicate-msg channel, `{cluster prefix}-replicate-msg`.
+    pub replicate_channel: String,
+}
+
+/// Runs tasks against one source. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    parts: Arc<Parts>,
+    hubs: Arc<Hubs>,
+    tasks: Arc<Mutex<HashMap<TaskId, Arc<TaskRunner>>>>,
+}
+
+impl Engine {
+    pub fn new(parts: Parts) -> Self {
+        let hubs = Arc::new(Hubs::new(parts.connector.clone(), parts.store.clone()));
+        Self {
+            parts: Arc::new(parts),
+            hubs,
+            tasks: Arc::default(),
+        }
+    }
+
+    /// Asks a target whether a task could write to it: reachable, login accepted, a version and a mode that take
+    /// replicated messages. Writes nothing.
+    pub async fn check_target(&self, target: &TargetSpec) -> Result<(), Problem> {
+        let client = self
+            .parts
+            .connector
+            .connect(target)
+            .await
+            .map_err(|e| e.problem())?;
+        client.probe_standby().await.map_err(|e| e.problem())
+    }
+
+    /// Starts a task from its stored progress, or from its start point if it has none. Returns at once: what is not
+    /// there yet (source, queue, target) is waited for, and said in the status.
+    pub fn start(&self, spec: TaskSpec) -> Result<(), Problem> {
+        let mut tasks = self.tasks.lock();
+        if tasks.contains_key(&spec.id) {
+            return Err(Problem::new(
+                ErrorClass::Conflict,
+                format!("task {} runs already", spec.id),
+                "",
+            ));
+        }
+        let runner = TaskRunner::spawn(spec.clone(), self.parts.clone(), self.hubs.clone());
+        tasks.insert(spec.id, Arc::new(runner));
+        Ok(())
+    }
+
+    /// Stops a task: intake ends, what is in flight is drained and the checkpoint stored, within `deadline`; what is
+    /// not drained by then is in doubt and replayed safely at the next start. Unknown tasks are stopped already.
+    pub async fn stop(&self, task: &TaskId, deadline: Duration) {
+        let runner = self.tasks.lock().remove(task);
+        if let Some(runner) = runner {
+            runner.stop(deadline).await;
+        }
+    }
+
+    /// Stops every task at the same time.
+    pub async fn stop_all(&self, deadline: Duration) {
+        let runners: Vec<_> = self
+            .tasks
+            .lock()
+            .drain()
+            .map(|(_, runner)| runner)
+            .collect();
+        futures::future::join_all(runners.iter().map(|runner| runner.stop(deadline))).await;
+    }
+
+    /// What a running task says of itself; `None` if it does not run.
+    pub fn status(&self, task: &TaskId) -> Option<TaskStatus> {
+        let runner = self.tasks.lock().get(task).cloned();
+        runner.map(|runner| runner.status())
+    }
+
+    /// A person's answer for the collection `database.name` of a running task.
+    pub async fn choose(
+        &self,
+        task: &TaskId,
+        database: &str,
+        name: &str,
+        choice: Choice,
+    ) -> Result<(), Problem> {
+        let runner = self.tasks.lock().get(task).cloned();
+        match runner {
+            Some(runner) => runner.choose(database, name, choice).await,
+            None => Err(Problem::new(
+                ErrorClass::Conflict,
+                format!("task {task} does not run"),
+                "resume it first",
+            )),
+        }
+    }
+
+    /// Forgets a stopped task's progress. What is known of the target's time stays.
+    pub async fn forget(&self, task: &TaskId) -> Result<(), Problem> {
+        self.parts
+            .store
+            .commit(vec![crate::store::Change::ForgetTask {
+                task: task.clone(),
+            }])
+            .await
+            .map_err(|e| Problem::new(ErrorClass::Transient, e.to_string(), "try again"))
+    }
+
+    /// The targets that running tasks write to.
+    pub fn targets(&self) -> Vec<TargetKey> {
+        self.hubs.keys()
+    }
+}

@@ -1,0 +1,323 @@
+//! One lane per target physical channel: what is sent there, in which calls, and which tick may follow.
+//!
+//! The lane's queue holds messages, and marks that say "this reader has passed source tick T". Rows do not wait for
+//! ticks: they go out as they come. A tick goes out when every reader that holds this lane's time has passed it.
+//!
+//! # A call is an optional tick, then rows above it
+//!
+//! A tick never follows rows in one call, it leads the next call (or goes alone, when nothing waits). So a call whose
+//! outcome is unknown can be repeated as it is, with the same message ids and timestamps: between its first copy and its
+//! second there is no tick that a reader of the target would count (a tick that was seen already is skipped), and within
+//! one stretch between ticks the target drops a message id that it has seen. What remains is the copy that arrives
+//! late: no later tick is sent before the deadline of every call of unknown outcome has passed.
+
+mod state;
+mod stream;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::backoff::Backoff;
+use crate::error::{ErrorClass, Problem};
+use crate::ids::PChannel;
+use crate::route::encode;
+use crate::route::tsmap::TsMap;
+use crate::target::TargetError;
+use crate::target::hub::{Hub, store_problem};
+use crate::tso::Tso;
+
+use state::{Call, State};
+pub use state::{EdgeId, Outgoing};
+pub use stream::{Budget, Cell, StreamCtl, Ticket};
+
+/// F is raised this far ahead, so that it is written at most twice a second.
+const FLOOR_LEAD: Duration = Duration::from_millis(400);
+/// After the deadline of a lost call, this long still counts as "it may arrive".
+const LATE: Duration = Duration::from_millis(300);
+/// How often a call that the target refuses for no clear reason is repeated before its messages are tried one by one.
+const REFUSALS: u32 = 3;
+
+/// One lane. Its task ends when the last handle is dropped.
+pub struct Lane {
+    shared: Arc<Shared>,
+    _stop: DropGuard,
+}
+
+struct Shared {
+    channel: PChannel,
+    state: Mutex<State>,
+    wake: Notify,
+    problem: Mutex<Option<Problem>>,
+}
+
+impl Lane {
+    pub(crate) fn spawn(hub: Arc<Hub>, channel: PChannel, floor: Tso) -> Arc<Self> {
+        let shared = Arc::new(Shared {
+            channel,
+            state: Mutex::new(State::new(floor)),
+            wake: Notify::new(),
+            problem: Mutex::default(),
+        });
+        let stop = CancellationToken::new();
+        let sender = Sender {
+            hub,
+            shared: shared.clone(),
+            floor,
+            quiet_until: Instant::now(),
+        };
+        let stopped = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = sender.run() => {}
+                () = stopped.cancelled() => {}
+            }
+        });
+        Arc::new(Self {
+            shared,
+            _stop: stop.drop_guard(),
+        })
+    }
+
+    pub fn channel(&self) -> &PChannel {
+        &self.shared.channel
+    }
+
+    /// A reader begins to feed this lane, having passed source tick `tick`. If it `holds`, no tick above what it passed
+    /// is sent.
+    pub fn join(&self, tick: Tso, holds: bool) -> EdgeId {
+        self.shared.state.lock().join(tick, holds)
+    }
+
+    /// A reader no longer feeds this lane. What it pushed is sent.
+    pub fn leave(&self, edge: EdgeId) {
+        self.shared.state.lock().leave(edge);
+        self.shared.wake.notify_one();
+    }
+
+    /// Lets a reader hold this lane's time, or not.
+    pub fn set_holds(&self, edge: EdgeId, holds: bool) {
+        self.shared.state.lock().set_holds(edge, holds);
+        self.shared.wake.notify_one();
+    }
+
+    /// Whether what this reader sends next, all of it above source tick `tick`, may keep its source timestamps.
+    pub fn is_natural(&self, edge: EdgeId, tick: Tso) -> bool {
+        self.shared.state.lock().is_natural(edge, tick)
+    }
+
+    /// Re-stamps a whole stretch of a reader above the lane's time; `in_doubt`: also above everything ever sent here.
+    /// Until [`Lane::passed`] is called for the stretch, no tick goes above its first message.
+    pub fn raise(&self, edge: EdgeId, sources: Vec<u64>, in_doubt: bool) -> TsMap {
+        self.shared.state.lock().raise(edge, sources, in_doubt)
+    }
+
+    /// Moves this lane's time forward: nothing is sent at or below `ts` any more.
+    pub fn lift(&self, ts: Tso) {
+        self.shared.state.lock().lift(ts);
+    }
+
+    /// The last tick sent.
+    pub fn last_tick(&self) -> Tso {
+        self.shared.state.lock().last_tick
+    }
+
+    pub fn push(&self, message: Outgoing) {
+        self.shared.state.lock().push(message);
+        self.shared.wake.notify_one();
+    }
+
+    /// This reader has pushed everything up to source tick `tick`.
+    pub fn passed(&self, edge: EdgeId, tick: Tso) {
+        self.shared.state.lock().passed(edge, tick);
+        self.shared.wake.notify_one();
+    }
+
+    /// Takes back what waits here of a stream. Only after the store says where that stream goes on.
+    pub fn purge(&self, stream: &Arc<StreamCtl>) {
+        let taken = self.shared.state.lock().purge(stream);
+        drop(taken);
+        self.shared.wake.notify_one();
+    }
+
+    /// What keeps this lane from sending, while it lasts.
+    pub fn problem(&self) -> Option<Problem> {
+        self.shared.problem.lock().clone()
+    }
+}
+
+struct Sender {
+    hub: Arc<Hub>,
+    shared: Arc<Shared>,
+    /// F as it is on disk.
+    floor: Tso,
+    /// No tick before: a call of unknown outcome may still arrive.
+    quiet_until: Instant,
+}
+
+impl Sender {
+    async fn run(mut self) {
+        loop {
+            let may_tick = Instant::now() >= self.quiet_until;
+            let call = self.shared.state.lock().gather(may_tick);
+            let Some(call) = call else {
+                let wait = self.shared.wake.notified();
+                if may_tick {
+                    wait.await;
+                } else {
+                    let _ = tokio::time::timeout_at(self.quiet_until, wait).await;
+                }
+                continue;
+            };
+            self.deliver(call).await;
+        }
+    }
+
+    /// Sends a call until it is acknowledged, or its messages are given back because their stream failed.
+    async fn deliver(&mut self, call: Call) {
+        self.reserve(call.max_ts()).await;
+        if call.messages.is_empty() && call.tick.is_none() {
+            self.shared.state.lock().acknowledged(call);
+            return;
+        }
+        let mut backoff = Backoff::new();
+        let mut refused = 0;
+        loop {
+            match self.send(call.tick, &call.messages).await {
+                Ok(()) => break,
+                Err(error) => {
+                    self.report(&error);
+                    if let TargetError::Refused { .. } = error {
+                        refused += 1;
+                        if error.class() == ErrorClass::Data || refused >= REFUSALS {
+                            return self.one_by_one(call).await;
+                        }
+                    }
+                    backoff.wait().await;
+                }
+            }
+        }
+        self.settle(call);
+    }
+
+    fn settle(&self, call: Call) {
+        *self.shared.problem.lock() = None;
+        self.shared.state.lock().acknowledged(call);
+    }
+
+    /// Finds the messages the target does not take: a call with one of them writes nothing. Their streams fail, the
+    /// others' messages go out.
+    async fn one_by_one(&mut self, mut call: Call) {
+        let mut lead = call.tick;
+        let messages = std::mem::take(&mut call.messages);
+        let mut sent = Vec::new();
+        let mut kept = Vec::new();
+        if messages.is_empty() {
+            // A tick alone was refused: nothing of ours can be wrong with it.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            self.shared.state.lock().give_back(call, Vec::new());
+            return;
+        }
+        for message in messages {
+            if message.stream.failed() {
+                kept.push(message);
+                continue;
+            }
+            let mut backoff = Backoff::new();
+            let mut refused = 0;
+            loop {
+                match self.send(lead, std::slice::from_ref(&message)).await {
+                    Ok(()) => {
+                        lead = None;
+                        sent.push(message);
+                        break;
+                    }
+                    Err(error @ TargetError::Refused { .. }) => {
+                        refused += 1;
+                        if refused >= REFUSALS {
+                            message.stream.fail(error.problem());
+                            kept.push(message);
+                            break;
+                        }
+                    }
+                    Err(error) => self.report(&error),
+                }
+                backoff.wait().await;
+            }
+        }
+        call.messages = sent;
+        if lead.is_some() {
+            call.tick = None;
+        }
+        *self.shared.problem.lock() = None;
+        self.shared.state.lock().give_back(call, kept);
+    }
+
+    async fn send(&mut self, tick: Option<Tso>, messages: &[Outgoing]) -> Result<(), TargetError> {
+        let mut entries: Vec<Bytes> = Vec::with_capacity(messages.len() + 1);
+        if let Some(tick) = tick {
+            entries.push(encode::tick(tick, self.hub.message_id()));
+        }
+        entries.extend(messages.iter().map(|m| m.bytes.clone()));
+        let end = messages
+            .iter()
+            .map(|m| m.ts)
+            .max()
+            .or(tick)
+            .unwrap_or_default();
+        let begin = tick
+            .or_else(|| messages.iter().map(|m| m.ts).min())
+            .unwrap_or_default();
+        // The request's end only serves the expiry of segment assignments; ahead of the target's clock it fails.
+        let end = if messages.iter().any(|m| m.is_insert) {
+            end.min(self.hub.now().await?)
+        } else {
+            end
+        };
+        let result = self
+            .hub
+            .target
+            .replicate(&self.shared.channel, entries, begin.min(end), end)
+            .await;
+        if let Err(error) = &result
+            && error.outcome_unknown()
+        {
+            self.quiet_until = Instant::now() + self.hub.call_timeout + LATE;
+        }
+        result
+    }
+
+    /// F on disk at or above `ts` before `ts` is sent.
+    async fn reserve(&mut self, ts: Tso) {
+        if ts <= self.floor {
+            return;
+        }
+        let floor = ts.plus(FLOOR_LEAD);
+        let mut backoff = Backoff::new();
+        loop {
+            match self.hub.raise_floor(&self.shared.channel, floor).await {
+                Ok(()) => break,
+                Err(error) => *self.shared.problem.lock() = Some(store_problem(error)),
+            }
+            backoff.wait().await;
+        }
+        self.floor = floor;
+    }
+
+    fn report(&self, error: &TargetError) {
+        let problem = error.problem();
+        let mut current = self.shared.problem.lock();
+        if current.as_ref() != Some(&problem) {
+            tracing::warn!(channel = %self.shared.channel, class = %problem.class, "{problem}");
+            *current = Some(problem);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

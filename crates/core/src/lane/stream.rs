@@ -1,0 +1,167 @@
+//! What a message in flight belongs to: its collection, its reader's books, the memory budget.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::error::Problem;
+use crate::ids::{CollectionId, PChannel};
+use crate::position::Position;
+
+/// One collection's stream within a task, from its attachment to its detachment.
+#[derive(Debug)]
+pub struct StreamCtl {
+    pub collection: CollectionId,
+    failed: AtomicBool,
+    released: AtomicBool,
+    problem: Mutex<Option<Problem>>,
+    /// The message that cannot be carried, if that is why it failed.
+    poison: Mutex<Option<(PChannel, Position)>>,
+    /// Rows acknowledged by the target.
+    pub rows: AtomicU64,
+    wake: Arc<Notify>,
+}
+
+impl StreamCtl {
+    /// `wake` is told when the stream fails.
+    pub fn new(collection: CollectionId, wake: Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self {
+            collection,
+            failed: AtomicBool::new(false),
+            released: AtomicBool::new(false),
+            problem: Mutex::default(),
+            poison: Mutex::default(),
+            rows: AtomicU64::new(0),
+            wake,
+        })
+    }
+
+    /// The stream cannot go on: its messages stay where they are until its owner has stored where it goes on.
+    pub fn fail(&self, problem: Problem) {
+        *self.problem.lock() = Some(problem);
+        self.failed.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// Fails because of the message at this position, which no other try will carry.
+    pub fn fail_at(&self, channel: &PChannel, position: Position, problem: Problem) {
+        *self.poison.lock() = Some((channel.clone(), position));
+        self.fail(problem);
+    }
+
+    pub fn poison(&self) -> Option<(PChannel, Position)> {
+        self.poison.lock().clone()
+    }
+
+    pub fn failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Its messages are taken back: what still comes back of it is dropped. Called under the lane's lock.
+    pub(super) fn release(&self) {
+        self.released.store(true, Ordering::Release);
+    }
+
+    pub(super) fn released(&self) -> bool {
+        self.released.load(Ordering::Acquire)
+    }
+
+    pub fn problem(&self) -> Option<Problem> {
+        self.problem.lock().clone()
+    }
+}
+
+/// Counts the messages of one stretch that are not acknowledged yet.
+#[derive(Debug, Default)]
+pub struct Cell {
+    open: AtomicUsize,
+}
+
+impl Cell {
+    pub fn is_done(&self) -> bool {
+        self.open.load(Ordering::Acquire) == 0
+    }
+}
+
+/// Bytes that a task's messages may take in memory.
+///
+/// A reader that holds little (its reserve) may always read on, so that the slowest one is never stopped by those ahead
+/// of it; above its reserve it waits until the total fits.
+#[derive(Debug)]
+pub struct Budget {
+    total: usize,
+    used: AtomicUsize,
+    freed: Notify,
+}
+
+impl Budget {
+    pub fn new(total: usize) -> Arc<Self> {
+        Arc::new(Self {
+            total,
+            used: AtomicUsize::new(0),
+            freed: Notify::new(),
+        })
+    }
+
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Waits until a reader that holds `own` bytes, `reserve` of which are always granted, may read on.
+    pub async fn room(&self, own: &AtomicUsize, reserve: usize) {
+        loop {
+            let freed = self.freed.notified();
+            tokio::pin!(freed);
+            // Registered before the look, so that what is freed in between is not missed.
+            freed.as_mut().enable();
+            if own.load(Ordering::Relaxed) <= reserve || self.used() < self.total {
+                return;
+            }
+            freed.await;
+        }
+    }
+}
+
+/// A message's stay: counted in its stretch, in its reader and in the budget from creation to drop. Dropped when the
+/// message is acknowledged, or when its stream is detached.
+#[derive(Debug)]
+pub struct Ticket {
+    cell: Arc<Cell>,
+    own: Arc<AtomicUsize>,
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Ticket {
+    pub fn new(
+        cell: &Arc<Cell>,
+        own: &Arc<AtomicUsize>,
+        budget: &Arc<Budget>,
+        bytes: usize,
+    ) -> Self {
+        cell.open.fetch_add(1, Ordering::AcqRel);
+        own.fetch_add(bytes, Ordering::Relaxed);
+        budget.used.fetch_add(bytes, Ordering::Relaxed);
+        Self {
+            cell: cell.clone(),
+            own: own.clone(),
+            budget: budget.clone(),
+            bytes,
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.own.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.cell.open.fetch_sub(1, Ordering::AcqRel);
+        self.budget.freed.notify_waiters();
+    }
+}

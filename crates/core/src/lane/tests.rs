@@ -1,0 +1,219 @@
+//! The lane's rules on its state alone: when a tick may go, and above what rows must be.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, oneshot};
+
+use super::state::{Call, Outgoing, State};
+use super::{Budget, Cell, StreamCtl, Ticket};
+use crate::error::{ErrorClass, Problem};
+use crate::ids::CollectionId;
+use crate::tso::Tso;
+
+fn ms(ms: u64) -> Tso {
+    Tso::from_millis(ms)
+}
+
+fn stream(id: i64) -> Arc<StreamCtl> {
+    StreamCtl::new(CollectionId(id), Arc::new(Notify::new()))
+}
+
+fn message(stream: &Arc<StreamCtl>, ts: Tso) -> Outgoing {
+    Outgoing {
+        stream: stream.clone(),
+        bytes: Bytes::from_static(b"row"),
+        ts,
+        rows: 1,
+        is_insert: true,
+        ticket: None,
+        ticked: None,
+    }
+}
+
+/// Sends and acknowledges everything that is due; the ticks sent, in order.
+fn settle(state: &mut State) -> Vec<Tso> {
+    let mut ticks = Vec::new();
+    while let Some(call) = state.gather(true) {
+        ticks.extend(call.tick);
+        assert!(
+            call.messages
+                .iter()
+                .all(|m| call.tick.is_none_or(|t| m.ts > t)),
+            "rows above the tick that leads"
+        );
+        state.acknowledged(call);
+    }
+    ticks
+}
+
+#[test]
+fn rows_do_not_wait_and_the_tick_waits_for_the_slowest() {
+    let mut state = State::new(Tso::ZERO);
+    let (fast, slow) = (state.join(ms(1000), true), state.join(ms(1000), true));
+    let s = stream(1);
+    state.push(message(&s, ms(1500)));
+    state.passed(fast, ms(2000));
+    let call = state.gather(true).unwrap();
+    assert_eq!(
+        (call.tick.is_none_or(|t| t <= ms(1000)), call.messages.len()),
+        (true, 1)
+    );
+    state.acknowledged(call);
+    assert!(
+        settle(&mut state).iter().all(|t| *t <= ms(1000)),
+        "the slow reader has not passed 1000"
+    );
+    state.passed(slow, ms(1900));
+    assert_eq!(settle(&mut state).last(), Some(&ms(1900)));
+    state.leave(slow);
+    assert_eq!(
+        settle(&mut state),
+        [],
+        "nothing is hidden, and the next tick is not worth a call yet"
+    );
+    state.passed(fast, ms(2600));
+    assert_eq!(settle(&mut state), [ms(2600)]);
+}
+
+#[test]
+fn after_a_restart_time_goes_on_above_the_floor() {
+    let mut state = State::new(ms(5000));
+    let edge = state.join(ms(4000), true);
+    assert!(!state.is_natural(edge, ms(4000)));
+    let map = state.raise(edge, vec![ms(4100).0, ms(4200).0], true);
+    let (first, last) = map.range().unwrap();
+    assert!(first > ms(5000) && last > first);
+    let s = stream(1);
+    state.push(message(&s, first));
+    state.push(message(&s, last));
+    state.passed(edge, ms(4300));
+    assert_eq!(
+        settle(&mut state),
+        [],
+        "no tick while the holder is below the floor"
+    );
+    state.passed(edge, ms(5200));
+    assert_eq!(settle(&mut state), [ms(5200)]);
+    assert!(
+        state.is_natural(edge, ms(5200)),
+        "caught up: source time again"
+    );
+}
+
+#[test]
+fn a_raised_stretch_holds_the_tick_until_it_is_acknowledged() {
+    let mut state = State::new(ms(1000));
+    let (holder, raised) = (state.join(ms(1000), true), state.join(ms(10), false));
+    let map = state.raise(raised, vec![ms(20).0], false);
+    state.passed(holder, ms(3000));
+    assert!(
+        settle(&mut state)
+            .iter()
+            .all(|t| *t < Tso(map.get(ms(20).0))),
+        "its row is not sent yet"
+    );
+    let s = stream(1);
+    state.push(message(&s, Tso(map.get(ms(20).0))));
+    state.passed(raised, ms(30));
+    assert_eq!(settle(&mut state).last(), Some(&ms(3000)));
+}
+
+#[test]
+fn a_failed_stream_keeps_its_place_and_lets_the_others_pass() {
+    let mut state = State::new(Tso::ZERO);
+    let (bad, good) = (stream(1), stream(2));
+    let cell = Arc::new(Cell::default());
+    let mut stuck = message(&bad, ms(10));
+    stuck.ticket = Some(Ticket::new(
+        &cell,
+        &Arc::new(AtomicUsize::new(0)),
+        &Budget::new(10),
+        1,
+    ));
+    state.push(stuck);
+    state.push(message(&good, ms(11)));
+    bad.fail(Problem::new(ErrorClass::Data, "x", ""));
+    let call = state.gather(true).unwrap();
+    assert_eq!(call.messages.len(), 1);
+    state.acknowledged(call);
+    assert!(!cell.is_done(), "the checkpoint must not pass it");
+    drop(state.purge(&bad));
+    assert!(cell.is_done());
+}
+
+#[test]
+fn who_waits_for_a_tick_is_told_when_one_at_or_above_it_is_acknowledged() {
+    let mut state = State::new(Tso::ZERO);
+    let edge = state.join(ms(1), true);
+    let (tell, mut told) = oneshot::channel();
+    let mut drop_message = message(&stream(1), ms(10));
+    drop_message.ticket = Some(Ticket::new(
+        &Arc::default(),
+        &Arc::new(AtomicUsize::new(0)),
+        &Budget::new(10),
+        0,
+    ));
+    drop_message.ticked = Some(tell);
+    state.push(drop_message);
+    settle(&mut state);
+    assert!(told.try_recv().is_err());
+    state.passed(edge, ms(10));
+    settle(&mut state);
+    assert!(told.try_recv().is_ok());
+}
+
+#[test]
+fn while_a_lost_call_may_arrive_no_tick_is_gathered() {
+    let mut state = State::new(Tso::ZERO);
+    let edge = state.join(Tso::ZERO, true);
+    state.push(message(&stream(1), ms(5)));
+    state.passed(edge, ms(900));
+    let call: Call = state.gather(false).unwrap();
+    state.acknowledged(call);
+    assert!(state.gather(false).is_none());
+    assert_eq!(state.gather(true).and_then(|c| c.tick), Some(ms(900)));
+}
+
+#[test]
+fn a_second_raised_stretch_still_holds_the_tick_when_the_first_is_acknowledged() {
+    let mut state = State::new(ms(1000));
+    let (holder, raised) = (state.join(ms(1000), true), state.join(ms(10), false));
+    let s = stream(1);
+    let first = state.raise(raised, vec![ms(20).0], false).get(ms(20).0);
+    state.push(message(&s, Tso(first)));
+    state.passed(raised, ms(30));
+    let call = state.gather(true).unwrap();
+    let second = state.raise(raised, vec![ms(40).0], false).get(ms(40).0);
+    state.push(message(&s, Tso(second)));
+    state.passed(raised, ms(50));
+    state.passed(holder, ms(3000));
+    state.acknowledged(call);
+    let next = state.gather(true).unwrap();
+    assert!(
+        next.tick.is_none_or(|tick| tick < Tso(second)),
+        "the second row would come after its tick"
+    );
+}
+
+#[test]
+fn a_message_that_comes_back_after_its_stream_was_taken_back_is_dropped() {
+    let mut state = State::new(Tso::ZERO);
+    let bad = stream(1);
+    let cell = Arc::new(Cell::default());
+    let mut refused = message(&bad, ms(10));
+    refused.ticket = Some(Ticket::new(
+        &cell,
+        &Arc::new(AtomicUsize::new(0)),
+        &Budget::new(10),
+        1,
+    ));
+    state.push(refused);
+    let mut call = state.gather(true).unwrap();
+    let kept = std::mem::take(&mut call.messages);
+    bad.fail(Problem::new(ErrorClass::Data, "x", ""));
+    drop(state.purge(&bad));
+    state.give_back(call, kept);
+    assert!(cell.is_done(), "nobody would ever take it out again");
+}

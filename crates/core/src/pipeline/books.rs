@@ -1,0 +1,206 @@
+//! A reader's books: what it has read, what of that is acknowledged, what may be stored. No I/O.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::lane::Cell;
+use crate::position::Position;
+use crate::store::Progress;
+use crate::tso::Tso;
+
+/// What is true once all messages read before a tick are acknowledged.
+#[derive(Debug)]
+struct Stretch {
+    /// Where to go on reading: at the first message above the tick, or behind the tick.
+    resume: Position,
+    after: bool,
+    tick: Tso,
+    open: Arc<Cell>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Books {
+    /// As stored, or as it may be stored now.
+    progress: Progress,
+    /// Stretches that are not wholly acknowledged yet, oldest first.
+    stretches: VecDeque<Stretch>,
+    /// Messages read that are above the last tick. A message may stand before a tick and be above it: the queue is in
+    /// order of time only across ticks.
+    above: Vec<(Position, Tso)>,
+    /// Messages of the stretch being read.
+    cell: Arc<Cell>,
+    closed_at: Option<Position>,
+    /// W as it is on disk.
+    pub(crate) sent: Tso,
+    changed: bool,
+    /// Its record is gone from the store: nothing of it may be written any more.
+    pub(crate) retired: bool,
+    /// Up to here another reader, which joined this one, has sent.
+    pub(crate) joined: Tso,
+}
+
+impl Books {
+    pub(crate) fn new(progress: Progress) -> Self {
+        Self {
+            progress,
+            stretches: VecDeque::new(),
+            above: Vec::new(),
+            cell: Arc::default(),
+            closed_at: None,
+            sent: progress.sent,
+            changed: false,
+            retired: false,
+            joined: Tso::ZERO,
+        }
+    }
+
+    /// What counts the messages of the stretch being read.
+    pub(crate) fn cell(&self) -> &Arc<Cell> {
+        &self.cell
+    }
+
+    /// A message is read that is to be carried.
+    pub(crate) fn read(&mut self, position: Position, ts: Tso) {
+        self.above.push((position, ts));
+    }
+
+    /// The stretch up to `tick` is read.
+    ///
+    /// Reading goes on, after a restart, at the first message above the tick, even if that stands before it: an upsert's
+    /// insert and delete have one timestamp and may stand on both sides of a tick, and must be replayed together.
+    pub(crate) fn close(&mut self, position: Position, tick: Tso) {
+        self.closed_at = Some(position);
+        self.above.retain(|(_, ts)| *ts > tick);
+        let (resume, after) = self
+            .above
+            .first()
+            .map_or((position, true), |(first, _)| (*first, false));
+        if self.cell.is_done()
+            && let Some(last) = self.stretches.back_mut()
+        {
+            // Nothing open in it: it is acknowledged with the one before.
+            (last.resume, last.after, last.tick) = (resume, after, tick);
+            return;
+        }
+        let open = std::mem::take(&mut self.cell);
+        self.stretches.push_back(Stretch {
+            resume,
+            after,
+            tick,
+            open,
+        });
+    }
+
+    /// What is applied by now.
+    pub(crate) fn progress(&mut self) -> Progress {
+        while let Some(stretch) = self.stretches.front() {
+            if !stretch.open.is_done() {
+                break;
+            }
+            self.progress.position = stretch.resume;
+            self.progress.after = stretch.after;
+            self.progress.applied = self.progress.applied.max(stretch.tick);
+            self.changed = true;
+            self.stretches.pop_front();
+        }
+        self.progress.sent = self.sent.max(self.progress.applied);
+        self.progress
+    }
+
+    /// What is applied by now, if that is more than at the last call.
+    pub(crate) fn news(&mut self) -> Option<Progress> {
+        let progress = self.progress();
+        (std::mem::take(&mut self.changed) && !self.retired).then_some(progress)
+    }
+
+    /// Nothing is in flight, and nothing was sent behind the last tick.
+    pub(crate) fn is_clean(&mut self) -> bool {
+        self.progress();
+        self.stretches.is_empty() && self.above.is_empty() && self.progress.applied >= self.joined
+    }
+
+    /// Whether a message above the last tick was read.
+    pub(crate) fn has_above(&self) -> bool {
+        !self.above.is_empty()
+    }
+
+    /// Whether the last message read was a tick.
+    pub(crate) fn ends_at(&self, position: Option<Position>) -> bool {
+        self.closed_at.is_some() && self.closed_at == position
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lane::{Budget, Ticket};
+
+    fn books() -> Books {
+        Books::new(Progress {
+            position: Position::Natsmq(1),
+            after: false,
+            applied: Tso(0),
+            sent: Tso(50),
+        })
+    }
+
+    fn ticket(books: &Books) -> Ticket {
+        Ticket::new(books.cell(), &Arc::default(), &Budget::new(100), 1)
+    }
+
+    #[test]
+    fn a_stretch_counts_when_all_before_it_is_acknowledged() {
+        let mut books = books();
+        let first = ticket(&books);
+        books.close(Position::Natsmq(5), Tso(10));
+        let second = ticket(&books);
+        books.close(Position::Natsmq(9), Tso(20));
+        drop(second);
+        assert_eq!(books.news(), None, "the first stretch is open");
+        drop(first);
+        let progress = books.news().unwrap();
+        assert_eq!(
+            (progress.position, progress.after, progress.applied),
+            (Position::Natsmq(9), true, Tso(20))
+        );
+        assert_eq!(progress.sent, Tso(50), "in doubt does not shrink by itself");
+        assert!(books.is_clean());
+    }
+
+    #[test]
+    fn a_message_above_the_tick_it_stands_before_is_read_again() {
+        let mut books = books();
+        books.read(Position::Natsmq(3), Tso(9));
+        books.read(Position::Natsmq(4), Tso(12));
+        books.close(Position::Natsmq(5), Tso(10));
+        assert!(!books.is_clean(), "something above the tick was sent");
+        let progress = books.progress();
+        assert_eq!(
+            (progress.position, progress.after, progress.applied),
+            (Position::Natsmq(4), false, Tso(10))
+        );
+        books.close(Position::Natsmq(6), Tso(20));
+        assert!(books.is_clean());
+        assert_eq!(
+            (books.progress().position, books.progress().after),
+            (Position::Natsmq(6), true)
+        );
+    }
+
+    #[test]
+    fn empty_stretches_ride_on_the_open_one_before_them() {
+        let mut books = books();
+        let open = ticket(&books);
+        books.close(Position::Natsmq(5), Tso(10));
+        for i in 0..1000 {
+            books.close(Position::Natsmq(6 + i), Tso(11 + i));
+        }
+        assert_eq!(
+            books.stretches.len(),
+            1,
+            "memory does not grow while a message is stuck"
+        );
+        drop(open);
+        assert_eq!(books.progress().position, Position::Natsmq(1005));
+    }
+}

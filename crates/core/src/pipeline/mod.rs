@@ -1,0 +1,84 @@
+//! A task at work.
+//!
+//! [`runner`] conducts: which collections there are, what state each is in, who reads what. [`reader`] carries one
+//! source channel to its lanes, for all collections attached to it or for one that catches up by itself. [`objects`]
+//! knows which target object stands for which source object and makes and drops them. [`converge`] brings indexes, load
+//! states and databases in line with the source; [`flushes`] carries flush requests.
+
+pub(crate) mod books;
+pub(crate) mod converge;
+pub(crate) mod flushes;
+pub(crate) mod objects;
+pub(crate) mod reader;
+pub(crate) mod runner;
+pub(crate) mod status;
+pub(crate) mod stretch;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::Catalog;
+use crate::engine::Parts;
+use crate::lane::Budget;
+use crate::store::Change;
+use crate::target::hub::Hub;
+use crate::task::{Counters, TaskSpec};
+
+/// What the parts of one task share.
+pub(crate) struct TaskContext {
+    pub(crate) spec: TaskSpec,
+    pub(crate) parts: Arc<Parts>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) budget: Arc<Budget>,
+    /// Ends everything at once.
+    pub(crate) cancel: CancellationToken,
+    /// Ends intake: readers stop at their next tick.
+    pub(crate) drain: CancellationToken,
+    /// The conductor has something to look at.
+    pub(crate) wake: Arc<Notify>,
+    pub(crate) meter: Meter,
+    /// Held while checkpoints are computed and written, and while a stream moves from one reader's books to another's.
+    pub(crate) progress: tokio::sync::Mutex<()>,
+}
+
+impl TaskContext {
+    pub(crate) fn catalog(&self) -> &dyn Catalog {
+        self.parts.catalog.as_ref()
+    }
+
+    /// Commits, and tries until it succeeds: nothing can go on while the store does not take it.
+    pub(crate) async fn commit(&self, changes: Vec<Change>) {
+        let mut backoff = crate::backoff::Backoff::new();
+        while let Err(error) = self.parts.store.commit(changes.clone()).await {
+            tracing::warn!(task = %self.spec.id, %error, "cannot store progress; trying again");
+            backoff.wait().await;
+        }
+    }
+}
+
+/// Counters since the start of the task.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    pub(crate) messages_in: AtomicU64,
+    pub(crate) bytes_in: AtomicU64,
+    pub(crate) messages_out: AtomicU64,
+    pub(crate) bytes_out: AtomicU64,
+    pub(crate) rows_out: AtomicU64,
+}
+
+impl Meter {
+    pub(crate) fn counters(&self, in_flight: usize) -> Counters {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            messages_in: get(&self.messages_in),
+            bytes_in: get(&self.bytes_in),
+            messages_out: get(&self.messages_out),
+            rows_out: get(&self.rows_out),
+            bytes_out: get(&self.bytes_out),
+            in_flight_bytes: in_flight as u64,
+        }
+    }
+}

@@ -1,0 +1,797 @@
+//! Which target object stands for which source object; makes them and drops them.
+//!
+//! A source object is known by its id. Its name on the target is resolved once, when it is made; from then on the
+//! target's id counts, and a name that has come to mean another object on the target is never touched.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use milvus::proto::schema::FieldSchema;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+
+use super::TaskContext;
+use crate::catalog::{Collection, ObjectState};
+use crate::error::{ErrorClass, Problem};
+use crate::ids::{CollectionId, FieldId, PChannel, PartitionId};
+use crate::lane::{Lane, StreamCtl};
+use crate::position::Position;
+use crate::route::encode;
+use crate::store::{Change, CollectionObject, ObjectPhase, PartitionObject, TaskProgress};
+use crate::target::TargetCollection;
+use crate::target::grpc::user_schema;
+use crate::target::hub::store_problem;
+use crate::task::OnConflict;
+use crate::tso::Tso;
+
+/// One shard of a collection: where it comes from, where it goes.
+pub(crate) struct TargetShard {
+    pub(crate) source: PChannel,
+    pub(crate) to: encode::Shard,
+    pub(crate) lane: Arc<Lane>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct PartitionRoute {
+    pub(crate) target: PartitionId,
+    pub(crate) name: String,
+}
+
+/// A collection's way to the target, built only from what the target says of that very collection.
+pub(crate) struct Route {
+    pub(crate) source: CollectionId,
+    pub(crate) primary_key: FieldId,
+    pub(crate) has_partition_key: bool,
+    /// In shard order.
+    pub(crate) shards: Vec<TargetShard>,
+    pub(crate) stream: Arc<StreamCtl>,
+    partitions: RwLock<HashMap<PartitionId, PartitionRoute>>,
+}
+
+impl Route {
+    /// Shards that come from this source channel.
+    pub(crate) fn shards_on<'a>(
+        &'a self,
+        channel: &'a PChannel,
+    ) -> impl Iterator<Item = usize> + 'a {
+        (0..self.shards.len()).filter(move |i| self.shards[*i].source == *channel)
+    }
+}
+
+/// A collection that is there on the target.
+pub(crate) struct Opened {
+    pub(crate) route: Arc<Route>,
+    /// It was there before, with rows.
+    pub(crate) adopted: bool,
+    /// Met for the first time: to be stored together with the places where its reading begins, not before.
+    pub(crate) fresh: Option<CollectionObject>,
+}
+
+/// A collection could not be made or found.
+pub(crate) enum Obstacle {
+    /// Dropped on the source in the meantime.
+    Gone,
+    /// What has its name on the target has to go first; waits for a drop that is on its way.
+    NameTaken,
+    /// Something of that name is on the target that is not ours.
+    Conflict(Problem),
+    Failed(Problem),
+}
+
+/// What a partition id of a message means.
+pub(crate) enum PartitionAnswer {
+    Known(PartitionRoute),
+    /// Dropped on the source: its rows are skipped.
+    Gone,
+    /// A partition of that name is about to be dropped on the target first.
+    NameTaken,
+    Failed(Problem),
+}
+
+/// The object table of a task.
+pub(crate) struct Objects {
+    ctx: Arc<TaskContext>,
+    collections: Mutex<BTreeMap<CollectionId, CollectionObject>>,
+    partitions: Mutex<BTreeMap<PartitionId, PartitionObject>>,
+    /// Messages a person said to leave out.
+    skipped: Mutex<HashSet<(CollectionId, PChannel, Position)>>,
+    routes: RwLock<HashMap<CollectionId, Arc<Route>>>,
+    /// Shards of one object may report their drop at the same moment.
+    dropping: tokio::sync::Mutex<()>,
+    /// Held from the look at the source to the partition's being known: a drop that passes meanwhile waits.
+    making: tokio::sync::Mutex<()>,
+    /// Source timestamps up to which the channels' main readers have applied everything.
+    applied: Mutex<BTreeMap<PChannel, Tso>>,
+    /// Told when `applied` moved.
+    pub(crate) moved: Notify,
+    /// Told when the drop of a partition is complete.
+    pub(crate) freed: Notify,
+}
+
+impl Objects {
+    /// Routes of all collections that are open.
+    pub(crate) fn routes(&self) -> Vec<Arc<Route>> {
+        self.routes.read().values().cloned().collect()
+    }
+
+    pub(crate) fn set_applied(&self, channel: &PChannel, ts: Tso) {
+        self.applied.lock().insert(channel.clone(), ts);
+    }
+
+    /// Whether everything of this collection up to `ts` is applied.
+    pub(crate) fn applied(&self, database: &str, name: &str, ts: Tso) -> bool {
+        let routes = self.routes.read();
+        let Some(route) = routes
+            .values()
+            .find(|r| r.shards[0].to.database == database && r.shards[0].to.name == name)
+        else {
+            return false;
+        };
+        let applied = self.applied.lock();
+        route
+            .shards
+            .iter()
+            .all(|shard| applied.get(&shard.source).is_some_and(|at| *at >= ts))
+    }
+
+    pub(crate) fn is_skipped(
+        &self,
+        collection: CollectionId,
+        channel: &PChannel,
+        position: Position,
+    ) -> bool {
+        self.skipped
+            .lock()
+            .contains(&(collection, channel.clone(), position))
+    }
+
+    pub(crate) fn skip(&self, collection: CollectionId, channel: &PChannel, position: Position) {
+        self.skipped
+            .lock()
+            .insert((collection, channel.clone(), position));
+    }
+
+    pub(crate) fn new(ctx: Arc<TaskContext>, progress: &TaskProgress) -> Self {
+        Self {
+            ctx,
+            collections: Mutex::new(progress.collections.clone()),
+            partitions: Mutex::new(progress.partitions.clone()),
+            skipped: Mutex::default(),
+            routes: RwLock::default(),
+            dropping: tokio::sync::Mutex::default(),
+            making: tokio::sync::Mutex::default(),
+            applied: Mutex::default(),
+            moved: Notify::new(),
+            freed: Notify::new(),
+        }
+    }
+
+    pub(crate) fn get(&self, id: CollectionId) -> Option<CollectionObject> {
+        self.collections.lock().get(&id).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<CollectionObject> {
+        self.collections.lock().values().cloned().collect()
+    }
+
+    /// Stores a fresh object with `records`, at once.
+    pub(crate) async fn put_with(&self, object: CollectionObject, mut records: Vec<Change>) {
+        let task = self.ctx.spec.id.clone();
+        records.push(Change::PutCollection {
+            task,
+            object: object.clone(),
+        });
+        self.ctx.commit(records).await;
+        self.collections.lock().insert(object.source, object);
+    }
+
+    async fn put(&self, object: CollectionObject) {
+        self.ctx
+            .commit(vec![Change::PutCollection {
+                task: self.ctx.spec.id.clone(),
+                object: object.clone(),
+            }])
+            .await;
+        self.collections.lock().insert(object.source, object);
+    }
+
+    async fn put_partition(&self, object: PartitionObject) {
+        self.ctx
+            .commit(vec![Change::PutPartition {
+                task: self.ctx.spec.id.clone(),
+                object: object.clone(),
+            }])
+            .await;
+        self.partitions.lock().insert(object.source, object);
+    }
+
+    /// Makes the collection on the target, or finds the one made before, and builds its route.
+    ///
+    /// `choice`: what to do with something of that name that is not ours.
+    pub(crate) async fn open(
+        &self,
+        source: &Collection,
+        database: &str,
+        choice: OnConflict,
+    ) -> Result<Opened, Obstacle> {
+        let target = &self.ctx.hub.target;
+        let failed = |e: crate::target::TargetError| Obstacle::Failed(e.problem());
+        let known = self.get(source.id);
+        if let Some(object) = known.as_ref().filter(|o| o.phase != ObjectPhase::Creating) {
+            if object.phase == ObjectPhase::Dropped {
+                return Err(Obstacle::Gone);
+            }
+            let found = target
+                .describe(&object.database, &object.name)
+                .await
+                .map_err(failed)?;
+            return match found {
+                Some(found) if Some(found.id) == object.target => Ok(Opened {
+                    route: self.route(source, &object.database, &found).await?,
+                    adopted: false,
+                    fresh: None,
+                }),
+                _ => Err(Obstacle::Conflict(Problem::new(
+                    ErrorClass::Conflict,
+                    format!(
+                        "{database}.{} is no longer on the target: someone dropped or replaced it there",
+                        source.name
+                    ),
+                    "choose recreate to make it anew and copy what the queue still holds",
+                ))),
+            };
+        }
+        let taken = self.collections.lock().values().any(|o| {
+            o.source != source.id
+                && o.database == database
+                && o.name == source.name
+                && matches!(o.phase, ObjectPhase::Live | ObjectPhase::Dropping)
+        });
+        if taken {
+            return Err(Obstacle::NameTaken);
+        }
+        if source.schema.fields.iter().all(|f| !f.is_primary_key) {
+            return Err(Obstacle::Failed(Problem::new(
+                ErrorClass::Transient,
+                "its fields are not there yet",
+                "",
+            )));
+        }
+        let databases = target.databases().await.map_err(failed)?;
+        if !databases.iter().any(|d| d == database) {
+            target.create_database(database).await.map_err(failed)?;
+        }
+        let mut adopted = false;
+        let mut there = false;
+        if let Some(found) = target
+            .describe(database, &source.name)
+            .await
+            .map_err(failed)?
+        {
+            // Our own create whose answer we never saw is empty as well: nothing was sent to it yet.
+            let empty = !target
+                .holds_rows(database, &source.name)
+                .await
+                .map_err(failed)?;
+            let alike = found.vchannels.len() == source.shards.len() && same_schema(source, &found);
+            if choice == OnConflict::Recreate && !(empty && alike) {
+                let now = self.ctx.hub.now().await.map_err(failed)?;
+                target
+                    .release(database, &source.name, &[])
+                    .await
+                    .map_err(failed)?;
+                target
+                    .drop_collection(database, &source.name, now)
+                    .await
+                    .map_err(failed)?;
+            } else if alike && (empty || choice == OnConflict::Adopt) {
+                there = true;
+                adopted = !empty;
+            } else {
+                return Err(Obstacle::Conflict(on_target(
+                    source, database, &found, empty, alike,
+                )));
+            }
+        }
+        let mut object = CollectionObject {
+            source: source.id,
+            database: database.to_owned(),
+            name: source.name.clone(),
+            created: source.create_ts,
+            phase: ObjectPhase::Creating,
+            target: None,
+            target_vchannels: Vec::new(),
+            dropped_shards: Vec::new(),
+        };
+        self.put(object.clone()).await;
+        if !there {
+            let now = self.ctx.hub.now().await.map_err(failed)?;
+            target
+                .create_collection(database, source, source.create_ts.min(now))
+                .await
+                .map_err(failed)?;
+        }
+        let found = target
+            .describe(database, &source.name)
+            .await
+            .map_err(failed)?
+            .ok_or_else(|| {
+                let why = format!(
+                    "{database}.{} was made on the target but is not visible there yet",
+                    source.name
+                );
+                Obstacle::Failed(Problem::new(
+                    ErrorClass::Transient,
+                    why,
+                    "tried again by itself",
+                ))
+            })?;
+        object.phase = ObjectPhase::Live;
+        object.target = Some(found.id);
+        object.target_vchannels = found.vchannels.clone();
+        let route = self.route(source, database, &found).await?;
+        Ok(Opened {
+            route,
+            adopted,
+            fresh: Some(object),
+        })
+    }
+
+    async fn route(
+        &self,
+        source: &Collection,
+        database: &str,
+        found: &TargetCollection,
+    ) -> Result<Arc<Route>, Obstacle> {
+        let name = format!("{database}.{}", found.name);
+        if found.vchannels.len() != source.shards.len()
+            || found.pchannels.len() != source.shards.len()
+        {
+            return Err(Obstacle::Conflict(Problem::new(
+                ErrorClass::Conflict,
+                format!(
+                    "{name} has {} shards on the target, {} on the source",
+                    found.vchannels.len(),
+                    source.shards.len()
+                ),
+                "choose recreate",
+            )));
+        }
+        let mut shards = Vec::new();
+        for (i, shard) in source.shards.iter().enumerate() {
+            // By shard number, not by place in the list.
+            let at = found
+                .vchannels
+                .iter()
+                .position(|v| v.shard() == Some(i))
+                .unwrap_or(i);
+            let (vchannel, pchannel) = (found.vchannels[at].clone(), &found.pchannels[at]);
+            if vchannel.pchannel() != *pchannel {
+                let why = format!("{name}: the target's channel {vchannel} is not on {pchannel}");
+                return Err(Obstacle::Failed(Problem::new(
+                    ErrorClass::Bug,
+                    why,
+                    "please report it",
+                )));
+            }
+            let (database, name) = (database.to_owned(), found.name.clone());
+            shards.push(TargetShard {
+                source: shard.pchannel.clone(),
+                to: encode::Shard {
+                    collection: found.id,
+                    vchannel,
+                    database,
+                    name,
+                },
+                lane: self.ctx.hub.lane(pchannel),
+            });
+        }
+        let Some(primary_key) = source.primary_key() else {
+            return Err(Obstacle::Failed(Problem::new(
+                ErrorClass::Transient,
+                "its fields are not there yet",
+                "",
+            )));
+        };
+        let route = Arc::new(Route {
+            source: source.id,
+            primary_key,
+            has_partition_key: source.has_partition_key(),
+            shards,
+            stream: StreamCtl::new(source.id, self.ctx.wake.clone()),
+            partitions: RwLock::default(),
+        });
+        self.refresh_partitions(&route, source)
+            .await
+            .map_err(Obstacle::Failed)?;
+        self.routes.write().insert(source.id, route.clone());
+        Ok(route)
+    }
+
+    /// Maps the source's partitions that are on the target already by name, if their name is not another one's there.
+    async fn refresh_partitions(&self, route: &Route, source: &Collection) -> Result<(), Problem> {
+        let to = &route.shards[0].to;
+        let found = self
+            .ctx
+            .hub
+            .target
+            .partitions(&to.database, &to.name)
+            .await
+            .map_err(|e| e.problem())?;
+        for partition in source.partitions.values() {
+            let known = self.partitions.lock().get(&partition.id).cloned();
+            match known {
+                Some(object)
+                    if matches!(object.phase, ObjectPhase::Live | ObjectPhase::Dropping) =>
+                {
+                    if let Some(target) = object.target
+                        && found.iter().any(|(_, id)| *id == target)
+                    {
+                        let entry = PartitionRoute {
+                            target,
+                            name: object.name,
+                        };
+                        route.partitions.write().insert(partition.id, entry);
+                    }
+                }
+                Some(_) => {}
+                None if partition.state == ObjectState::Created => {
+                    let owned = self.partitions.lock().values().any(|o| {
+                        o.collection == route.source
+                            && o.name == partition.name
+                            && o.phase != ObjectPhase::Dropped
+                    });
+                    if !owned
+                        && let Some((name, id)) =
+                            found.iter().find(|(name, _)| *name == partition.name)
+                    {
+                        self.adopt_partition(route, partition.id, name, *id).await;
+                    }
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn adopt_partition(
+        &self,
+        route: &Route,
+        source: PartitionId,
+        name: &str,
+        target: PartitionId,
+    ) {
+        self.put_partition(PartitionObject {
+            source,
+            collection: route.source,
+            name: name.to_owned(),
+            phase: ObjectPhase::Live,
+            target: Some(target),
+            dropped_shards: Vec::new(),
+        })
+        .await;
+        route.partitions.write().insert(
+            source,
+            PartitionRoute {
+                target,
+                name: name.to_owned(),
+            },
+        );
+    }
+
+    /// What the target knows of this partition, without asking anyone.
+    pub(crate) fn known_partition(&self, route: &Route, id: PartitionId) -> Option<PartitionRoute> {
+        route.partitions.read().get(&id).cloned()
+    }
+
+    /// Finds a partition, making it on the target if it is alive on the source.
+    pub(crate) async fn partition(&self, route: &Route, id: PartitionId) -> PartitionAnswer {
+        if let Some(known) = self.known_partition(route, id) {
+            return PartitionAnswer::Known(known);
+        }
+        let _guard = self.making.lock().await;
+        if let Some(known) = self.known_partition(route, id) {
+            return PartitionAnswer::Known(known);
+        }
+        if self
+            .partitions
+            .lock()
+            .get(&id)
+            .is_some_and(|o| o.phase == ObjectPhase::Dropped)
+        {
+            return PartitionAnswer::Gone;
+        }
+        let source = match self.ctx.catalog().read_collection(route.source).await {
+            Ok(Some(source)) => source,
+            Ok(None) => return PartitionAnswer::Gone,
+            Err(e) => return PartitionAnswer::Failed(e.problem()),
+        };
+        let Some(partition) = source
+            .partitions
+            .get(&id)
+            .filter(|p| p.state != ObjectState::Dropping)
+        else {
+            return PartitionAnswer::Gone;
+        };
+        let taken = self.partitions.lock().values().any(|o| {
+            o.collection == route.source
+                && o.source != id
+                && o.name == partition.name
+                && matches!(o.phase, ObjectPhase::Live | ObjectPhase::Dropping)
+        });
+        if taken {
+            return PartitionAnswer::NameTaken;
+        }
+        match self
+            .make_partition(route, id, &partition.name, partition.create_ts)
+            .await
+        {
+            Ok(made) => PartitionAnswer::Known(made),
+            Err(problem) => PartitionAnswer::Failed(problem),
+        }
+    }
+
+    /// The drop of a partition passes that is not on the target: it must not be made there any more. `Some` if it was
+    /// made in the meantime.
+    pub(crate) async fn bury(&self, route: &Route, id: PartitionId) -> Option<PartitionRoute> {
+        let _guard = self.making.lock().await;
+        if let Some(known) = self.known_partition(route, id) {
+            return Some(known);
+        }
+        self.put_partition(PartitionObject {
+            source: id,
+            collection: route.source,
+            name: String::new(),
+            phase: ObjectPhase::Dropped,
+            target: None,
+            dropped_shards: Vec::new(),
+        })
+        .await;
+        None
+    }
+
+    async fn make_partition(
+        &self,
+        route: &Route,
+        source: PartitionId,
+        name: &str,
+        ts: Tso,
+    ) -> Result<PartitionRoute, Problem> {
+        let to = &route.shards[0].to;
+        let target = &self.ctx.hub.target;
+        let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
+        if !route.has_partition_key {
+            target
+                .create_partition(&to.database, &to.name, name, ts.min(now))
+                .await
+                .map_err(|e| e.problem())?;
+        }
+        let found = target
+            .partitions(&to.database, &to.name)
+            .await
+            .map_err(|e| e.problem())?;
+        let Some((_, id)) = found.into_iter().find(|(found, _)| found == name) else {
+            let why = format!(
+                "partition {name} of {}.{} is not on the target yet",
+                to.database, to.name
+            );
+            return Err(Problem::new(
+                ErrorClass::Transient,
+                why,
+                "tried again by itself",
+            ));
+        };
+        self.adopt_partition(route, source, name, id).await;
+        Ok(PartitionRoute {
+            target: id,
+            name: name.to_owned(),
+        })
+    }
+
+    /// The drop of a partition is applied on one shard; after the last one it is dropped by RPC.
+    pub(crate) async fn partition_dropped(
+        &self,
+        route: &Route,
+        id: PartitionId,
+        shard: usize,
+    ) -> Result<(), Problem> {
+        let _guard = self.dropping.lock().await;
+        let Some(mut object) = self.partitions.lock().get(&id).cloned() else {
+            return Ok(());
+        };
+        if object.phase == ObjectPhase::Dropped {
+            return Ok(());
+        }
+        object.phase = ObjectPhase::Dropping;
+        if !object.dropped_shards.contains(&shard) {
+            object.dropped_shards.push(shard);
+        }
+        self.put_partition(object.clone()).await;
+        if object.dropped_shards.len() < route.shards.len() {
+            return Ok(());
+        }
+        let to = &route.shards[0].to;
+        let target = &self.ctx.hub.target;
+        let found = target
+            .partitions(&to.database, &to.name)
+            .await
+            .map_err(|e| e.problem())?;
+        if found.iter().any(|(_, found)| Some(*found) == object.target) {
+            let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
+            // A loaded partition cannot be dropped.
+            target
+                .release(&to.database, &to.name, std::slice::from_ref(&object.name))
+                .await
+                .map_err(|e| e.problem())?;
+            target
+                .drop_partition(&to.database, &to.name, &object.name, now)
+                .await
+                .map_err(|e| e.problem())?;
+        }
+        object.phase = ObjectPhase::Dropped;
+        self.put_partition(object).await;
+        route.partitions.write().remove(&id);
+        self.freed.notify_waiters();
+        self.ctx.wake.notify_one();
+        Ok(())
+    }
+
+    /// The drop of a collection is applied on one shard; `true` after the last one.
+    pub(crate) async fn shard_dropped(
+        &self,
+        id: CollectionId,
+        shard: usize,
+        shards: usize,
+    ) -> bool {
+        let _guard = self.dropping.lock().await;
+        let Some(mut object) = self.get(id) else {
+            return false;
+        };
+        if object.phase == ObjectPhase::Dropped {
+            return true;
+        }
+        object.phase = ObjectPhase::Dropping;
+        if !object.dropped_shards.contains(&shard) {
+            object.dropped_shards.push(shard);
+        }
+        let all = object.dropped_shards.len() >= shards;
+        self.put(object).await;
+        all
+    }
+
+    /// Drops the target's collection by RPC, if it still is the one that was made for this source collection.
+    pub(crate) async fn finish_drop(&self, id: CollectionId) -> Result<(), Problem> {
+        let Some(mut object) = self.get(id) else {
+            return Ok(());
+        };
+        let target = &self.ctx.hub.target;
+        let found = target
+            .describe(&object.database, &object.name)
+            .await
+            .map_err(|e| e.problem())?;
+        if found.is_some_and(|found| Some(found.id) == object.target) {
+            let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
+            target
+                .drop_collection(&object.database, &object.name, now)
+                .await
+                .map_err(|e| e.problem())?;
+        }
+        object.phase = ObjectPhase::Dropped;
+        self.put(object).await;
+        self.routes.write().remove(&id);
+        let gone: Vec<PartitionId> = self
+            .partitions
+            .lock()
+            .values()
+            .filter(|p| p.collection == id)
+            .map(|p| p.source)
+            .collect();
+        let task = &self.ctx.spec.id;
+        let changes = gone
+            .iter()
+            .map(|p| Change::DeletePartition {
+                task: task.clone(),
+                source: *p,
+            })
+            .collect();
+        self.ctx
+            .parts
+            .store
+            .commit(changes)
+            .await
+            .map_err(store_problem)?;
+        self.partitions.lock().retain(|id, _| !gone.contains(id));
+        Ok(())
+    }
+
+    /// Forgets a collection, so that it is met anew.
+    pub(crate) async fn forget(&self, id: CollectionId) {
+        let task = self.ctx.spec.id.clone();
+        let mut changes = vec![Change::DeleteCollection {
+            task: task.clone(),
+            source: id,
+        }];
+        let partitions: Vec<PartitionId> = self
+            .partitions
+            .lock()
+            .values()
+            .filter(|p| p.collection == id)
+            .map(|p| p.source)
+            .collect();
+        changes.extend(partitions.iter().map(|p| Change::DeletePartition {
+            task: task.clone(),
+            source: *p,
+        }));
+        self.ctx.commit(changes).await;
+        self.collections.lock().remove(&id);
+        self.partitions
+            .lock()
+            .retain(|id, _| !partitions.contains(id));
+    }
+}
+
+/// What a person has to know of something on the target that is in the way.
+fn on_target(
+    source: &Collection,
+    database: &str,
+    found: &TargetCollection,
+    empty: bool,
+    alike: bool,
+) -> Problem {
+    let rows = if empty { "no rows" } else { "rows in it" };
+    let what = if alike {
+        rows.to_owned()
+    } else if found.vchannels.len() != source.shards.len() {
+        format!(
+            "{} shards ({} on the source) and {rows}",
+            found.vchannels.len(),
+            source.shards.len()
+        )
+    } else {
+        format!("another schema and {rows}")
+    };
+    let hint = if alike {
+        "choose adopt (go on into it: rows of the same keys are replaced) or recreate (drop it there and copy anew)"
+    } else {
+        "choose recreate (drop it there and copy anew), or drop it yourself"
+    };
+    let why = format!(
+        "{database}.{} is on the target already, with {what}",
+        source.name
+    );
+    Problem::new(ErrorClass::Conflict, why, hint)
+}
+
+/// Whether rows of one fit the other: fields by id, name, type and parameters.
+fn same_schema(source: &Collection, found: &TargetCollection) -> bool {
+    let wanted = user_schema(source);
+    let sorted = |f: &FieldSchema| {
+        let mut params: Vec<_> = f
+            .type_params
+            .iter()
+            .map(|p| (p.key.clone(), p.value.clone()))
+            .collect();
+        params.sort();
+        params
+    };
+    let same = |a: &FieldSchema, b: &FieldSchema| {
+        a.field_id == b.field_id
+            && a.name == b.name
+            && a.data_type == b.data_type
+            && a.element_type == b.element_type
+            && a.is_primary_key == b.is_primary_key
+            && a.is_partition_key == b.is_partition_key
+            && a.auto_id == b.auto_id
+            && sorted(a) == sorted(b)
+    };
+    let mut fields: Vec<_> = found
+        .schema
+        .fields
+        .iter()
+        .filter(|f| !f.is_dynamic && f.field_id >= 100)
+        .collect();
+    fields.sort_by_key(|f| f.field_id);
+    wanted.enable_dynamic_field == found.schema.enable_dynamic_field
+        && wanted.fields.len() == fields.len()
+        && wanted.fields.iter().zip(fields).all(|(a, b)| same(a, b))
+}

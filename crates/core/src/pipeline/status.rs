@@ -1,0 +1,224 @@
+//! What a task says of itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Instant, SystemTime};
+
+use super::TaskContext;
+use super::objects::Route;
+use super::reader::{Reader, Scope};
+use crate::error::Problem;
+use crate::ids::{CollectionId, PChannel};
+use crate::store::Progress;
+use crate::task::{
+    ChannelPosition, CollectionState, CollectionStatus, Counters, LastError, TaskStatus,
+};
+use crate::tso::Tso;
+
+struct Line {
+    database: String,
+    name: String,
+    state: CollectionState,
+    route: Option<Arc<Route>>,
+    /// Rows of earlier streams.
+    rows: u64,
+    last_error: Option<LastError>,
+}
+
+/// Kept by the conductor, read by whoever asks.
+#[derive(Default)]
+pub(crate) struct Board {
+    ctx: Option<Arc<TaskContext>>,
+    lines: BTreeMap<CollectionId, Line>,
+    channels: BTreeMap<(PChannel, Option<CollectionId>), (Progress, Option<Problem>)>,
+    problem: Option<Problem>,
+    errors: BTreeMap<String, u64>,
+    checkpoint: Option<Instant>,
+}
+
+/// Seconds of source time between now and `applied`.
+fn lag(applied: Tso) -> f64 {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64);
+    now.saturating_sub(applied.millis()) as f64 / 1000.0
+}
+
+impl Board {
+    pub(crate) fn attach(&mut self, ctx: Arc<TaskContext>) {
+        self.ctx = Some(ctx);
+    }
+
+    pub(crate) fn task_problem(&mut self, problem: Option<Problem>) {
+        if let Some(problem) = &problem
+            && self.problem.as_ref() != Some(problem)
+        {
+            *self.errors.entry(problem.class.to_string()).or_default() += 1;
+            tracing::warn!(class = %problem.class, "{problem}");
+        }
+        self.problem = problem;
+    }
+
+    pub(crate) fn checkpoint_moved(&mut self) {
+        self.checkpoint = Some(Instant::now());
+    }
+
+    pub(crate) fn collection(
+        &mut self,
+        id: CollectionId,
+        database: &str,
+        name: &str,
+        route: Option<&Arc<Route>>,
+    ) {
+        let line = self.lines.entry(id).or_insert_with(|| Line {
+            database: database.to_owned(),
+            name: name.to_owned(),
+            state: CollectionState::Waiting { why: String::new() },
+            route: None,
+            rows: 0,
+            last_error: None,
+        });
+        if line.name != name {
+            line.name = name.to_owned();
+        }
+        let same = match (&line.route, route) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            line.rows += line
+                .route
+                .take()
+                .map_or(0, |r| r.stream.rows.load(Ordering::Relaxed));
+            line.route = route.cloned();
+        }
+    }
+
+    pub(crate) fn set(&mut self, id: CollectionId, state: CollectionState) {
+        if let Some(line) = self.lines.get_mut(&id) {
+            line.state = state;
+        }
+    }
+
+    pub(crate) fn streaming(&mut self, id: CollectionId, raised: bool) {
+        self.set(
+            id,
+            CollectionState::Streaming {
+                lag_seconds: 0.0,
+                raised,
+            },
+        );
+    }
+
+    pub(crate) fn error(&mut self, id: CollectionId, problem: Problem) {
+        *self.errors.entry(problem.class.to_string()).or_default() += 1;
+        if let Some(line) = self.lines.get_mut(&id) {
+            if line
+                .last_error
+                .as_ref()
+                .is_none_or(|last| last.problem != problem)
+            {
+                tracing::warn!(collection = %format!("{}.{}", line.database, line.name), class = %problem.class, "{problem}");
+            }
+            line.last_error = Some(LastError {
+                at: SystemTime::now(),
+                problem,
+            });
+        }
+    }
+
+    pub(crate) fn readers<'a>(&mut self, readers: impl Iterator<Item = &'a Arc<Reader>>) {
+        self.channels.clear();
+        for reader in readers {
+            let one = match &reader.scope {
+                Scope::Main => None,
+                Scope::One(route) => Some(route.source),
+            };
+            let progress = reader.books.lock().progress();
+            let problem = reader.problem.lock().clone();
+            self.channels
+                .insert((reader.channel.clone(), one), (progress, problem));
+        }
+    }
+
+    pub(crate) fn status(&self) -> TaskStatus {
+        let mut collections = Vec::new();
+        for (id, line) in &self.lines {
+            let mut positions = BTreeMap::new();
+            let mut worst: Option<f64> = None;
+            for shard in line.route.iter().flat_map(|r| &r.shards) {
+                let key = |one| (shard.source.clone(), one);
+                let Some((progress, _)) = self
+                    .channels
+                    .get(&key(Some(*id)))
+                    .or_else(|| self.channels.get(&key(None)))
+                else {
+                    continue;
+                };
+                let position = ChannelPosition {
+                    position: progress.position,
+                    applied: progress.applied,
+                };
+                positions.insert(shard.source.clone(), position);
+                if progress.applied > Tso::ZERO {
+                    worst = Some(worst.unwrap_or(0.0).max(lag(progress.applied)));
+                }
+            }
+            let state = match &line.state {
+                CollectionState::Streaming { raised, .. } => CollectionState::Streaming {
+                    lag_seconds: worst.unwrap_or_default(),
+                    raised: *raised,
+                },
+                other => other.clone(),
+            };
+            collections.push(CollectionStatus {
+                source_id: *id,
+                database: line.database.clone(),
+                name: line.name.clone(),
+                state,
+                rows: line.rows
+                    + line
+                        .route
+                        .as_ref()
+                        .map_or(0, |r| r.stream.rows.load(Ordering::Relaxed)),
+                positions,
+                last_error: line.last_error.clone(),
+            });
+        }
+        let lag_seconds = self
+            .channels
+            .values()
+            .filter(|(p, _)| p.applied > Tso::ZERO)
+            .map(|(p, _)| lag(p.applied))
+            .reduce(f64::max);
+        let mut problems: Vec<Problem> = self.problem.iter().cloned().collect();
+        for (_, problem) in self.channels.values() {
+            if let Some(problem) = problem
+                && !problems.contains(problem)
+            {
+                problems.push(problem.clone());
+            }
+        }
+        for line in self.lines.values() {
+            for shard in line.route.iter().flat_map(|r| &r.shards) {
+                if let Some(problem) = shard.lane.problem()
+                    && !problems.contains(&problem)
+                {
+                    problems.push(problem);
+                }
+            }
+        }
+        TaskStatus {
+            collections,
+            problems,
+            lag_seconds,
+            checkpoint_age_seconds: self.checkpoint.map(|at| at.elapsed().as_secs_f64()),
+            counters: self.ctx.as_ref().map_or(Counters::default(), |ctx| {
+                ctx.meter.counters(ctx.budget.used())
+            }),
+            errors: self.errors.clone(),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Messages for the target: entries of ReplicateMessage.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use milvus::proto::common::{MsgBase, MsgType};
+use milvus::proto::msg::{DeleteRequest, DropCollectionRequest, DropPartitionRequest, TimeTickMsg};
+use milvus::proto::schema::IDs;
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+
+use super::tsmap::TsMap;
+use crate::decode::{Rows, RowsKind};
+use crate::ids::{CollectionId, PartitionId, VChannel};
+use crate::tso::Tso;
+
+/// Where a message goes on the target: only ever filled from what the target's DescribeCollection said of this same
+/// collection. A wrong shard name is accepted by a 2.3.5 target and kills it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Shard {
+    pub collection: CollectionId,
+    pub vchannel: VChannel,
+    pub database: String,
+    pub name: String,
+}
+
+fn base(msg_type: MsgType, msg_id: i64, ts: u64) -> MsgBase {
+    MsgBase {
+        msg_type: msg_type as i32,
+        msg_id,
+        timestamp: ts,
+        ..Default::default()
+    }
+}
+
+/// An insert or delete with the target's ids, re-stamped. Columns and keys are copied, not decoded.
+///
+/// Layout (InsertRequest and DeleteRequest): 1 base, 2 shardName, 3 db_name, 4 collection_name, 5 partition_name,
+/// 7 collectionID, 8 partitionID, 10 timestamps.
+pub fn rows(
+    rows: &Rows,
+    to: &Shard,
+    partition: PartitionId,
+    partition_name: &str,
+    map: &TsMap,
+    msg_id: i64,
+) -> Bytes {
+    let timestamps: Vec<u64> = rows.timestamps.iter().map(|ts| map.get(*ts)).collect();
+    let max = timestamps.iter().copied().max().unwrap_or_default();
+    let msg_type = match rows.kind {
+        RowsKind::Insert => MsgType::Insert,
+        RowsKind::Delete => MsgType::Delete,
+    };
+    let body: usize = rows.body.iter().map(Bytes::len).sum();
+    let mut out = BytesMut::with_capacity(body + 200 + to.name.len() + timestamps.len() * 10);
+    let base = base(msg_type, msg_id, max).encode_to_vec();
+    put_bytes(&mut out, 1, &base);
+    put_bytes(&mut out, 2, to.vchannel.as_str().as_bytes());
+    put_bytes(&mut out, 3, to.database.as_bytes());
+    put_bytes(&mut out, 4, to.name.as_bytes());
+    put_bytes(&mut out, 5, partition_name.as_bytes());
+    put_varint(&mut out, 7, to.collection.0 as u64);
+    put_varint(&mut out, 8, partition.0 as u64);
+    encode_key(10, WireType::LengthDelimited, &mut out);
+    encode_varint(
+        timestamps
+            .iter()
+            .map(|ts| encoded_len_varint(*ts) as u64)
+            .sum(),
+        &mut out,
+    );
+    for ts in timestamps {
+        encode_varint(ts, &mut out);
+    }
+    for part in &rows.body {
+        out.put_slice(part);
+    }
+    out.freeze()
+}
+
+/// The delete that goes with an insert in doubt: it kills an earlier copy of these keys in this partition and, having
+/// the same timestamps, spares the insert itself (a delete kills only rows that are strictly older).
+pub fn delete_of(
+    keys: IDs,
+    timestamps: &[u64],
+    to: &Shard,
+    partition: PartitionId,
+    partition_name: &str,
+    map: &TsMap,
+    msg_id: i64,
+) -> Bytes {
+    let timestamps: Vec<u64> = timestamps.iter().map(|ts| map.get(*ts)).collect();
+    let max = timestamps.iter().copied().max().unwrap_or_default();
+    let num_rows = timestamps.len() as i64;
+    DeleteRequest {
+        base: Some(base(MsgType::Delete, msg_id, max)),
+        shard_name: to.vchannel.as_str().to_owned(),
+        db_name: to.database.clone(),
+        collection_name: to.name.clone(),
+        partition_name: partition_name.to_owned(),
+        collection_id: to.collection.0,
+        partition_id: partition.0,
+        timestamps,
+        num_rows,
+        primary_keys: Some(keys),
+        ..Default::default()
+    }
+    .encode_to_vec()
+    .into()
+}
+
+pub fn drop_collection(to: &Shard, ts: u64, msg_id: i64) -> Bytes {
+    DropCollectionRequest {
+        base: Some(base(MsgType::DropCollection, msg_id, ts)),
+        db_name: to.database.clone(),
+        collection_name: to.name.clone(),
+        collection_id: to.collection.0,
+        ..Default::default()
+    }
+    .encode_to_vec()
+    .into()
+}
+
+pub fn drop_partition(
+    to: &Shard,
+    partition: PartitionId,
+    partition_name: &str,
+    ts: u64,
+    msg_id: i64,
+) -> Bytes {
+    DropPartitionRequest {
+        base: Some(base(MsgType::DropPartition, msg_id, ts)),
+        db_name: to.database.clone(),
+        collection_name: to.name.clone(),
+        partition_name: partition_name.to_owned(),
+        collection_id: to.collection.0,
+        partition_id: partition.0,
+        ..Default::default()
+    }
+    .encode_to_vec()
+    .into()
+}
+
+pub fn tick(ts: Tso, msg_id: i64) -> Bytes {
+    TimeTickMsg {
+        base: Some(base(MsgType::TimeTick, msg_id, ts.0)),
+    }
+    .encode_to_vec()
+    .into()
+}
+
+fn put_bytes(out: &mut BytesMut, field: u32, bytes: &[u8]) {
+    if !bytes.is_empty() {
+        encode_key(field, WireType::LengthDelimited, out);
+        encode_varint(bytes.len() as u64, out);
+        out.put_slice(bytes);
+    }
+}
+
+fn put_varint(out: &mut BytesMut, field: u32, value: u64) {
+    encode_key(field, WireType::Varint, out);
+    encode_varint(value, out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::{Event, decode};
+    use milvus::proto::msg::InsertRequest;
+    use milvus::proto::schema::FieldData;
+
+    fn shard() -> Shard {
+        let vchannel = VChannel::new("tgt-rootcoord-dml_0_77v0");
+        Shard {
+            collection: CollectionId(77),
+            vchannel,
+            database: "db".into(),
+            name: "c".into(),
+        }
+    }
+
+    #[test]
+    fn a_rewritten_insert_differs_only_in_ids_names_and_times() {
+        let source = InsertRequest {
+            base: Some(base(MsgType::Insert, 5, 0)),
+            shard_name: "src_1v0".into(),
+            collection_id: 1,
+            partition_id: 2,
+            segment_id: 3,
+            timestamps: vec![10, 12],
+            row_i_ds: vec![8, 9],
+            fields_data: vec![FieldData {
+                field_id: 100,
+                field_name: "pk".into(),
+                ..Default::default()
+            }],
+            num_rows: 2,
+            version: 1,
+            ..Default::default()
+        };
+        let Ok(Event::Rows(decoded)) = decode(&source.encode_to_vec().into()) else {
+            panic!("an insert")
+        };
+        let map = TsMap::raise([10, 12], Tso(100));
+        let bytes = rows(&decoded, &shard(), PartitionId(78), "_default", &map, 99);
+        let target = InsertRequest::decode(bytes).unwrap();
+        let expected = InsertRequest {
+            base: Some(base(MsgType::Insert, 99, 102)),
+            shard_name: "tgt-rootcoord-dml_0_77v0".into(),
+            db_name: "db".into(),
+            collection_name: "c".into(),
+            partition_name: "_default".into(),
+            collection_id: 77,
+            partition_id: 78,
+            segment_id: 0,
+            timestamps: vec![101, 102],
+            ..source
+        };
+        assert_eq!(target, expected);
+    }
+}

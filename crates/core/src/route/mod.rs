@@ -1,0 +1,4 @@
+//! What a source message becomes on the target: ids, channels, times. Pure.
+
+pub mod encode;
+pub mod tsmap;

@@ -1,0 +1,179 @@
+//! What has to outlive the process: how far each channel got, what may have been sent, which target object stands for
+//! which source object.
+//!
+//! [`ProgressStore`] is the seam; one contract suite runs on the in-memory twin and on every real backend:
+//!
+//! 1. *Atomic.* [`ProgressStore::commit`] applies all changes of one call or none.
+//! 2. *Durable.* When it returns, the changes survive `kill -9` and a power cut.
+//! 3. *Floors never fall.* A [`Change::RaiseFloor`] below the stored floor leaves it as it is; floors belong to the
+//!    target and outlive every task.
+//! 4. *In doubt never shrinks by itself.* [`Change::RaiseSent`] below the stored value leaves it as it is.
+
+#[cfg(any(test, feature = "testkit"))]
+pub mod contract;
+#[cfg(any(test, feature = "testkit"))]
+pub mod memory;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{CollectionId, PChannel, PartitionId, TargetKey, TaskId, VChannel};
+use crate::position::Position;
+use crate::tso::Tso;
+
+/// How far one stream of messages got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Progress {
+    /// The message at which to go on reading: the oldest one that is not applied.
+    pub position: Position,
+    /// `true`: the message at `position` is applied, go on behind it.
+    pub after: bool,
+    /// C: everything up to this source timestamp is applied.
+    pub applied: Tso,
+    /// W: above this source timestamp nothing was ever sent. What lies in (applied, sent] is in doubt.
+    pub sent: Tso,
+}
+
+/// The life of a source collection on the target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ObjectPhase {
+    /// The create call may or may not have been made.
+    Creating,
+    Live,
+    /// The drop was seen on at least one shard; see [`CollectionObject::dropped_shards`].
+    Dropping,
+    Dropped,
+}
+
+/// Which target collection stands for a source collection. The name is resolved once, at creation.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CollectionObject {
+    pub source: CollectionId,
+    pub database: String,
+    pub name: String,
+    /// Create timestamp on the source.
+    pub created: Tso,
+    pub phase: ObjectPhase,
+    /// The target's id; `None` while it is being created.
+    pub target: Option<CollectionId>,
+    /// The target's virtual channels in shard order.
+    pub target_vchannels: Vec<VChannel>,
+    /// Shards on which the drop is applied (message and tick acknowledged).
+    pub dropped_shards: Vec<usize>,
+}
+
+/// Which target partition stands for a source partition.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PartitionObject {
+    pub source: PartitionId,
+    pub collection: CollectionId,
+    pub name: String,
+    pub phase: ObjectPhase,
+    pub target: Option<PartitionId>,
+    pub dropped_shards: Vec<usize>,
+}
+
+/// One change to what is stored. Changes of one commit are applied in their order.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Change {
+    /// Sets a channel's progress: position and `applied` as given; `sent` only upwards, unless `clean`.
+    PutChannel {
+        task: TaskId,
+        channel: PChannel,
+        progress: Progress,
+        clean: bool,
+    },
+    /// Raises W of a channel that has progress stored.
+    RaiseSent {
+        task: TaskId,
+        channel: PChannel,
+        sent: Tso,
+    },
+    DeleteChannel {
+        task: TaskId,
+        channel: PChannel,
+    },
+    /// A collection that goes on by itself on this channel, because the channel went on without it.
+    PutDetached {
+        task: TaskId,
+        channel: PChannel,
+        collection: CollectionId,
+        progress: Progress,
+    },
+    DeleteDetached {
+        task: TaskId,
+        channel: PChannel,
+        collection: CollectionId,
+    },
+    /// Position in the replicate-msg channel: everything up to and including it is done.
+    PutReplicate {
+        task: TaskId,
+        position: Position,
+    },
+    PutCollection {
+        task: TaskId,
+        object: CollectionObject,
+    },
+    DeleteCollection {
+        task: TaskId,
+        source: CollectionId,
+    },
+    PutPartition {
+        task: TaskId,
+        object: PartitionObject,
+    },
+    DeletePartition {
+        task: TaskId,
+        source: PartitionId,
+    },
+    /// What a collection needs from a person, as an opaque JSON of the pipeline; empty = nothing.
+    PutNote {
+        task: TaskId,
+        collection: CollectionId,
+        note: String,
+    },
+    /// F: no row or tick above it was ever sent on this target channel.
+    RaiseFloor {
+        target: TargetKey,
+        channel: PChannel,
+        floor: Tso,
+    },
+    /// Forgets everything of a task, but no floor.
+    ForgetTask {
+        task: TaskId,
+    },
+}
+
+/// All that is stored of one task.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct TaskProgress {
+    pub channels: BTreeMap<PChannel, Progress>,
+    pub detached: BTreeMap<(PChannel, CollectionId), Progress>,
+    pub replicate: Option<Position>,
+    pub collections: BTreeMap<CollectionId, CollectionObject>,
+    pub partitions: BTreeMap<PartitionId, PartitionObject>,
+    pub notes: BTreeMap<CollectionId, String>,
+}
+
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Worth another try: locked, full, gone for a moment.
+    #[error("store: {0}")]
+    Unavailable(String),
+    /// What is stored cannot be read.
+    #[error("store: {0}")]
+    Corrupt(String),
+}
+
+#[async_trait]
+pub trait ProgressStore: Send + Sync {
+    async fn load(&self, task: &TaskId) -> Result<TaskProgress, StoreError>;
+    async fn floors(&self, target: &TargetKey) -> Result<BTreeMap<PChannel, Tso>, StoreError>;
+    async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError>;
+}
+
+pub type SharedStore = Arc<dyn ProgressStore>;

@@ -1,0 +1,730 @@
+//! A real target, by Milvus' gRPC API.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use bytes::Bytes;
+use milvus::proto::common::{KeyValuePair, MsgBase, MsgType, ReplicateInfo, SegmentState, Status};
+use milvus::proto::milvus as rpc;
+use milvus::proto::milvus::milvus_service_client::MilvusServiceClient;
+use milvus::proto::schema::CollectionSchema;
+use prost::Message;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request};
+
+use super::{Loaded, Target, TargetCollection, TargetConnector, TargetError, TargetIndex};
+use crate::catalog::Collection;
+use crate::ids::{CollectionId, PChannel, PartitionId, VChannel};
+use crate::task::TargetSpec;
+use crate::tso::Tso;
+
+/// Deadline of every call but ReplicateMessage.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Answers can be long (describe of many partitions); tonic's default is 4 MiB.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// Connects to real servers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GrpcConnector;
+
+#[async_trait]
+impl TargetConnector for GrpcConnector {
+    async fn connect(&self, spec: &TargetSpec) -> Result<Arc<dyn Target>, TargetError> {
+        Ok(Arc::new(GrpcTarget::connect(spec).await?))
+    }
+}
+
+struct GrpcTarget {
+    uri: String,
+    channel: Channel,
+    authorization: Option<MetadataValue<Ascii>>,
+    call_timeout: Duration,
+}
+
+/// ReplicateMessageRequest with entries that share the batch's memory; same layout as the official message.
+#[derive(Clone, PartialEq, Message)]
+struct ReplicateRequest {
+    #[prost(message, optional, tag = "1")]
+    base: Option<MsgBase>,
+    #[prost(string, tag = "2")]
+    channel_name: String,
+    #[prost(uint64, tag = "3")]
+    begin_ts: u64,
+    #[prost(uint64, tag = "4")]
+    end_ts: u64,
+    #[prost(bytes = "bytes", repeated, tag = "5")]
+    msgs: Vec<Bytes>,
+}
+
+#[allow(deprecated, reason = "it is what a standby of 2.3 to 2.5 reads")]
+fn replicated(msg_type: MsgType, ts: Tso) -> Option<MsgBase> {
+    let info = ReplicateInfo {
+        is_replicate: true,
+        msg_timestamp: ts.0,
+        ..Default::default()
+    };
+    Some(MsgBase {
+        msg_type: msg_type as i32,
+        replicate_info: Some(info),
+        ..Default::default()
+    })
+}
+
+fn pairs(list: &[(String, String)]) -> Vec<KeyValuePair> {
+    list.iter()
+        .map(|(key, value)| KeyValuePair {
+            key: key.clone(),
+            value: value.clone(),
+        })
+        .collect()
+}
+
+impl GrpcTarget {
+    async fn connect(spec: &TargetSpec) -> Result<Self, TargetError> {
+        let uri = spec.uri.clone();
+        let refuse = |cause: String, hint: &str| TargetError::Configuration {
+            uri: uri.clone(),
+            cause,
+            hint: hint.into(),
+        };
+        let mut endpoint = Endpoint::from_shared(spec.uri.clone())
+            .map_err(|e| {
+                refuse(
+                    e.to_string(),
+                    "milvus_connect_param.uri has the form http://host:port",
+                )
+            })?
+            .connect_timeout(spec.connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(8 << 20)
+            .initial_connection_window_size(16 << 20);
+        if spec.uri.starts_with("https://") {
+            endpoint = endpoint
+                .tls_config(ClientTlsConfig::new().with_native_roots())
+                .map_err(|e| refuse(e.to_string(), "check the target's certificate"))?;
+        }
+        let authorization = if spec.token.is_empty() {
+            None
+        } else {
+            let value = base64::engine::general_purpose::STANDARD.encode(spec.token.expose());
+            let mut value = MetadataValue::try_from(value).map_err(|_| {
+                refuse(
+                    "the token cannot be sent".into(),
+                    "check milvus_connect_param.token",
+                )
+            })?;
+            value.set_sensitive(true);
+            Some(value)
+        };
+        let channel = endpoint
+            .connect()
+            .await
+            .map_err(|e| TargetError::Unreachable {
+                uri: spec.uri.clone(),
+                call: "connect",
+                cause: chain(&e),
+            })?;
+        let target = Self {
+            uri: spec.uri.clone(),
+            channel,
+            authorization,
+            call_timeout: spec.call_timeout,
+        };
+        target.version().await?;
+        Ok(target)
+    }
+
+    /// Refuses versions that do not take replicated messages.
+    async fn version(&self) -> Result<(), TargetError> {
+        let mut client = self.client();
+        let answer = self
+            .call(
+                "GetVersion",
+                client.get_version(self.request(rpc::GetVersionRequest {})),
+            )
+            .await?;
+        self.check("GetVersion", answer.status)?;
+        let version = answer.version;
+        let mut numbers = version
+            .trim_start_matches('v')
+            .split(['.', '-'])
+            .map(|n| n.parse::<u32>().unwrap_or(0));
+        let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        if (major, minor) >= (2, 6) || major == 2 && minor < 3 {
+            return Err(TargetError::Configuration {
+                uri: self.uri.clone(),
+                cause: format!("it is Milvus {version}, which does not take replicated messages"),
+                hint: "a target of 2.3.2 to 2.5 is needed in this mode; 2.6 and later removed ReplicateMessage".into(),
+            });
+        }
+        Ok(())
+    }
+
+    fn client(&self) -> MilvusServiceClient<Channel> {
+        MilvusServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        self.request_within(message, CALL_TIMEOUT)
+    }
+
+    fn request_within<T>(&self, message: T, deadline: Duration) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(deadline);
+        if let Some(value) = &self.authorization {
+            request
+                .metadata_mut()
+                .insert("authorization", value.clone());
+        }
+        request
+    }
+
+    /// Awaits a call. Its deadline travels with the request; here a little is added for the way back, so that no wait
+    /// is without end when the server does not keep it.
+    async fn call<T>(
+        &self,
+        call: &'static str,
+        f: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, TargetError> {
+        self.call_within(call, CALL_TIMEOUT, f).await
+    }
+
+    async fn call_within<T>(
+        &self,
+        call: &'static str,
+        deadline: Duration,
+        f: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, TargetError> {
+        let uri = self.uri.clone();
+        match tokio::time::timeout(deadline + Duration::from_millis(500), f).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(match status.code() {
+                Code::Unauthenticated | Code::PermissionDenied => TargetError::Configuration {
+                    uri,
+                    cause: format!("{call}: {}", status.message()),
+                    hint: "check milvus_connect_param.token (user:password or an API key)".into(),
+                },
+                Code::Unimplemented => TargetError::Refused {
+                    uri,
+                    call,
+                    code: 10,
+                    reason: "the target has no such call".into(),
+                },
+                Code::ResourceExhausted | Code::InvalidArgument => TargetError::Refused {
+                    uri,
+                    call,
+                    code: 1102,
+                    reason: status.message().to_owned(),
+                },
+                _ => TargetError::Unknown {
+                    uri,
+                    call,
+                    cause: format!("{:?}: {}", status.code(), status.message()),
+                },
+            }),
+            Err(_) => Err(TargetError::Unknown {
+                uri,
+                call,
+                cause: format!("none within {deadline:?}"),
+            }),
+        }
+    }
+
+    /// Success is code 0 *and* error_code 0: servers before 2.3 fill only the latter.
+    #[allow(
+        deprecated,
+        reason = "error_code is all that servers before 2.3 fill in"
+    )]
+    fn check(&self, call: &'static str, status: Option<Status>) -> Result<(), TargetError> {
+        let Some(status) = status else { return Ok(()) };
+        if status.code == 0 && status.error_code == 0 {
+            return Ok(());
+        }
+        let code = if status.code == 0 { 65535 } else { status.code };
+        Err(TargetError::Refused {
+            uri: self.uri.clone(),
+            call,
+            code,
+            reason: status.reason,
+        })
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text
+}
+
+/// Calls an RPC whose answer is a bare Status.
+macro_rules! status_call {
+    ($self:ident, $name:literal, $method:ident, $request:expr) => {{
+        let mut client = $self.client();
+        let status = $self
+            .call($name, client.$method($self.request($request)))
+            .await?;
+        $self.check($name, Some(status))
+    }};
+}
+
+/// Calls an RPC whose answer has a status in it, and gives the answer.
+macro_rules! answer_call {
+    ($self:ident, $name:literal, $method:ident, $request:expr) => {{
+        let mut client = $self.client();
+        let mut answer = $self
+            .call($name, client.$method($self.request($request)))
+            .await?;
+        $self.check($name, answer.status.take())?;
+        answer
+    }};
+}
+
+#[async_trait]
+impl Target for GrpcTarget {
+    /// Asks with an empty channel name: a standby complains about the name (1100), a normal server about itself (1900).
+    async fn probe_standby(&self) -> Result<(), TargetError> {
+        let refuse = |cause: String| {
+            TargetError::Configuration {
+            uri: self.uri.clone(),
+            cause,
+            hint: "make the target a standby: set common.ttMsgEnabled to false in its milvus.yaml and restart it".into(),
+        }
+        };
+        match self
+            .replicate(&PChannel::new(""), Vec::new(), Tso::ZERO, Tso::ZERO)
+            .await
+        {
+            Ok(()) | Err(TargetError::Refused { code: 1100, .. }) => Ok(()),
+            Err(TargetError::Refused {
+                code: 1900, reason, ..
+            }) => Err(refuse(format!(
+                "it is not a standby and takes no replicated messages: {reason}"
+            ))),
+            Err(TargetError::Refused { reason, .. }) if reason.contains("invalid channel name") => {
+                Ok(())
+            }
+            Err(TargetError::Refused { reason, code, .. }) => Err(refuse(format!(
+                "it takes no replicated messages: {reason} (code {code})"
+            ))),
+            Err(other) => Err(other),
+        }
+    }
+
+    async fn replicate(
+        &self,
+        channel: &PChannel,
+        msgs: Vec<Bytes>,
+        begin: Tso,
+        end: Tso,
+    ) -> Result<(), TargetError> {
+        const CALL: &str = "ReplicateMessage";
+        let request = ReplicateRequest {
+            base: Some(MsgBase {
+                msg_type: MsgType::Replicate as i32,
+                ..Default::default()
+            }),
+            channel_name: channel.as_str().to_owned(),
+            begin_ts: begin.0,
+            end_ts: end.0,
+            msgs,
+        };
+        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+        let request = self.request_within(request, self.call_timeout);
+        let send = async move {
+            grpc.ready()
+                .await
+                .map_err(|e| tonic::Status::unavailable(e.to_string()))?;
+            let codec = tonic::codec::ProstCodec::<ReplicateRequest, rpc::ReplicateMessageResponse>::default();
+            let path =
+                PathAndQuery::from_static("/milvus.proto.milvus.MilvusService/ReplicateMessage");
+            grpc.unary(request, path, codec).await
+        };
+        let answer = self.call_within(CALL, self.call_timeout, send).await?;
+        self.check(CALL, answer.status)
+    }
+
+    async fn now(&self) -> Result<Tso, TargetError> {
+        let answer = answer_call!(
+            self,
+            "AllocTimestamp",
+            alloc_timestamp,
+            rpc::AllocTimestampRequest::default()
+        );
+        Ok(Tso(answer.timestamp))
+    }
+
+    async fn databases(&self) -> Result<Vec<String>, TargetError> {
+        Ok(answer_call!(
+            self,
+            "ListDatabases",
+            list_databases,
+            rpc::ListDatabasesRequest::default()
+        )
+        .db_names)
+    }
+
+    async fn create_database(&self, name: &str) -> Result<(), TargetError> {
+        let base = replicated(MsgType::CreateDatabase, Tso::ZERO);
+        let request = rpc::CreateDatabaseRequest {
+            base,
+            db_name: name.into(),
+            ..Default::default()
+        };
+        match status_call!(self, "CreateDatabase", create_database, request) {
+            Err(e) if e.already_exists() => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn drop_database(&self, name: &str) -> Result<(), TargetError> {
+        let base = replicated(MsgType::DropDatabase, Tso::ZERO);
+        status_call!(
+            self,
+            "DropDatabase",
+            drop_database,
+            rpc::DropDatabaseRequest {
+                base,
+                db_name: name.into(),
+            }
+        )
+    }
+
+    async fn collections(&self, database: &str) -> Result<Vec<String>, TargetError> {
+        let request = rpc::ShowCollectionsRequest {
+            db_name: database.into(),
+            ..Default::default()
+        };
+        Ok(answer_call!(self, "ShowCollections", show_collections, request).collection_names)
+    }
+
+    async fn describe(
+        &self,
+        database: &str,
+        name: &str,
+    ) -> Result<Option<TargetCollection>, TargetError> {
+        let mut client = self.client();
+        let request = rpc::DescribeCollectionRequest {
+            db_name: database.into(),
+            collection_name: name.into(),
+            ..Default::default()
+        };
+        let mut answer = self
+            .call(
+                "DescribeCollection",
+                client.describe_collection(self.request(request)),
+            )
+            .await?;
+        match self.check("DescribeCollection", answer.status.take()) {
+            Err(e) if e.is_not_found() => return Ok(None),
+            other => other?,
+        }
+        Ok(Some(TargetCollection {
+            id: CollectionId(answer.collection_id),
+            name: name.to_owned(),
+            vchannels: answer
+                .virtual_channel_names
+                .into_iter()
+                .map(VChannel::new)
+                .collect(),
+            pchannels: answer
+                .physical_channel_names
+                .into_iter()
+                .map(PChannel::new)
+                .collect(),
+            schema: answer.schema.unwrap_or_default(),
+        }))
+    }
+
+    async fn create_collection(
+        &self,
+        database: &str,
+        source: &Collection,
+        ts: Tso,
+    ) -> Result<(), TargetError> {
+        let num_partitions = if source.has_partition_key() {
+            source.partitions.len() as i64
+        } else {
+            0
+        };
+        status_call!(
+            self,
+            "CreateCollection",
+            create_collection,
+            rpc::CreateCollectionRequest {
+                base: replicated(MsgType::CreateCollection, ts),
+                db_name: database.into(),
+                collection_name: source.name.clone(),
+                schema: user_schema(source).encode_to_vec(),
+                shards_num: source.shards.len() as i32,
+                consistency_level: source.consistency_level,
+                properties: pairs(&source.properties),
+                num_partitions,
+            }
+        )
+    }
+
+    async fn drop_collection(
+        &self,
+        database: &str,
+        name: &str,
+        ts: Tso,
+    ) -> Result<(), TargetError> {
+        let base = replicated(MsgType::DropCollection, ts);
+        status_call!(
+            self,
+            "DropCollection",
+            drop_collection,
+            rpc::DropCollectionRequest {
+                base,
+                db_name: database.into(),
+                collection_name: name.into()
+            }
+        )
+    }
+
+    async fn holds_rows(&self, database: &str, name: &str) -> Result<bool, TargetError> {
+        let request = rpc::GetPersistentSegmentInfoRequest {
+            db_name: database.into(),
+            collection_name: name.into(),
+            ..Default::default()
+        };
+        let answer = answer_call!(
+            self,
+            "GetPersistentSegmentInfo",
+            get_persistent_segment_info,
+            request
+        );
+        // Rows of a growing segment are not counted there yet, so its being there is enough.
+        Ok(answer
+            .infos
+            .iter()
+            .any(|s| s.state != SegmentState::Dropped as i32))
+    }
+
+    async fn partitions(
+        &self,
+        database: &str,
+        name: &str,
+    ) -> Result<Vec<(String, PartitionId)>, TargetError> {
+        let request = rpc::ShowPartitionsRequest {
+            db_name: database.into(),
+            collection_name: name.into(),
+            ..Default::default()
+        };
+        let answer = answer_call!(self, "ShowPartitions", show_partitions, request);
+        Ok(answer
+            .partition_names
+            .into_iter()
+            .zip(answer.partition_i_ds.into_iter().map(PartitionId))
+            .collect())
+    }
+
+    async fn create_partition(
+        &self,
+        database: &str,
+        name: &str,
+        partition: &str,
+        ts: Tso,
+    ) -> Result<(), TargetError> {
+        let base = replicated(MsgType::CreatePartition, ts);
+        let (db_name, collection_name, partition_name) =
+            (database.into(), name.into(), partition.into());
+        let request = rpc::CreatePartitionRequest {
+            base,
+            db_name,
+            collection_name,
+            partition_name,
+        };
+        status_call!(self, "CreatePartition", create_partition, request)
+    }
+
+    async fn drop_partition(
+        &self,
+        database: &str,
+        name: &str,
+        partition: &str,
+        ts: Tso,
+    ) -> Result<(), TargetError> {
+        let base = replicated(MsgType::DropPartition, ts);
+        let (db_name, collection_name, partition_name) =
+            (database.into(), name.into(), partition.into());
+        let request = rpc::DropPartitionRequest {
+            base,
+            db_name,
+            collection_name,
+            partition_name,
+        };
+        status_call!(self, "DropPartition", drop_partition, request)
+    }
+
+    async fn indexes(&self, database: &str, name: &str) -> Result<Vec<TargetIndex>, TargetError> {
+        let mut client = self.client();
+        let request = rpc::DescribeIndexRequest {
+            db_name: database.into(),
+            collection_name: name.into(),
+            ..Default::default()
+        };
+        let mut answer = self
+            .call(
+                "DescribeIndex",
+                client.describe_index(self.request(request)),
+            )
+            .await?;
+        match self.check("DescribeIndex", answer.status.take()) {
+            Err(e) if e.is_not_found() => return Ok(Vec::new()),
+            other => other?,
+        }
+        let index = |i: rpc::IndexDescription| TargetIndex {
+            name: i.index_name,
+            field: i.field_name,
+            params: i.params.into_iter().map(|p| (p.key, p.value)).collect(),
+        };
+        Ok(answer.index_descriptions.into_iter().map(index).collect())
+    }
+
+    async fn create_index(
+        &self,
+        database: &str,
+        name: &str,
+        index: &TargetIndex,
+    ) -> Result<(), TargetError> {
+        status_call!(
+            self,
+            "CreateIndex",
+            create_index,
+            rpc::CreateIndexRequest {
+                base: replicated(MsgType::CreateIndex, Tso::ZERO),
+                db_name: database.into(),
+                collection_name: name.into(),
+                field_name: index.field.clone(),
+                index_name: index.name.clone(),
+                extra_params: pairs(&index.params),
+            }
+        )
+    }
+
+    async fn drop_index(
+        &self,
+        database: &str,
+        name: &str,
+        index: &TargetIndex,
+    ) -> Result<(), TargetError> {
+        status_call!(
+            self,
+            "DropIndex",
+            drop_index,
+            rpc::DropIndexRequest {
+                base: replicated(MsgType::DropIndex, Tso::ZERO),
+                db_name: database.into(),
+                collection_name: name.into(),
+                field_name: index.field.clone(),
+                index_name: index.name.clone(),
+            }
+        )
+    }
+
+    async fn loaded(
+        &self,
+        database: &str,
+        name: &str,
+        partition: Option<&str>,
+    ) -> Result<Loaded, TargetError> {
+        let request = rpc::GetLoadStateRequest {
+            db_name: database.into(),
+            collection_name: name.into(),
+            partition_names: partition.map(str::to_owned).into_iter().collect(),
+            ..Default::default()
+        };
+        let answer = answer_call!(self, "GetLoadState", get_load_state, request);
+        // LoadState: 0 NotExist, 1 NotLoad, 2 Loading, 3 Loaded.
+        Ok(if answer.state >= 2 {
+            Loaded::Yes
+        } else {
+            Loaded::No
+        })
+    }
+
+    async fn load(
+        &self,
+        database: &str,
+        name: &str,
+        partitions: &[String],
+        replicas: i32,
+    ) -> Result<(), TargetError> {
+        if partitions.is_empty() {
+            let request = rpc::LoadCollectionRequest {
+                base: replicated(MsgType::LoadCollection, Tso::ZERO),
+                db_name: database.into(),
+                collection_name: name.into(),
+                replica_number: replicas,
+                ..Default::default()
+            };
+            return status_call!(self, "LoadCollection", load_collection, request);
+        }
+        let request = rpc::LoadPartitionsRequest {
+            base: replicated(MsgType::LoadPartitions, Tso::ZERO),
+            db_name: database.into(),
+            collection_name: name.into(),
+            partition_names: partitions.to_vec(),
+            replica_number: replicas,
+            ..Default::default()
+        };
+        status_call!(self, "LoadPartitions", load_partitions, request)
+    }
+
+    async fn release(
+        &self,
+        database: &str,
+        name: &str,
+        partitions: &[String],
+    ) -> Result<(), TargetError> {
+        if partitions.is_empty() {
+            let base = replicated(MsgType::ReleaseCollection, Tso::ZERO);
+            let request = rpc::ReleaseCollectionRequest {
+                base,
+                db_name: database.into(),
+                collection_name: name.into(),
+            };
+            return status_call!(self, "ReleaseCollection", release_collection, request);
+        }
+        let request = rpc::ReleasePartitionsRequest {
+            base: replicated(MsgType::ReleasePartitions, Tso::ZERO),
+            db_name: database.into(),
+            collection_name: name.into(),
+            partition_names: partitions.to_vec(),
+        };
+        status_call!(self, "ReleasePartitions", release_partitions, request)
+    }
+
+    async fn flush(&self, database: &str, names: &[String]) -> Result<(), TargetError> {
+        let request = rpc::FlushRequest {
+            base: replicated(MsgType::Flush, Tso::ZERO),
+            db_name: database.into(),
+            collection_names: names.to_vec(),
+        };
+        answer_call!(self, "Flush", flush, request);
+        Ok(())
+    }
+}
+
+/// The schema as a client would send it: in field id order, without the system fields and `$meta`, which the target
+/// adds by itself and refuses to be given.
+pub(crate) fn user_schema(source: &Collection) -> CollectionSchema {
+    let mut schema = source.schema.clone();
+    schema.fields.retain(|f| f.field_id >= 100 && !f.is_dynamic);
+    schema.name = source.name.clone();
+    schema
+}

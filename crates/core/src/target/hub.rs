@@ -1,0 +1,168 @@
+//! What all tasks to one target share: its connection, its lanes, its time and its message ids.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::{Target, TargetConnector, TargetError};
+use crate::error::{ErrorClass, Problem};
+use crate::ids::{PChannel, TargetKey};
+use crate::lane::Lane;
+use crate::store::{Change, SharedStore, StoreError};
+use crate::task::TargetSpec;
+use crate::tso::Tso;
+
+/// Message ids of ours start here: above every id that Milvus' own allocators give out (they are TSO-like, below 2^60),
+/// so that ours and those of the target's own messages never meet on a channel.
+const FIRST_MESSAGE_ID: i64 = 1 << 62;
+/// How long a reading of the target's clock is used before the next.
+const CLOCK_AGE: Duration = Duration::from_millis(500);
+
+/// The hubs in use. A hub lives as long as a task holds it.
+pub struct Hubs {
+    connector: Arc<dyn TargetConnector>,
+    store: SharedStore,
+    hubs: tokio::sync::Mutex<HashMap<TargetKey, Weak<Hub>>>,
+    keys: Mutex<Vec<TargetKey>>,
+}
+
+impl Hubs {
+    pub fn new(connector: Arc<dyn TargetConnector>, store: SharedStore) -> Self {
+        Self {
+            connector,
+            store,
+            hubs: Default::default(),
+            keys: Mutex::default(),
+        }
+    }
+
+    /// The hub of this target: the one in use, or a new one.
+    pub async fn get(&self, spec: &TargetSpec) -> Result<Arc<Hub>, Problem> {
+        let mut hubs = self.hubs.lock().await;
+        if let Some(hub) = hubs.get(&spec.key()).and_then(Weak::upgrade) {
+            return Ok(hub);
+        }
+        let target = self
+            .connector
+            .connect(spec)
+            .await
+            .map_err(|e| e.problem())?;
+        target.probe_standby().await.map_err(|e| e.problem())?;
+        let now = target.now().await.map_err(|e| e.problem())?;
+        let floors = self
+            .store
+            .floors(&spec.key())
+            .await
+            .map_err(store_problem)?;
+        let used = !floors.is_empty()
+            || holds_collections(target.as_ref())
+                .await
+                .map_err(|e| e.problem())?;
+        let hub = Arc::new(Hub {
+            key: spec.key(),
+            target,
+            store: self.store.clone(),
+            call_timeout: spec.call_timeout,
+            first_floor: if used { now } else { Tso::ZERO },
+            floors: Mutex::new(floors),
+            clock: Mutex::new((now, Instant::now())),
+            // The target's clock is persisted and never goes back, and gives out more ids in a millisecond than we
+            // could send: starting at it, ids of two runs never overlap, and nothing has to be written for them.
+            message_id: AtomicI64::new(FIRST_MESSAGE_ID + now.0 as i64),
+            lanes: Mutex::default(),
+        });
+        hubs.insert(spec.key(), Arc::downgrade(&hub));
+        *self.keys.lock() = hubs
+            .iter()
+            .filter(|(_, h)| h.strong_count() > 0)
+            .map(|(k, _)| k.clone())
+            .collect();
+        Ok(hub)
+    }
+
+    pub fn keys(&self) -> Vec<TargetKey> {
+        self.keys.lock().clone()
+    }
+}
+
+async fn holds_collections(target: &dyn Target) -> Result<bool, TargetError> {
+    for database in target.databases().await? {
+        if !target.collections(&database).await?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+pub(crate) fn store_problem(error: StoreError) -> Problem {
+    let hint = "check that the store's disk is there and not full; tried again by itself";
+    Problem::new(ErrorClass::Transient, error.to_string(), hint)
+}
+
+/// One target.
+pub struct Hub {
+    pub key: TargetKey,
+    pub target: Arc<dyn Target>,
+    pub store: SharedStore,
+    pub call_timeout: Duration,
+    /// F of a channel we never wrote to: zero on a target that held nothing, else its clock when we first met it, since
+    /// another writer may have sent ticks up to then.
+    first_floor: Tso,
+    floors: Mutex<BTreeMap<PChannel, Tso>>,
+    clock: Mutex<(Tso, Instant)>,
+    message_id: AtomicI64,
+    lanes: Mutex<HashMap<PChannel, Weak<Lane>>>,
+}
+
+impl Hub {
+    /// An id that was never used on this target and never will be again.
+    pub fn message_id(&self) -> i64 {
+        self.message_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The lane to a target channel: the one in use, or a new one whose time goes on from F.
+    pub fn lane(self: &Arc<Self>, channel: &PChannel) -> Arc<Lane> {
+        let mut lanes = self.lanes.lock();
+        if let Some(lane) = lanes.get(channel).and_then(Weak::upgrade) {
+            return lane;
+        }
+        let floor = self
+            .floors
+            .lock()
+            .get(channel)
+            .copied()
+            .unwrap_or(self.first_floor);
+        let lane = Lane::spawn(self.clone(), channel.clone(), floor);
+        lanes.insert(channel.clone(), Arc::downgrade(&lane));
+        lane
+    }
+
+    /// Raises F of a channel, on disk, before anything up to `floor` is sent there.
+    pub async fn raise_floor(&self, channel: &PChannel, floor: Tso) -> Result<(), StoreError> {
+        let change = Change::RaiseFloor {
+            target: self.key.clone(),
+            channel: channel.clone(),
+            floor,
+        };
+        self.store.commit(vec![change]).await?;
+        let mut floors = self.floors.lock();
+        let stored = floors.entry(channel.clone()).or_default();
+        *stored = floor.max(*stored);
+        Ok(())
+    }
+
+    /// A recent timestamp of the target, never ahead of its clock: rows with a request time beyond it fail.
+    pub async fn now(&self) -> Result<Tso, TargetError> {
+        let (ts, read) = *self.clock.lock();
+        if read.elapsed() < CLOCK_AGE {
+            return Ok(ts);
+        }
+        let now = self.target.now().await?;
+        *self.clock.lock() = (now, Instant::now());
+        Ok(now)
+    }
+}

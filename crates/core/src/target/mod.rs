@@ -1,0 +1,242 @@
+//! The target Milvus: the calls a replicating writer makes, and what their failures mean.
+//!
+//! [`Target`] is the seam. Every call has a deadline of its own; a lost reply is [`TargetError::Unknown`], never a
+//! success and never a refusal.
+
+pub mod grpc;
+pub mod hub;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use milvus::proto::schema::CollectionSchema;
+
+use crate::catalog::Collection;
+use crate::error::{ErrorClass, Problem};
+use crate::ids::{CollectionId, PChannel, PartitionId, VChannel};
+use crate::task::TargetSpec;
+use crate::tso::Tso;
+
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum TargetError {
+    #[error("target {uri}: {cause}")]
+    Configuration {
+        uri: String,
+        cause: String,
+        hint: String,
+    },
+    /// The call did not get out: nothing was done.
+    #[error("target {uri}: {call}: {cause}")]
+    Unreachable {
+        uri: String,
+        call: &'static str,
+        cause: String,
+    },
+    /// The call may or may not have been carried out.
+    #[error("target {uri}: {call}: no answer: {cause}")]
+    Unknown {
+        uri: String,
+        call: &'static str,
+        cause: String,
+    },
+    /// The target answered, with an error.
+    #[error("target {uri}: {call}: {reason} (code {code})")]
+    Refused {
+        uri: String,
+        call: &'static str,
+        code: i32,
+        reason: String,
+    },
+}
+
+impl TargetError {
+    /// The one place that says what an answer of the target means. Codes: `pkg/util/merr`; texts where old servers
+    /// have only the untyped 65535 and 3.x gives the same text another code.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            TargetError::Configuration { .. } => ErrorClass::Configuration,
+            TargetError::Unreachable { .. } | TargetError::Unknown { .. } => ErrorClass::Transient,
+            TargetError::Refused { code, reason, .. } => {
+                if reason.contains("not supported in streaming mode") {
+                    return ErrorClass::Configuration;
+                }
+                if reason.contains("with different parameters")
+                    || reason.contains("duplicate collection")
+                {
+                    return ErrorClass::Conflict;
+                }
+                match code {
+                    10 | 1400 | 1401 | 1900 => ErrorClass::Configuration,
+                    1100 | 1101 | 1102 | 1901 | 1902 | 105 | 108 => ErrorClass::Data,
+                    _ => ErrorClass::Transient,
+                }
+            }
+        }
+    }
+
+    /// Whether the target may have carried the call out.
+    pub fn outcome_unknown(&self) -> bool {
+        matches!(self, TargetError::Unknown { .. })
+    }
+
+    /// What the call was about does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, TargetError::Refused { code, reason, .. }
+            if matches!(code, 100 | 800 | 200 | 700)
+                || reason.contains("not found") || reason.contains("can't find collection")
+                || reason.contains("index not exist") || reason.contains("not exist"))
+    }
+
+    pub fn already_exists(&self) -> bool {
+        matches!(self, TargetError::Refused { reason, .. } if reason.contains("already exist"))
+    }
+
+    pub fn problem(&self) -> Problem {
+        let hint = match self {
+            TargetError::Configuration { hint, .. } => hint.clone(),
+            TargetError::Unreachable { .. } | TargetError::Unknown { .. } => {
+                "check that the target is up and its address is right; tried again by itself"
+                    .to_owned()
+            }
+            TargetError::Refused { .. } => match self.class() {
+                ErrorClass::Transient => {
+                    "tried again by itself; see the target's log if it lasts".to_owned()
+                }
+                ErrorClass::Configuration => {
+                    "the target cannot be written to in this way; see the README's table".to_owned()
+                }
+                _ => String::new(),
+            },
+        };
+        Problem::new(self.class(), self.to_string(), hint)
+    }
+}
+
+/// A collection as the target describes it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TargetCollection {
+    pub id: CollectionId,
+    pub name: String,
+    /// In shard order.
+    pub vchannels: Vec<VChannel>,
+    pub pchannels: Vec<PChannel>,
+    /// User fields only.
+    pub schema: CollectionSchema,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct TargetIndex {
+    pub name: String,
+    pub field: String,
+    pub params: Vec<(String, String)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Loaded {
+    No,
+    Yes,
+}
+
+#[async_trait]
+pub trait TargetConnector: Send + Sync {
+    /// Connects and logs in.
+    async fn connect(&self, spec: &TargetSpec) -> Result<Arc<dyn Target>, TargetError>;
+}
+
+/// Names are resolved by the target in the database given. DDL carries `replicateInfo` with the source's timestamp.
+#[async_trait]
+pub trait Target: Send + Sync {
+    /// Whether the target takes replicated messages. Writes nothing.
+    async fn probe_standby(&self) -> Result<(), TargetError>;
+    /// Appends messages to one channel, in their order; not atomic once it writes, but a call with an invalid entry
+    /// writes nothing.
+    async fn replicate(
+        &self,
+        channel: &PChannel,
+        msgs: Vec<Bytes>,
+        begin: Tso,
+        end: Tso,
+    ) -> Result<(), TargetError>;
+    /// A fresh timestamp of the target's oracle.
+    async fn now(&self) -> Result<Tso, TargetError>;
+
+    async fn databases(&self) -> Result<Vec<String>, TargetError>;
+    async fn create_database(&self, name: &str) -> Result<(), TargetError>;
+    async fn drop_database(&self, name: &str) -> Result<(), TargetError>;
+
+    async fn collections(&self, database: &str) -> Result<Vec<String>, TargetError>;
+    async fn describe(
+        &self,
+        database: &str,
+        name: &str,
+    ) -> Result<Option<TargetCollection>, TargetError>;
+    /// `ts`: creation time on the target.
+    async fn create_collection(
+        &self,
+        database: &str,
+        source: &Collection,
+        ts: Tso,
+    ) -> Result<(), TargetError>;
+    async fn drop_collection(&self, database: &str, name: &str, ts: Tso)
+    -> Result<(), TargetError>;
+    /// Whether any segment of it holds rows. Errs on the side of yes.
+    async fn holds_rows(&self, database: &str, name: &str) -> Result<bool, TargetError>;
+
+    async fn partitions(
+        &self,
+        database: &str,
+        name: &str,
+    ) -> Result<Vec<(String, PartitionId)>, TargetError>;
+    async fn create_partition(
+        &self,
+        database: &str,
+        name: &str,
+        partition: &str,
+        ts: Tso,
+    ) -> Result<(), TargetError>;
+    async fn drop_partition(
+        &self,
+        database: &str,
+        name: &str,
+        partition: &str,
+        ts: Tso,
+    ) -> Result<(), TargetError>;
+
+    async fn indexes(&self, database: &str, name: &str) -> Result<Vec<TargetIndex>, TargetError>;
+    async fn create_index(
+        &self,
+        database: &str,
+        name: &str,
+        index: &TargetIndex,
+    ) -> Result<(), TargetError>;
+    async fn drop_index(
+        &self,
+        database: &str,
+        name: &str,
+        index: &TargetIndex,
+    ) -> Result<(), TargetError>;
+
+    /// Load state of the collection, or of one partition.
+    async fn loaded(
+        &self,
+        database: &str,
+        name: &str,
+        partition: Option<&str>,
+    ) -> Result<Loaded, TargetError>;
+    async fn load(
+        &self,
+        database: &str,
+        name: &str,
+        partitions: &[String],
+        replicas: i32,
+    ) -> Result<(), TargetError>;
+    /// Releases the whole collection if `partitions` is empty.
+    async fn release(
+        &self,
+        database: &str,
+        name: &str,
+        partitions: &[String],
+    ) -> Result<(), TargetError>;
+    async fn flush(&self, database: &str, names: &[String]) -> Result<(), TargetError>;
+}
