@@ -1,0 +1,120 @@
+//! The corelib's engine as what carries the tasks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cdc_core::catalog::etcd::{EtcdCatalog, EtcdConfig, probe};
+use cdc_core::engine::{Engine, Parts};
+use cdc_core::error::{ErrorClass, Problem};
+use cdc_core::ids::TaskId;
+use cdc_core::source::{LogSource, QueueConfig, SourceError, open_source};
+use cdc_core::store::SharedStore;
+use cdc_core::target::grpc::GrpcConnector;
+use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus};
+
+use crate::config::{Config, Queue};
+use crate::runtime::Replication;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The engine and what is needed to look at its source.
+pub struct EngineReplication {
+    engine: Engine,
+    etcd: EtcdConfig,
+    source: Arc<dyn LogSource>,
+}
+
+impl EngineReplication {
+    /// Does not wait for the source: what is not there yet is waited for by the tasks.
+    ///
+    /// # Errors
+    /// The queue's settings cannot work.
+    pub async fn new(config: &Config, store: SharedStore) -> Result<Self, SourceError> {
+        let from = &config.source.etcd;
+        let (username, password) = from.login.clone().unwrap_or_default();
+        let etcd = EtcdConfig {
+            endpoints: from.endpoints.clone(),
+            root_path: from.root_path.clone(),
+            meta_sub_path: from.meta_sub_path.clone(),
+            username,
+            password,
+            connect_timeout: TIMEOUT,
+            request_timeout: TIMEOUT,
+            ..EtcdConfig::default()
+        };
+        let queue = match config.source.queue.clone() {
+            Queue::Natsmq { address } => QueueConfig::Natsmq {
+                address,
+                connect_timeout: TIMEOUT,
+            },
+            Queue::Rocksmq { path } => QueueConfig::Rocksmq {
+                path,
+                secondary_dir: None,
+            },
+        };
+        let source = open_source(queue).await?;
+        let engine = Engine::new(Parts {
+            catalog: Arc::new(EtcdCatalog::connect(etcd.clone())),
+            source: source.clone(),
+            store,
+            connector: Arc::new(GrpcConnector),
+            replicate_channel: config.source.replicate_channel.clone(),
+        });
+        Ok(Self {
+            engine,
+            etcd,
+            source,
+        })
+    }
+}
+
+#[async_trait]
+impl Replication for EngineReplication {
+    async fn check_target(&self, target: &TargetSpec) -> Result<(), Problem> {
+        self.engine.check_target(target).await
+    }
+
+    async fn check_source(&self) -> Result<(), Problem> {
+        let slow = || {
+            Problem::new(
+                ErrorClass::Transient,
+                "the source did not answer within 15 s",
+                "check sourceConfig",
+            )
+        };
+        let look = async {
+            probe(&self.etcd).await.map_err(|e| e.problem())?;
+            self.source.ping().await.map_err(|e| e.problem())
+        };
+        tokio::time::timeout(Duration::from_secs(15), look)
+            .await
+            .map_err(|_| slow())?
+    }
+
+    fn start(&self, spec: TaskSpec) -> Result<(), Problem> {
+        self.engine.start(spec)
+    }
+
+    async fn stop(&self, task: &TaskId, deadline: Duration) {
+        self.engine.stop(task, deadline).await;
+    }
+
+    async fn stop_all(&self, deadline: Duration) {
+        self.engine.stop_all(deadline).await;
+    }
+
+    fn status(&self, task: &TaskId) -> Option<TaskStatus> {
+        self.engine.status(task)
+    }
+
+    async fn choose(
+        &self,
+        task: &TaskId,
+        database: &str,
+        name: &str,
+        choice: Choice,
+    ) -> Result<(), Problem> {
+        self.engine.choose(task, database, name, choice).await
+    }
+}

@@ -1,0 +1,250 @@
+//! `POST /cdc`: the requests of the Go server.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use cdc_core::error::Problem;
+use serde_json::{Map, Value, json};
+
+use super::{Api, answer, answer_error, body, show};
+use crate::fields::{Errors, Fields, clip};
+use crate::request;
+use crate::tasks::TaskError;
+
+const TYPES: &[&str] = &[
+    "create",
+    "delete",
+    "pause",
+    "resume",
+    "get",
+    "list",
+    "position",
+    "maintenance",
+];
+
+type Failure = (StatusCode, String);
+
+pub(super) async fn healthz() -> Response {
+    answer(json!({ "status": "live" }))
+}
+
+pub(super) async fn readyz(State(api): State<Api>) -> Response {
+    if api.tasks.ready() {
+        answer(json!({ "status": "ready" }))
+    } else {
+        answer_error(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the stored tasks are being recovered",
+        )
+    }
+}
+
+pub(super) async fn cdc(State(api): State<Api>, body: Body) -> Response {
+    let bytes = match body::read(body).await {
+        Ok(bytes) => bytes,
+        Err((status, message)) => return answer_error(status, message),
+    };
+    // In a task of its own: a client that hangs up does not leave a request half done.
+    let handled = tokio::spawn(async move { handle(&api, &bytes).await }).await;
+    match handled {
+        Ok(Ok(data)) => answer(data),
+        Ok(Err((status, message))) => answer_error(status, message),
+        Err(_) => answer_error(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the request broke off inside; see the log",
+        ),
+    }
+}
+
+/// A request that can be carried out as far as its form goes.
+enum Request {
+    Create(request::CreateTask),
+    Delete { id: String, ignore_not_found: bool },
+    Pause(String),
+    Resume(String, Vec<request::Answer>),
+    Get(String),
+    Position(String),
+    List,
+}
+
+fn parse(limits: &request::Limits, bytes: &[u8]) -> Result<Request, Failure> {
+    let body: Value =
+        serde_json::from_slice(bytes).map_err(|e| bad(format!("malformed JSON: {e}")))?;
+    let Value::Object(map) = &body else {
+        return Err(bad(
+            "a JSON object with request_type and request_data expected",
+        ));
+    };
+    let errors = Errors::default();
+    let envelope = Fields::root(map, &errors);
+    let kind = envelope.string("request_type");
+    if kind.is_none() && !envelope.has("request_type") {
+        envelope.wrong(
+            "request_type",
+            format_args!("missing; one of {}", TYPES.join(", ")),
+        );
+    }
+    let empty = Map::new();
+    let data = match envelope.object("request_data") {
+        Some(data) => data,
+        None => Fields::element("request_data".to_owned(), &empty, &errors),
+    };
+    envelope.finish();
+    check(&errors)?;
+    let request = match kind.as_deref() {
+        Some("create") => {
+            let request = request::create(data, limits);
+            check(&errors)?;
+            Request::Create(request.ok_or_else(|| bad("incomplete request"))?)
+        }
+        Some("delete") => {
+            let ignore_not_found = data.boolean("ignore_not_found").unwrap_or(false);
+            Request::Delete {
+                id: task_id(data, &errors)?,
+                ignore_not_found,
+            }
+        }
+        Some("pause") => Request::Pause(task_id(data, &errors)?),
+        Some("resume") => {
+            let answers = request::answers(&data, limits);
+            Request::Resume(task_id(data, &errors)?, answers)
+        }
+        Some("get") => Request::Get(task_id(data, &errors)?),
+        Some("position") => Request::Position(task_id(data, &errors)?),
+        Some("list") => {
+            data.finish();
+            check(&errors)?;
+            Request::List
+        }
+        Some("maintenance") => {
+            return Err(bad(
+                "request_type: maintenance is not available in this version",
+            ));
+        }
+        other => {
+            let other = clip(other.unwrap_or_default());
+            return Err(bad(format!(
+                "request_type: one of {} expected, not {other:?}",
+                TYPES.join(", ")
+            )));
+        }
+    };
+    Ok(request)
+}
+
+async fn handle(api: &Api, bytes: &[u8]) -> Result<Value, Failure> {
+    let request = parse(&api.limits, bytes)?;
+    if !api.tasks.ready() {
+        return Err((
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the stored tasks are being recovered; try again".to_owned(),
+        ));
+    }
+    match request {
+        Request::Create(request) => {
+            let id = api.tasks.create(request).await.map_err(failure)?;
+            Ok(json!({ "task_id": id }))
+        }
+        Request::Delete {
+            id,
+            ignore_not_found,
+        } => {
+            match api.tasks.delete(&id).await {
+                Err(TaskError::NotFound(_)) if ignore_not_found => {}
+                other => other.map_err(failure)?,
+            }
+            Ok(json!({}))
+        }
+        Request::Pause(id) => {
+            api.tasks.pause(&id).await.map_err(failure)?;
+            Ok(json!({}))
+        }
+        Request::Resume(id, answers) => {
+            api.tasks.resume(&id, answers).await.map_err(failure)?;
+            Ok(json!({}))
+        }
+        Request::Get(id) => {
+            let task = api.tasks.get(&id).map_err(failure)?;
+            let status = api.tasks.status(&task.spec.id);
+            let events = api
+                .tasks
+                .events(&task.spec.id)
+                .await
+                .map_err(|e| failure(e.into()))?;
+            let progress = api
+                .tasks
+                .progress(&task.spec.id)
+                .await
+                .map_err(|e| failure(e.into()))?;
+            Ok(json!({ "task": show::full(&task, status.as_ref(), &progress, &events) }))
+        }
+        Request::Position(id) => {
+            let task = api.tasks.get(&id).map_err(failure)?;
+            let status = api.tasks.status(&task.spec.id);
+            let progress = api
+                .tasks
+                .progress(&task.spec.id)
+                .await
+                .map_err(|e| failure(e.into()))?;
+            Ok(show::positions(
+                status.as_ref(),
+                &progress,
+                &api.limits.replicate_channel,
+            ))
+        }
+        Request::List => {
+            let tasks: Vec<Value> = api
+                .tasks
+                .list()
+                .iter()
+                .map(|task| Value::Object(show::brief(task)))
+                .collect();
+            Ok(json!({ "tasks": tasks }))
+        }
+    }
+}
+
+fn task_id(data: Fields<'_>, errors: &Errors) -> Result<String, Failure> {
+    let id = data.string("task_id");
+    if id.is_none() && !data.has("task_id") || id.as_deref() == Some("") {
+        data.wrong("task_id", "missing");
+    }
+    data.finish();
+    check(errors)?;
+    id.ok_or_else(|| bad("task_id: missing"))
+}
+
+fn check(errors: &Errors) -> Result<(), Failure> {
+    errors.check().map_err(|all| bad(all.join("; ")))
+}
+
+fn bad(message: impl Into<String>) -> Failure {
+    (StatusCode::BAD_REQUEST, message.into())
+}
+
+fn with_hint(problem: &Problem) -> String {
+    if problem.hint.is_empty() {
+        problem.message.clone()
+    } else {
+        format!("{}; {}", problem.message, problem.hint)
+    }
+}
+
+fn failure(error: TaskError) -> Failure {
+    match &error {
+        TaskError::NotFound(_) => (
+            StatusCode::NOT_FOUND,
+            format!("{error}; list shows what there is"),
+        ),
+        TaskError::Refused(problem) => (StatusCode::BAD_REQUEST, with_hint(problem)),
+        TaskError::Conflict(problem) => (StatusCode::CONFLICT, with_hint(problem)),
+        TaskError::Store(cause) => {
+            tracing::error!(%cause, "the store failed");
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("{cause}; nothing was changed, try again"),
+            )
+        }
+    }
+}

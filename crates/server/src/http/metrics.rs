@@ -1,0 +1,130 @@
+//! `GET /cdc/metrics`: Prometheus' text form, made from the tasks' own counters at every scrape.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use cdc_core::task::Counters;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::{Api, answer_error, show};
+use crate::store::Desired;
+
+type Labels = Vec<(&'static str, String)>;
+type Float = Gauge<f64, AtomicU64>;
+
+pub(super) async fn metrics(State(api): State<Api>) -> Response {
+    let mut text = String::new();
+    match encode(&mut text, &registry(&api)) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(_) => answer_error(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the metrics could not be written",
+        ),
+    }
+}
+
+fn registry(api: &Api) -> Registry {
+    let mut registry = Registry::with_prefix("milvus_cdc");
+    let running = Family::<Labels, Gauge>::default();
+    let collections = Family::<Labels, Gauge>::default();
+    let lag = Family::<Labels, Float>::default();
+    let age = Family::<Labels, Float>::default();
+    let in_flight = Family::<Labels, Gauge>::default();
+    let errors = Family::<Labels, Counter>::default();
+    type Pick = fn(&Counters) -> u64;
+    let counters: [(&str, &str, Pick, Family<Labels, Counter>); 5] = [
+        (
+            "messages_in",
+            "Messages read from the source",
+            |c| c.messages_in,
+            Family::default(),
+        ),
+        (
+            "bytes_in",
+            "Bytes read from the source",
+            |c| c.bytes_in,
+            Family::default(),
+        ),
+        (
+            "messages_out",
+            "Messages acknowledged by the target",
+            |c| c.messages_out,
+            Family::default(),
+        ),
+        (
+            "rows_out",
+            "Rows acknowledged by the target",
+            |c| c.rows_out,
+            Family::default(),
+        ),
+        (
+            "bytes_out",
+            "Bytes acknowledged by the target",
+            |c| c.bytes_out,
+            Family::default(),
+        ),
+    ];
+    for task in api.tasks.list() {
+        let label = vec![("task_id", task.spec.id.to_string())];
+        running
+            .get_or_create(&label)
+            .set(i64::from(task.desired == Desired::Running));
+        let Some(status) = api.tasks.status(&task.spec.id) else {
+            continue;
+        };
+        for (.., pick, family) in &counters {
+            family.get_or_create(&label).inc_by(pick(&status.counters));
+        }
+        in_flight
+            .get_or_create(&label)
+            .set(i64::try_from(status.counters.in_flight_bytes).unwrap_or(i64::MAX));
+        if let Some(seconds) = status.lag_seconds {
+            lag.get_or_create(&label).set(seconds);
+        }
+        if let Some(seconds) = status.checkpoint_age_seconds {
+            age.get_or_create(&label).set(seconds);
+        }
+        for (class, n) in &status.errors {
+            let mut label = label.clone();
+            label.push(("class", class.clone()));
+            errors.get_or_create(&label).inc_by(*n);
+        }
+        let mut states: BTreeMap<&str, i64> = BTreeMap::new();
+        for c in &status.collections {
+            *states.entry(show::state_name(&c.state)).or_default() += 1;
+        }
+        for (state, n) in states {
+            let mut label = label.clone();
+            label.push(("state", state.to_owned()));
+            collections.get_or_create(&label).set(n);
+        }
+    }
+    for (name, help, _, family) in counters {
+        registry.register(name, help, family);
+    }
+    registry.register(
+        "task_running",
+        "1 if the task shall run, 0 if it is paused",
+        running,
+    );
+    registry.register("collections", "Collections by state", collections);
+    registry.register("lag_seconds", "Source time not applied yet", lag);
+    registry.register(
+        "checkpoint_age_seconds",
+        "Since the stored checkpoint last moved",
+        age,
+    );
+    registry.register("in_flight_bytes", "Bytes held in memory", in_flight);
+    registry.register("errors", "Errors by class", errors);
+    registry
+}

@@ -1,0 +1,15 @@
+//! The server of milvus-cdc: configuration, store, tasks and the HTTP interface around the corelib.
+//!
+//! A request passes [`http`] (JSON to a checked request), [`tasks`] (what a task may become) and [`runtime`] (the seam
+//! to the corelib); what has to survive goes to [`store`].
+
+pub mod cli;
+pub mod config;
+pub mod engine_adapter;
+pub mod fields;
+pub mod http;
+pub mod request;
+pub mod runtime;
+pub mod serve;
+pub mod store;
+pub mod tasks;

@@ -1,0 +1,30 @@
+//! The seam between the tasks and what carries them.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cdc_core::error::Problem;
+use cdc_core::ids::TaskId;
+use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus};
+
+/// What carries the tasks: the corelib's engine, or a stand-in in tests.
+#[async_trait]
+pub trait Replication: Send + Sync {
+    /// Whether a task could write to this target. Writes nothing.
+    async fn check_target(&self, target: &TargetSpec) -> Result<(), Problem>;
+    /// Whether the source's metadata and queue can be read now.
+    async fn check_source(&self) -> Result<(), Problem>;
+    /// Starts a task; what is not there yet is waited for and said in the status.
+    fn start(&self, spec: TaskSpec) -> Result<(), Problem>;
+    async fn stop(&self, task: &TaskId, deadline: Duration);
+    async fn stop_all(&self, deadline: Duration);
+    /// `None` if the task does not run.
+    fn status(&self, task: &TaskId) -> Option<TaskStatus>;
+    async fn choose(
+        &self,
+        task: &TaskId,
+        database: &str,
+        name: &str,
+        choice: Choice,
+    ) -> Result<(), Problem>;
+}

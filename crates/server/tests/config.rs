@@ -1,0 +1,184 @@
+//! The configuration: what is accepted, and what is said about the rest.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use milvus_cdc::config::{Config, EMBEDDED, Queue};
+
+const SOURCE: &str = "sourceConfig: {natsmq: {address: 'nats://h:4222'}}\n";
+
+fn parse(text: &str) -> Result<Config, String> {
+    let environment = |name: &str| (name == "PW").then(|| "from-env".to_owned());
+    Config::parse(text, "test.yaml", &environment).map_err(|e| e.to_string())
+}
+
+#[test]
+fn the_embedded_defaults_are_valid() {
+    let config = parse(EMBEDDED).unwrap();
+    assert_eq!(
+        (
+            config.address.as_str(),
+            config.max_task_num,
+            config.max_name_length
+        ),
+        ("127.0.0.1:8444", 100, 256)
+    );
+    assert_eq!(config.memory_budget, 64 * 1024 * 1024);
+    assert_eq!(config.store.to_str(), Some("./data/milvus-cdc.db"));
+    let least = parse(SOURCE).unwrap();
+    assert_eq!(
+        (least.address, least.call_timeout, least.store),
+        (config.address, config.call_timeout, config.store)
+    );
+    assert_eq!(
+        least.source.queue,
+        Queue::Natsmq {
+            address: "nats://h:4222".to_owned()
+        }
+    );
+}
+
+#[test]
+fn keys_of_the_go_server_that_mean_nothing_here_are_named() {
+    let text = "detectDeadLock: false\nbatchMode: true\nsourceConfig: {readChanLen: 4, defaultPartitionName: _default, natsmq: {address: 'nats://h:1'}}";
+    let ignored = parse(text).unwrap().ignored;
+    for key in [
+        "detectDeadLock",
+        "batchMode",
+        "sourceConfig.readChanLen",
+        "sourceConfig.defaultPartitionName",
+    ] {
+        assert!(ignored.iter().any(|k| k == key), "{key} in {ignored:?}");
+    }
+}
+
+#[test]
+fn every_error_names_the_key_and_what_is_allowed() {
+    let cases: &[(&str, &[&str])] = &[
+        ("maxTasks: 5\n", &["maxTasks", "unknown", "maxTaskNum"]),
+        (
+            "maxTaskNum: many\n",
+            &["maxTaskNum", "many", "from 1 to 10000"],
+        ),
+        ("maxTaskNum: 0\n", &["maxTaskNum", "not 0", "from 1"]),
+        ("maxNameLength: -3\n", &["maxNameLength", "-3"]),
+        ("memoryBudgetMB: 1\n", &["memoryBudgetMB", "from 4"]),
+        ("address: nowhere\n", &["address", "nowhere", "host:port"]),
+        ("logLevel: loud\n", &["logLevel", "loud", "info"]),
+        (
+            "logLevel: 'info,cdc_core=loud'\n",
+            &["logLevel", "cdc_core=loud"],
+        ),
+        ("logFormat: xml\n", &["logFormat", "xml", "text, json"]),
+        (
+            "target: {callTimeoutMs: 1}\n",
+            &["target.callTimeoutMs", "from 100"],
+        ),
+        (
+            "target: {timeout: 1}\n",
+            &["target.timeout", "unknown", "callTimeoutMs"],
+        ),
+        (
+            "metaStoreConfig: {storeType: etcd}\n",
+            &["metaStoreConfig.storeType", "etcd", "sqlite"],
+        ),
+        (
+            "metaStoreConfig: {sqlite: {file: x}}\n",
+            &["metaStoreConfig.sqlite.file", "path"],
+        ),
+        ("dryRun: true\n", &["dryRun"]),
+    ];
+    for (text, parts) in cases {
+        let error = parse(&format!("{text}{SOURCE}")).unwrap_err();
+        assert!(error.contains("1 error(s)"), "{error}");
+        for part in *parts {
+            assert!(error.contains(part), "{part:?} in {error}");
+        }
+    }
+}
+
+#[test]
+fn all_errors_are_said_at_once() {
+    let error = parse(&format!("maxTaskNum: x\nlogFormat: y\n{SOURCE}")).unwrap_err();
+    assert!(
+        error.contains("maxTaskNum") && error.contains("logFormat") && error.contains("2 error(s)"),
+        "{error}"
+    );
+}
+
+#[test]
+fn exactly_one_queue() {
+    for (queues, part) in [
+        (
+            "natsmq: {address: 'nats://h:1'}, rocksmq: {path: /x}",
+            "2 given",
+        ),
+        ("etcd: {rootPath: by-dev}", "0 given"),
+        (
+            "pulsar: {address: 'pulsar://h:6650'}",
+            "sourceConfig.pulsar: this queue is not available",
+        ),
+        (
+            "kafka: {address: 'h:9092'}",
+            "sourceConfig.kafka: this queue is not available",
+        ),
+        ("natsmq: {address: 'h:4222'}", "sourceConfig.natsmq.address"),
+        ("rocksmq: {}", "sourceConfig.rocksmq.path"),
+    ] {
+        let error = parse(&format!("sourceConfig: {{{queues}}}")).unwrap_err();
+        assert!(error.contains(part), "{part:?} in {error}");
+    }
+    assert!(parse("{}").unwrap_err().contains("sourceConfig: missing"));
+}
+
+#[test]
+fn secrets_come_from_the_environment_or_a_file_and_are_never_shown() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "from-file\n").unwrap();
+    let with = |password: &str| {
+        parse(&format!(
+            "sourceConfig: {{natsmq: {{address: 'nats://h:1'}}, etcd: {{enableAuth: true, username: u, password: '{password}'}}}}"
+        ))
+    };
+    for (reference, value) in [
+        ("${PW}", "from-env"),
+        (&format!("file:{}", file.path().display()), "from-file"),
+        ("plain-pw", "plain-pw"),
+    ] {
+        let config = with(reference).unwrap();
+        assert_eq!(config.source.etcd.login.as_ref().unwrap().1.expose(), value);
+        assert!(!format!("{config:?}").contains(value));
+    }
+    assert!(
+        with("${NOT_SET}")
+            .unwrap_err()
+            .contains("NOT_SET is not set")
+    );
+    assert!(
+        with("file:/nowhere/pw")
+            .unwrap_err()
+            .contains("/nowhere/pw")
+    );
+    let error = parse("sourceConfig: {natsmq: {address: 'nats://u:hush@h:1'}, etcd: {password: 12345, address: 'http://u:hush@h:1'}}").unwrap_err();
+    assert!(
+        !error.contains("hush") && !error.contains("12345"),
+        "{error}"
+    );
+}
+
+#[test]
+fn broken_yaml_and_doubled_keys_say_where() {
+    assert!(parse("a: [1").unwrap_err().contains("line"));
+    assert!(
+        parse("maxTaskNum: 1\nmaxTaskNum: 2\n")
+            .unwrap_err()
+            .contains("duplicate")
+    );
+    assert!(parse("- 1").unwrap_err().contains("mapping"));
+}
+
+#[test]
+fn a_named_file_that_is_missing_is_an_error() {
+    let error = Config::load(Some(std::path::Path::new("/nowhere/cdc.yaml")))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("/nowhere/cdc.yaml"), "{error}");
+}

@@ -1,0 +1,235 @@
+//! The SQLite store: the contract every store keeps, and what is its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use cdc_core::ids::{PChannel, TaskId};
+use cdc_core::store::contract;
+use cdc_core::store::memory::MemoryStore;
+use cdc_core::store::{Change, ProgressStore};
+use milvus_cdc::store::{Desired, Event, OpenError, SqliteStore, StoredTask, TaskWrite};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    let n = AtomicUsize::new(0);
+    contract::suite(async || {
+        let path = dir
+            .path()
+            .join(format!("{}/deep/s.db", n.fetch_add(1, Ordering::SeqCst)));
+        Arc::new(SqliteStore::open(&path).await.unwrap())
+    })
+    .await;
+}
+
+/// Waits until the last writer let go of the file.
+async fn reopen(path: &std::path::Path) -> SqliteStore {
+    for _ in 0..200 {
+        match SqliteStore::open(path).await {
+            Err(OpenError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
+            other => return other.unwrap(),
+        }
+    }
+    panic!("still in use");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_committed_is_there_after_every_reopen() {
+    let seed: u64 = rand::rng().random();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.db");
+    let model = MemoryStore::default();
+    for _ in 0..5 {
+        let store = reopen(&path).await;
+        contract::assert_same(&store, &model).await;
+        for _ in 0..20 {
+            let bundle: Vec<Change> = (0..rng.random_range(1..6))
+                .map(|_| contract::random_change(&mut rng))
+                .collect();
+            store.commit(bundle.clone()).await.unwrap();
+            model.commit(bundle).await.unwrap();
+        }
+        // A copy of the files at this instant is what a kill would leave.
+        let copy = tempfile::tempdir().unwrap();
+        for file in ["s.db", "s.db-wal"] {
+            std::fs::copy(dir.path().join(file), copy.path().join(file)).unwrap();
+        }
+        let killed = SqliteStore::open(&copy.path().join("s.db")).await.unwrap();
+        contract::assert_same(&killed, &model).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_failing_job_fails_alone_and_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("s.db")).await.unwrap();
+    let event = |task: &str| TaskWrite::Event {
+        task: TaskId::new(task),
+        event: Event {
+            at: 1,
+            kind: "k".to_owned(),
+            text: "t".to_owned(),
+        },
+    };
+    let bad = vec![
+        event("bad"),
+        TaskWrite::SetDesired {
+            task: TaskId::new("none"),
+            desired: Desired::Running,
+            at: 1,
+        },
+    ];
+    let good = Change::PutChannel {
+        task: TaskId::new("good"),
+        channel: PChannel::new("ch"),
+        progress: contract::progress(1, 2, 3),
+        clean: false,
+    };
+    // Queued at once, so that they share a transaction.
+    let (failed, fine) = tokio::join!(store.write_tasks(bad), store.commit(vec![good]));
+    assert!(failed.is_err());
+    fine.unwrap();
+    assert!(
+        store
+            .events(&TaskId::new("bad"), 10)
+            .await
+            .unwrap()
+            .is_empty(),
+        "half a job was written"
+    );
+    assert_eq!(
+        store
+            .load(&TaskId::new("good"))
+            .await
+            .unwrap()
+            .channels
+            .len(),
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_history_is_bounded_and_a_deleted_task_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("s.db")).await.unwrap();
+    let task = TaskId::new("t");
+    let stored = StoredTask {
+        id: task.clone(),
+        spec: "{}".to_owned(),
+        desired: Desired::Running,
+        created: 1,
+        updated: 1,
+    };
+    store
+        .write_tasks(vec![TaskWrite::Create(stored)])
+        .await
+        .unwrap();
+    let events = (0..250).map(|at| TaskWrite::Event {
+        task: task.clone(),
+        event: Event {
+            at,
+            kind: "k".to_owned(),
+            text: String::new(),
+        },
+    });
+    store.write_tasks(events.collect()).await.unwrap();
+    let kept = store.events(&task, 1000).await.unwrap();
+    assert_eq!((kept.len(), kept[0].at, kept[199].at), (200, 249, 50));
+    store
+        .write_tasks(vec![TaskWrite::Delete(task.clone())])
+        .await
+        .unwrap();
+    assert!(
+        store.events(&task, 1000).await.unwrap().is_empty()
+            && store.tasks().await.unwrap().is_empty()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_not_ours_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("notes.txt");
+    std::fs::write(&text, "these are my notes, no database").unwrap();
+    let error = SqliteStore::open(&text).await.err().unwrap().to_string();
+    assert!(
+        error.contains("notes.txt") && error.contains("no store of milvus-cdc"),
+        "{error}"
+    );
+    assert_eq!(
+        std::fs::read_to_string(&text).unwrap(),
+        "these are my notes, no database"
+    );
+
+    let other = dir.path().join("other.db");
+    let sql = "CREATE TABLE mine (x INTEGER)";
+    run_sql(&other, sql).await;
+    let error = SqliteStore::open(&other).await.err().unwrap();
+    assert!(matches!(error, OpenError::NotOurs { .. }), "{error}");
+    let error = SqliteStore::open(dir.path())
+        .await
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("directory"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_a_newer_version_is_refused_with_both_versions() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.db");
+    drop(SqliteStore::open(&path).await.unwrap());
+    drop(reopen(&path).await);
+    run_sql(&path, "PRAGMA user_version = 99").await;
+    for _ in 0..200 {
+        match SqliteStore::open(&path).await.err() {
+            Some(OpenError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
+            Some(error) => {
+                let error = error.to_string();
+                assert!(
+                    error.contains("99") && error.contains("up to 1") && error.contains("s.db"),
+                    "{error}"
+                );
+                return;
+            }
+            None => panic!("a newer store was opened"),
+        }
+    }
+    panic!("still in use");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_is_for_its_owner_alone_and_for_one_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.db");
+    let _store = SqliteStore::open(&path).await.unwrap();
+    for file in ["s.db", "s.db-wal"] {
+        let mode = std::fs::metadata(dir.path().join(file))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    assert!(matches!(
+        SqliteStore::open(&path).await.err(),
+        Some(OpenError::InUse { .. })
+    ));
+}
+
+async fn run_sql(path: &std::path::Path, sql: &'static str) {
+    use sqlx::Connection;
+    let options = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true);
+    let mut connection = sqlx::SqliteConnection::connect_with(&options)
+        .await
+        .unwrap();
+    sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
