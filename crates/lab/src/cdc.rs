@@ -1,0 +1,398 @@
+//! The `milvus-cdc` server as a process of its own, and its HTTP interface as a person with curl uses it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::http::{self, Reply};
+use crate::progress::Progress;
+use crate::servers::{Exit, Milvus, Mq, Process, free_port, process};
+
+/// How long the server may take to answer its first `/healthz`.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const CALL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A `milvus-cdc server` started by us. Dropping it kills it; its folder stays.
+pub struct Cdc {
+    dir: PathBuf,
+    port: u16,
+    process: Option<Process>,
+}
+
+impl Cdc {
+    /// Writes `cdc.yaml` for `source` into `dir`, starts the server and waits for `/healthz`.
+    ///
+    /// # Errors
+    /// The binary is not there, or the server does not come up; the message has the last lines of its log.
+    pub async fn start(
+        source: &Milvus,
+        dir: impl Into<PathBuf>,
+        progress: &Progress,
+    ) -> Result<Self> {
+        Self::start_with(source, dir, "", progress).await
+    }
+
+    /// As [`Cdc::start`], with more lines of YAML at the top level of the configuration.
+    ///
+    /// # Errors
+    /// As [`Cdc::start`].
+    pub async fn start_with(
+        source: &Milvus,
+        dir: impl Into<PathBuf>,
+        more: &str,
+        progress: &Progress,
+    ) -> Result<Self> {
+        let dir = dir.into();
+        std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let dir = dir.canonicalize()?;
+        let port = free_port()?;
+        std::fs::write(dir.join("cdc.yaml"), config(source, port, &dir) + more)?;
+        let mut cdc = Self {
+            dir,
+            port,
+            process: None,
+        };
+        cdc.restart(progress).await?;
+        Ok(cdc)
+    }
+
+    /// Starts it again with the same configuration and store (kills it first if it runs).
+    ///
+    /// # Errors
+    /// As [`Cdc::start`].
+    pub async fn restart(&mut self, progress: &Progress) -> Result<()> {
+        self.kill9().await?;
+        let what = "start milvus-cdc";
+        progress.begin(what);
+        let mut command = Command::new(binary()?);
+        command
+            .arg("server")
+            .arg("--config")
+            .arg(self.config_path())
+            .current_dir(&self.dir);
+        self.process = Some(Process::spawn("milvus-cdc", &mut command, &self.log())?);
+        let end = Instant::now() + START_DEADLINE;
+        loop {
+            if let Some(process) = &mut self.process
+                && let Some(status) = process.ended()?
+            {
+                bail!(
+                    "milvus-cdc ended with {status} while starting; its last words:\n{}",
+                    process.last_lines(30)
+                );
+            }
+            if let Ok(reply) = http::get(&self.address(), "/healthz", Duration::from_secs(2)).await
+                && reply.status == 200
+            {
+                progress.done(what);
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                bail!(
+                    "milvus-cdc is not live after {START_DEADLINE:?}; its last words:\n{}",
+                    process::tail(&self.log(), 30)
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// SIGKILL. Does nothing if it does not run.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub async fn kill9(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.kill9().await?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM: its code and how long it took; SIGKILL after `patience`.
+    ///
+    /// # Errors
+    /// It does not run, or cannot be stopped.
+    pub async fn sigterm(&mut self, patience: Duration) -> Result<Exit> {
+        self.process
+            .take()
+            .context("milvus-cdc does not run")?
+            .stop(patience)
+            .await
+    }
+
+    /// From now on dropping it leaves it running.
+    pub fn leave_running(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.leave_running();
+        }
+    }
+
+    /// `host:port`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    pub fn config_path(&self) -> PathBuf {
+        self.dir.join("cdc.yaml")
+    }
+
+    /// Everything it has printed, over all starts.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("milvus-cdc.log")
+    }
+
+    /// `GET path`, `/cdc/metrics` for example.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn get(&self, path: &str) -> Result<Reply> {
+        http::get(&self.address(), path, CALL_DEADLINE).await
+    }
+
+    /// `POST /cdc` with any body; the answer as it comes.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn post(&self, body: &str) -> Result<Reply> {
+        http::post(&self.address(), "/cdc", body, CALL_DEADLINE).await
+    }
+
+    /// `POST /cdc`; the `data` of an answer with code 200.
+    ///
+    /// # Errors
+    /// No answer, or one with another code.
+    pub async fn request(&self, kind: &str, data: Value) -> Result<Value> {
+        let body = json!({ "request_type": kind, "request_data": data }).to_string();
+        let reply = self.post(&body).await?;
+        let mut answer: Value = serde_json::from_str(&reply.body).with_context(|| {
+            format!(
+                "{kind}: HTTP {} with a body that is not JSON: {}",
+                reply.status, reply.body
+            )
+        })?;
+        if answer["code"] != json!(200) {
+            bail!("{kind}: HTTP {}: {}", reply.status, reply.body);
+        }
+        Ok(answer["data"].take())
+    }
+
+    /// Creates a task for every collection of every database; its id.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub async fn create_cluster_task(&self, target_uri: &str) -> Result<String> {
+        self.create(json!({
+            "milvus_connect_param": { "uri": target_uri },
+            "collection_infos": [{ "name": "*" }],
+        }))
+        .await
+    }
+
+    /// Creates a task from a whole `request_data`; its id.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub async fn create(&self, data: Value) -> Result<String> {
+        let answer = self.request("create", data).await?;
+        answer["task_id"]
+            .as_str()
+            .map(str::to_owned)
+            .with_context(|| format!("create answered without a task_id: {answer}"))
+    }
+
+    pub async fn pause(&self, task: &str) -> Result<()> {
+        self.request("pause", json!({ "task_id": task }))
+            .await
+            .map(drop)
+    }
+
+    pub async fn resume(&self, task: &str) -> Result<()> {
+        self.request("resume", json!({ "task_id": task }))
+            .await
+            .map(drop)
+    }
+
+    pub async fn delete(&self, task: &str) -> Result<()> {
+        self.request("delete", json!({ "task_id": task }))
+            .await
+            .map(drop)
+    }
+
+    /// The task as `get` shows it.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub async fn task(&self, task: &str) -> Result<Status> {
+        let mut answer = self.request("get", json!({ "task_id": task })).await?;
+        Ok(Status {
+            task: answer["task"].take(),
+        })
+    }
+
+    /// Polls the task until `done` says so.
+    ///
+    /// # Errors
+    /// `deadline` is over; the message has the last answer.
+    pub async fn wait(
+        &self,
+        task: &str,
+        what: &str,
+        deadline: Duration,
+        done: impl Fn(&Status) -> bool,
+    ) -> Result<Status> {
+        let end = Instant::now() + deadline;
+        loop {
+            let status = self.task(task).await;
+            if let Ok(status) = &status
+                && done(status)
+            {
+                return Ok(status.clone());
+            }
+            if Instant::now() >= end {
+                let last = match status {
+                    Ok(s) => s.task.to_string(),
+                    Err(e) => format!("{e:#}"),
+                };
+                bail!("{what}: not within {deadline:?}; the task's last answer: {last}");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// A task's answer to `get`.
+#[derive(Debug, Clone)]
+pub struct Status {
+    pub task: Value,
+}
+
+impl Status {
+    /// Running, Paused, …
+    pub fn state(&self) -> &str {
+        self.task["state"].as_str().unwrap_or_default()
+    }
+
+    /// Its collections, wherever the answer has them.
+    pub fn collections(&self) -> &[Value] {
+        find(&self.task, "collections")
+            .and_then(Value::as_array)
+            .map(Vec::as_slice)
+            .unwrap_or_default()
+    }
+
+    /// The states of the collections of this database and name (several after a drop and re-creation), newest last.
+    pub fn states_of(&self, db: &str, name: &str) -> Vec<&str> {
+        self.collections()
+            .iter()
+            .filter(|c| c["name"] == *name && (c["database"] == *db || c["db_name"] == *db))
+            .filter_map(|c| c["state"].as_str())
+            .collect()
+    }
+
+    /// Rows the target has acknowledged since the server started.
+    pub fn rows(&self) -> u64 {
+        match find(&self.task, "rows_out").and_then(Value::as_u64) {
+            Some(rows) => rows,
+            None => self
+                .collections()
+                .iter()
+                .filter_map(|c| c["rows"].as_u64())
+                .sum(),
+        }
+    }
+
+    /// Seconds of source time; `None` before the first message.
+    pub fn lag_seconds(&self) -> Option<f64> {
+        self.task
+            .get("lag_seconds")
+            .or_else(|| find(&self.task, "lag_seconds"))
+            .and_then(Value::as_f64)
+    }
+}
+
+/// The first value of this key, breadth first.
+fn find<'a>(root: &'a Value, key: &str) -> Option<&'a Value> {
+    let mut level = vec![root];
+    while !level.is_empty() {
+        if let Some(found) = level.iter().find_map(|v| v.get(key)) {
+            return Some(found);
+        }
+        level = level
+            .into_iter()
+            .filter_map(Value::as_object)
+            .flat_map(|o| o.values())
+            .collect();
+    }
+    None
+}
+
+/// The server's binary: `MILVUS_CDC_BIN`, else beside this executable or in the folder above (tests are in `deps`).
+///
+/// # Errors
+/// It is in none of these places.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("MILVUS_CDC_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    let own = std::env::current_exe().context("find this executable")?;
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("milvus-cdc"))
+        .find(|path| path.is_file())
+        .context("no milvus-cdc binary beside this one (cargo build -p milvus-cdc) and MILVUS_CDC_BIN is not set")
+}
+
+fn config(source: &Milvus, port: u16, dir: &Path) -> String {
+    let queue = match source.mq() {
+        Mq::Natsmq => format!("natsmq:\n    address: \"{}\"", source.nats()),
+        Mq::Rocksmq => format!(
+            "rocksmq:\n    path: \"{}\"",
+            source.rocksmq_path().display()
+        ),
+    };
+    format!(
+        "address: \"127.0.0.1:{port}\"\n\
+         logLevel: info\n\
+         metaStoreConfig:\n  storeType: sqlite\n  sqlite:\n    path: \"{store}\"\n\
+         sourceConfig:\n  etcd:\n    address: [\"{etcd}\"]\n    rootPath: \"{root}\"\n    metaSubPath: meta\n\
+         \x20 replicateChan: \"{channel}\"\n\
+         \x20 {queue}\n",
+        store = dir.join("milvus-cdc.db").display(),
+        etcd = source.etcd(),
+        root = source.root_path(),
+        channel = source.replicate_channel(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_is_found_at_any_depth() {
+        let task = json!({
+            "state": "Running",
+            "status": {
+                "lag_seconds": 0.5,
+                "collections": [
+                    { "database": "d", "name": "c", "state": "Dropped", "rows": 3, "lag_seconds": 9.0 },
+                    { "database": "d", "name": "c", "state": "Streaming", "rows": 4 },
+                ],
+            },
+        });
+        let status = Status { task };
+        assert_eq!(status.state(), "Running");
+        assert_eq!(status.rows(), 7);
+        assert_eq!(status.lag_seconds(), Some(0.5));
+        assert_eq!(status.states_of("d", "c"), ["Dropped", "Streaming"]);
+        assert!(status.states_of("e", "c").is_empty());
+    }
+}

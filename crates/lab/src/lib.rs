@@ -1,0 +1,18 @@
+//! A laboratory for milvus-cdc: real Milvus servers on one machine, a workload that uses every operation, and the
+//! comparison of two servers by reading both.
+//!
+//! - [`servers`]: Milvus 2.3.5 as a source or as a standby target. [`cdc`]: the `milvus-cdc` binary as a process.
+//! - [`client`]: calls to Milvus. [`workload`]: a seeded mix of operations. [`compare`]: what differs.
+//! - [`proxy`]: a target that loses replies. [`sabotage`]: spoils one thing on a target, so that the comparison can be tested.
+
+pub mod cdc;
+pub mod client;
+pub mod compare;
+pub mod demo;
+pub mod http;
+pub mod latency;
+pub mod progress;
+pub mod proxy;
+pub mod sabotage;
+pub mod servers;
+pub mod workload;

@@ -1,0 +1,229 @@
+//! The demo, and its parts by hand.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use cdc_lab::client::Client;
+use cdc_lab::compare::{Options, compare};
+use cdc_lab::demo::{self, Demo};
+use cdc_lab::progress::Progress;
+use cdc_lab::sabotage::Sabotage;
+use cdc_lab::servers::{Milvus, Mq, Spec};
+use cdc_lab::workload::{Plan, Workload};
+use clap::{Parser, Subcommand, ValueEnum};
+
+#[derive(Parser)]
+#[command(
+    name = "cdc-lab",
+    about = "Real Milvus servers, a workload, and the comparison of two servers",
+    version
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Two real Milvus, milvus-cdc between them, a workload, the comparison. Exits 0 only if all is equal.
+    Demo {
+        /// The source's message queue.
+        #[arg(long, value_enum, default_value = "natsmq")]
+        source: Source,
+        /// Leaves everything running at the end and prints how to go on by hand.
+        #[arg(long)]
+        keep: bool,
+        /// Spoils one thing on the target before the comparison, which then must fail and name it.
+        #[arg(long, value_enum)]
+        sabotage: Option<Spoil>,
+        #[command(flatten)]
+        size: Size,
+        /// The folder for data and logs; a temporary one if not given.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+    /// Starts a source and a standby, prints their addresses and waits for ctrl-c.
+    Up {
+        #[arg(long, value_enum, default_value = "natsmq")]
+        source: Source,
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+    /// Runs the workload on one server.
+    Work {
+        /// `http://host:port`.
+        uri: String,
+        #[command(flatten)]
+        size: Size,
+        /// Begins the names of databases and collections, so that several workloads can follow each other.
+        #[arg(long, default_value = "")]
+        prefix: String,
+    },
+    /// Compares two servers; fails if they differ. Loads on the source what is not loaded.
+    Compare {
+        source: String,
+        target: String,
+        /// Seconds the target may take to become equal.
+        #[arg(long, default_value_t = 60)]
+        patience: u64,
+    },
+}
+
+#[derive(clap::Args)]
+struct Size {
+    /// Rows to insert, at least.
+    #[arg(long, default_value_t = 20_000)]
+    rows: u64,
+    /// Operations to run, at least.
+    #[arg(long, default_value_t = 200)]
+    ops: u64,
+    /// The same seed gives the same calls; random if not given.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+impl Size {
+    fn plan(&self) -> Plan {
+        let seed = self.seed.unwrap_or_else(rand::random);
+        Plan {
+            rows: self.rows,
+            operations: self.ops,
+            seed,
+            ..Plan::default()
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Source {
+    Natsmq,
+    Rocksmq,
+}
+
+impl From<Source> for Mq {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Natsmq => Mq::Natsmq,
+            Source::Rocksmq => Mq::Rocksmq,
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Spoil {
+    /// Deletes one row.
+    Lose,
+    /// Writes one row a second time.
+    Double,
+    /// Changes one field of one row.
+    Change,
+    /// Drops one index.
+    Index,
+}
+
+impl From<Spoil> for Sabotage {
+    fn from(spoil: Spoil) -> Self {
+        match spoil {
+            Spoil::Lose => Sabotage::Lose,
+            Spoil::Double => Sabotage::Double,
+            Spoil::Change => Sabotage::Change,
+            Spoil::Index => Sabotage::Index,
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Cli::parse().command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<()> {
+    let progress = Progress::auto();
+    match command {
+        Command::Demo {
+            source,
+            keep,
+            sabotage,
+            size,
+            dir,
+        } => {
+            let demo = Demo {
+                source: source.into(),
+                keep,
+                sabotage: sabotage.map(Into::into),
+                plan: size.plan(),
+                dir,
+            };
+            ensure!(
+                demo::run(&demo, &progress).await?,
+                "source and target differ"
+            );
+        }
+        Command::Up { source, dir } => {
+            let dir = dir.unwrap_or_else(|| {
+                std::env::temp_dir().join(format!("cdc-lab-{}", std::process::id()))
+            });
+            let (source, target) = tokio::try_join!(
+                Milvus::start(
+                    Spec::source("source", source.into(), dir.join("source")),
+                    &progress
+                ),
+                Milvus::start(Spec::standby("target", dir.join("target")), &progress),
+            )?;
+            for m in [&source, &target] {
+                println!(
+                    "{}: {}, etcd {}, root path {}",
+                    m.name(),
+                    m.uri(),
+                    m.etcd(),
+                    m.root_path()
+                );
+                println!(
+                    "  nats {}, rocksmq {}, log {}",
+                    m.nats(),
+                    m.rocksmq_path().display(),
+                    m.log().display()
+                );
+            }
+            tokio::signal::ctrl_c().await?;
+        }
+        Command::Work { uri, size, prefix } => {
+            let client = Client::connect("source", &uri).await?;
+            let plan = Plan {
+                prefix: prefix.leak(),
+                ..size.plan()
+            };
+            println!("seed {}", plan.seed);
+            let say = |what: &str, done: cdc_lab::workload::Done| {
+                println!("{:>5} {:>7} {what}", done.operations, done.rows_inserted)
+            };
+            println!("{:?}", Workload::new(&client, plan, say).run().await?);
+        }
+        Command::Compare {
+            source,
+            target,
+            patience,
+        } => {
+            let (source, target) = (
+                Client::connect("source", &source).await?,
+                Client::connect("target", &target).await?,
+            );
+            let options = Options {
+                patience: Duration::from_secs(patience),
+                ..Options::default()
+            };
+            let report = compare(&source, &target, options).await?;
+            println!("{report}");
+            ensure!(report.is_equal(), "source and target differ");
+        }
+    }
+    Ok(())
+}

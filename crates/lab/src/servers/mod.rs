@@ -1,0 +1,264 @@
+//! Real Milvus servers on this machine, each in one process with its own ports, folders and embedded etcd.
+
+mod config;
+mod ports;
+pub mod process;
+pub mod wheel;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+pub use ports::free_port;
+pub use process::{Exit, Process};
+
+use crate::http;
+use crate::progress::Progress;
+use config::Ports;
+
+/// The message queue of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mq {
+    /// NATS JetStream inside the server's process, reachable over TCP.
+    Natsmq,
+    /// A RocksDB in the server's process, reachable as files.
+    Rocksmq,
+}
+
+/// What server to start.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// Its name, also the etcd root path and the prefix of its channels.
+    pub name: String,
+    pub mq: Mq,
+    /// Whether it takes ReplicateMessage (and then no rows from clients): `common.ttMsgEnabled: false`.
+    pub standby: bool,
+    /// Everything of this server is below this folder.
+    pub dir: PathBuf,
+    /// More settings of `milvus.yaml`: dotted key, value as YAML.
+    pub overrides: Vec<(String, String)>,
+}
+
+impl Spec {
+    /// A source: an ordinary server.
+    pub fn source(name: &str, mq: Mq, dir: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.to_owned(),
+            mq,
+            standby: false,
+            dir: dir.into(),
+            overrides: Vec::new(),
+        }
+    }
+
+    /// A target of ReplicateMessage.
+    pub fn standby(name: &str, dir: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.to_owned(),
+            mq: Mq::Rocksmq,
+            standby: true,
+            dir: dir.into(),
+            overrides: Vec::new(),
+        }
+    }
+
+    /// Adds a setting of `milvus.yaml`.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.overrides.push((key.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+/// A Milvus server started by us. Dropping it kills it; its folder stays.
+#[derive(Debug)]
+pub struct Milvus {
+    spec: Spec,
+    ports: Ports,
+    unpacked: PathBuf,
+    process: Option<Process>,
+}
+
+/// How long a server may take from its start to healthy. 10 to 15 s on two cores when nothing else runs.
+const START_DEADLINE: Duration = Duration::from_secs(180);
+/// How long a graceful stop may take before the server is killed.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+
+impl Milvus {
+    /// Downloads the server if it is not cached, writes its configuration, starts it and waits until it is healthy.
+    ///
+    /// # Errors
+    /// Any of these fails; the message has the last lines of the server's log.
+    pub async fn start(spec: Spec, progress: &Progress) -> Result<Self> {
+        let unpacked = wheel::ensure(progress).await?;
+        std::fs::create_dir_all(&spec.dir)
+            .with_context(|| format!("create {}", spec.dir.display()))?;
+        let spec = Spec {
+            dir: spec.dir.canonicalize()?,
+            ..spec
+        };
+        let ports = Ports::pick()?;
+        config::write(&spec, &ports, &unpacked)?;
+        let mut server = Self {
+            spec,
+            ports,
+            unpacked,
+            process: None,
+        };
+        server.launch(progress).await?;
+        Ok(server)
+    }
+
+    async fn launch(&mut self, progress: &Progress) -> Result<()> {
+        let what = format!("start Milvus {} ({})", self.spec.name, self.kind());
+        progress.begin(&what);
+        let mut command = Command::new(self.unpacked.join("milvus"));
+        command
+            .args(["run", "standalone"])
+            .current_dir(&self.spec.dir)
+            .env("LD_LIBRARY_PATH", &self.unpacked)
+            .env("DEPLOY_MODE", "STANDALONE")
+            .env("METRICS_PORT", self.ports.metrics.to_string())
+            .env("MILVUSCONF", self.spec.dir.join("configs"));
+        let process = Process::spawn(&self.spec.name, &mut command, &self.log())?;
+        self.process = Some(process);
+        self.wait_healthy().await?;
+        progress.done(&what);
+        Ok(())
+    }
+
+    async fn wait_healthy(&mut self) -> Result<()> {
+        let url = format!("127.0.0.1:{}", self.ports.metrics);
+        let end = Instant::now() + START_DEADLINE;
+        loop {
+            if let Some(process) = &mut self.process
+                && let Some(status) = process.ended()?
+            {
+                bail!(
+                    "Milvus {} ended with {status} while starting; its last words:\n{}",
+                    self.spec.name,
+                    process.last_lines(30)
+                );
+            }
+            if let Ok(reply) = http::get(&url, "/healthz", Duration::from_secs(3)).await
+                && reply.status == 200
+                && reply.body.trim() == "OK"
+            {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                bail!(
+                    "Milvus {} is not healthy after {} s; its last words:\n{}",
+                    self.spec.name,
+                    START_DEADLINE.as_secs(),
+                    process::tail(&self.log(), 30)
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match (self.spec.mq, self.spec.standby) {
+            (_, true) => "standby",
+            (Mq::Natsmq, false) => "natsmq",
+            (Mq::Rocksmq, false) => "rocksmq",
+        }
+    }
+
+    /// SIGTERM, SIGKILL after half a minute. Does nothing if it does not run.
+    ///
+    /// # Errors
+    /// It cannot be stopped.
+    pub async fn stop(&mut self) -> Result<Option<Exit>> {
+        match self.process.take() {
+            Some(mut p) => Ok(Some(p.stop(STOP_PATIENCE).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub async fn kill9(&mut self) -> Result<()> {
+        if let Some(mut p) = self.process.take() {
+            p.kill9().await?;
+        }
+        Ok(())
+    }
+
+    /// Starts it again after [`Milvus::stop`] or [`Milvus::kill9`] (stops it first if it runs), with the same folder and ports.
+    ///
+    /// # Errors
+    /// As [`Milvus::start`].
+    pub async fn restart(&mut self, progress: &Progress) -> Result<()> {
+        self.stop().await?;
+        self.launch(progress).await
+    }
+
+    /// From now on dropping it leaves it running.
+    pub fn leave_running(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.leave_running();
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    pub fn mq(&self) -> Mq {
+        self.spec.mq
+    }
+
+    /// The process id, if it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    /// The gRPC address, `http://127.0.0.1:port`.
+    pub fn uri(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.proxy)
+    }
+
+    /// `http://127.0.0.1:port` of the embedded etcd's clients.
+    pub fn etcd(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.etcd)
+    }
+
+    /// `etcd.rootPath`; the metadata is below `{root path}/meta`.
+    pub fn root_path(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// The channel on which the source tells of DDL, `{cluster prefix}-replicate-msg`.
+    pub fn replicate_channel(&self) -> String {
+        format!("{}-replicate-msg", self.spec.name)
+    }
+
+    /// `nats://127.0.0.1:port`; of use only with [`Mq::Natsmq`].
+    pub fn nats(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.ports.nats)
+    }
+
+    /// The live RocksDB of RocksMQ; of use only with [`Mq::Rocksmq`].
+    pub fn rocksmq_path(&self) -> PathBuf {
+        self.spec.dir.join("rocksmq")
+    }
+
+    pub fn metrics_port(&self) -> u16 {
+        self.ports.metrics
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.spec.dir
+    }
+
+    /// Everything the server has printed.
+    pub fn log(&self) -> PathBuf {
+        self.spec.dir.join("milvus.log")
+    }
+}
