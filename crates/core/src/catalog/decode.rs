@@ -138,7 +138,10 @@ pub fn index(info: &FieldIndex) -> Option<Index> {
     }
     let mut params = pairs(&of.user_index_params);
     if params.is_empty() {
-        params = pairs(&of.index_params);
+        // A scalar index made without any parameter has none; a vector index always states its metric.
+        if of.index_params.iter().any(|pair| pair.key == "metric_type") {
+            params = pairs(&of.index_params);
+        }
     } else {
         // What the user left to the source's defaults has to be said to a target whose defaults may differ. The type
         // of an auto index stays the target's choice.

@@ -15,6 +15,7 @@ mod state;
 mod stream;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,8 +37,15 @@ use state::{Call, State};
 pub use state::{EdgeId, Outgoing};
 pub use stream::{Budget, Cell, StreamCtl, Ticket};
 
-/// F is raised this far ahead, so that it is written at most twice a second.
-const FLOOR_LEAD: Duration = Duration::from_millis(400);
+/// F is raised this far ahead, so that it is written at most a few times a second.
+const FLOOR_LEAD: Duration = Duration::from_millis(500);
+/// With less than this left of the lead, F is raised again while calls go on: none of them waits for the disk.
+const FLOOR_LOW: Duration = Duration::from_millis(250);
+/// The target gives out segments for two seconds of its own time and refuses inserts beyond them ("failRemainRequest").
+/// Inserts further ahead than this wait.
+const AHEAD: Duration = Duration::from_millis(1500);
+/// A wait for the target's clock of more than this is said to people.
+const SKEW: Duration = Duration::from_secs(3);
 /// After the deadline of a lost call, this long still counts as "it may arrive".
 const LATE: Duration = Duration::from_millis(300);
 /// How often a call that the target refuses for no clear reason is repeated before its messages are tried one by one.
@@ -68,7 +76,10 @@ impl Lane {
         let sender = Sender {
             hub,
             shared: shared.clone(),
-            floor,
+            floor: Arc::new(Floor {
+                on_disk: AtomicU64::new(floor.0),
+                raising: AtomicBool::new(false),
+            }),
             quiet_until: Instant::now(),
         };
         let stopped = stop.clone();
@@ -151,11 +162,17 @@ impl Lane {
     }
 }
 
+/// F as it is on disk.
+struct Floor {
+    on_disk: AtomicU64,
+    /// A commit of a larger F is on its way.
+    raising: AtomicBool,
+}
+
 struct Sender {
     hub: Arc<Hub>,
     shared: Arc<Shared>,
-    /// F as it is on disk.
-    floor: Tso,
+    floor: Arc<Floor>,
     /// No tick before: a call of unknown outcome may still arrive.
     quiet_until: Instant,
 }
@@ -259,6 +276,7 @@ impl Sender {
     }
 
     async fn send(&mut self, tick: Option<Tso>, messages: &[Outgoing]) -> Result<(), TargetError> {
+        self.until_near(messages).await?;
         let mut entries: Vec<Bytes> = Vec::with_capacity(messages.len() + 1);
         if let Some(tick) = tick {
             entries.push(encode::tick(tick, self.hub.message_id()));
@@ -273,16 +291,10 @@ impl Sender {
         let begin = tick
             .or_else(|| messages.iter().map(|m| m.ts).min())
             .unwrap_or_default();
-        // The request's end only serves the expiry of segment assignments; ahead of the target's clock it fails.
-        let end = if messages.iter().any(|m| m.is_insert) {
-            end.min(self.hub.now().await?)
-        } else {
-            end
-        };
         let result = self
             .hub
             .target
-            .replicate(&self.shared.channel, entries, begin.min(end), end)
+            .replicate(&self.shared.channel, entries, begin, end)
             .await;
         if let Err(error) = &result
             && error.outcome_unknown()
@@ -294,7 +306,11 @@ impl Sender {
 
     /// F on disk at or above `ts` before `ts` is sent.
     async fn reserve(&mut self, ts: Tso) {
-        if ts <= self.floor {
+        let floor = Tso(self.floor.on_disk.load(Ordering::Acquire));
+        if ts <= floor {
+            if ts.behind(floor) < FLOOR_LOW && !self.floor.raising.swap(true, Ordering::AcqRel) {
+                self.raise_ahead(ts.plus(FLOOR_LEAD));
+            }
             return;
         }
         let floor = ts.plus(FLOOR_LEAD);
@@ -306,7 +322,48 @@ impl Sender {
             }
             backoff.wait().await;
         }
-        self.floor = floor;
+        self.floor.on_disk.fetch_max(floor.0, Ordering::AcqRel);
+    }
+
+    /// Commits a larger F beside the calls. If that fails, the next call above F waits for one that does not.
+    fn raise_ahead(&self, to: Tso) {
+        let (hub, channel) = (self.hub.clone(), self.shared.channel.clone());
+        let floor = self.floor.clone();
+        tokio::spawn(async move {
+            if hub.raise_floor(&channel, to).await.is_ok() {
+                floor.on_disk.fetch_max(to.0, Ordering::AcqRel);
+            }
+            floor.raising.store(false, Ordering::Release);
+        });
+    }
+
+    /// Waits until the target's clock has come near the inserts of a call.
+    ///
+    /// The end of a request is what the target chooses the rows' segment by: it takes one that stays open until then.
+    /// With an earlier end a row could go into a segment that is sealed and written out before the row's own time has
+    /// passed, and be lost. So the end is never less than the rows' times, and rows too far ahead wait: nobody could
+    /// query them before that time anyway.
+    async fn until_near(&self, messages: &[Outgoing]) -> Result<(), TargetError> {
+        let Some(end) = messages.iter().filter(|m| m.is_insert).map(|m| m.ts).max() else {
+            return Ok(());
+        };
+        loop {
+            let ahead = self.hub.now().await?.plus(AHEAD).behind(end);
+            if ahead.is_zero() {
+                return Ok(());
+            }
+            if ahead > SKEW {
+                let why = format!(
+                    "{}: rows are {:.1} s ahead of the target's clock and wait for it",
+                    self.shared.channel,
+                    (ahead + AHEAD).as_secs_f64()
+                );
+                let hint = "set the clocks of source and target alike (NTP)";
+                let problem = Problem::new(ErrorClass::Transient, why, hint);
+                *self.shared.problem.lock() = Some(problem);
+            }
+            tokio::time::sleep(ahead.min(Duration::from_secs(1))).await;
+        }
     }
 
     fn report(&self, error: &TargetError) {

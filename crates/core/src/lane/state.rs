@@ -14,8 +14,9 @@ use crate::tso::Tso;
 /// A call is at most this large, or one message: more makes it only slower (measured on 2.3.5: 5 MB in 129 ms, 53 MB in
 /// 1.7 s).
 const MAX_CALL: usize = 4 << 20;
-/// With no rows waiting to be shown, ticks are this far apart.
-const IDLE_TICK: Duration = Duration::from_millis(500);
+/// With no rows waiting to be shown, ticks are this far apart: within what F is raised ahead, so that no row that comes
+/// after a pause waits for the disk.
+const IDLE_TICK: Duration = Duration::from_millis(400);
 
 /// A reader's connection to a lane.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -4,17 +4,19 @@
 //! to its replicate-msg channel at all, and a failed write there is only logged). Works outside the lanes, so that no
 //! row waits for a load.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::TaskContext;
-use super::objects::{Objects, Route};
+use super::objects::{Objects, PartitionAnswer, Route};
 use crate::backoff::Backoff;
-use crate::catalog::{Collection, Index, LoadState, ObjectState, View};
-use crate::error::Problem;
+use crate::catalog::{Collection, Index, LoadState, ObjectState, Partition, View};
+use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, DbId};
 use crate::store::{Change, ObjectPhase};
 use crate::target::{Loaded, Target, TargetError, TargetIndex};
@@ -22,6 +24,8 @@ use crate::task::Selection;
 
 /// Under this id the store's notes hold the databases that were made, as JSON.
 const DATABASES_NOTE: CollectionId = CollectionId(-1);
+/// And under this one the collections that were loaded and still have to be flushed.
+const LOADED_NOTE: CollectionId = CollectionId(-2);
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// The database that every Milvus has and nobody can drop.
 const DEFAULT: &str = "default";
@@ -35,7 +39,11 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
     let mut views = ctx.parts.catalog.subscribe();
     let mut done: HashMap<CollectionId, (Arc<Collection>, usize)> = HashMap::new();
     let mut tries: HashMap<CollectionId, Try> = HashMap::new();
-    let mut databases: BTreeMap<DbId, String> = load_databases(&ctx).await;
+    let mut databases: BTreeMap<DbId, String> = read_note(&ctx, DATABASES_NOTE).await;
+    let mut settling = Settling {
+        loaded: read_note(&ctx, LOADED_NOTE).await,
+        ctx: ctx.clone(),
+    };
     loop {
         let view = views.borrow_and_update().clone();
         if ctx.spec.selection == Selection::All
@@ -43,6 +51,7 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
         {
             tracing::debug!(task = %ctx.spec.id, "databases: {problem}");
         }
+        settling.settle(&objects).await;
         for route in objects.routes() {
             let Some(source) = view
                 .collections
@@ -62,10 +71,11 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
             if !live || same || tries.get(&id).is_some_and(|t| t.at > Instant::now()) {
                 continue;
             }
-            match converge(ctx.hub.target.as_ref(), &objects, &route, source).await {
+            match converge(&ctx, &objects, &route, source, &mut settling).await {
                 Ok(()) => {
                     done.insert(id, (source.clone(), identity));
                     tries.remove(&id);
+                    objects.converged(id, None);
                 }
                 Err(problem) => {
                     let entry = tries.entry(id).or_insert_with(|| Try {
@@ -76,10 +86,12 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
                         tracing::warn!(task = %ctx.spec.id, collection = %source.name, "{problem}");
                     }
                     entry.at = Instant::now() + entry.backoff.step();
+                    objects.converged(id, Some(problem));
                 }
             }
         }
         done.retain(|id, _| view.collections.contains_key(id));
+        tries.retain(|id, _| view.collections.contains_key(id));
         tokio::select! {
             changed = views.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -88,12 +100,86 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
     }
 }
 
-async fn load_databases(ctx: &TaskContext) -> BTreeMap<DbId, String> {
-    let stored = ctx.parts.store.load(&ctx.spec.id).await.ok();
-    let note = stored
-        .and_then(|mut progress| progress.notes.remove(&DATABASES_NOTE))
-        .unwrap_or_default();
-    serde_json::from_str(&note).unwrap_or_default()
+/// Collections that were loaded on the target and have to be flushed once they are.
+///
+/// A 2.3.5 that loads a collection whose channel another loaded collection shares may leave out rows that are not
+/// flushed yet: its readers of one channel are merged at different places (seen; the rows came back with a flush, for
+/// its data node has them). So every load is followed by a flush, also after a crash in between.
+struct Settling {
+    ctx: Arc<TaskContext>,
+    loaded: BTreeSet<CollectionId>,
+}
+
+impl Settling {
+    /// Before the load.
+    async fn begin(&mut self, id: CollectionId) {
+        if self.loaded.insert(id) {
+            self.store().await;
+        }
+    }
+
+    /// Flushes what is loaded by now.
+    async fn settle(&mut self, objects: &Objects) {
+        let before = self.loaded.len();
+        for id in self.loaded.clone() {
+            let live = objects
+                .get(id)
+                .is_some_and(|o| o.phase == ObjectPhase::Live);
+            let Some(route) = objects.route_of(id).filter(|_| live) else {
+                if objects.get(id).is_none_or(|o| o.phase == ObjectPhase::Dropped) {
+                    self.loaded.remove(&id);
+                }
+                continue;
+            };
+            let to = &route.shards[0].to;
+            let target = &self.ctx.hub.target;
+            let flushed = match target.loaded(&to.database, &to.name, &[]).await {
+                Ok(Loaded::Yes) => target
+                    .flush(&to.database, std::slice::from_ref(&to.name))
+                    .await
+                    .is_ok(),
+                // Released again: the next load comes with its own flush.
+                Ok(Loaded::No) => true,
+                Ok(Loaded::Loading) | Err(_) => false,
+            };
+            if flushed {
+                self.loaded.remove(&id);
+            }
+        }
+        if self.loaded.len() != before {
+            self.store().await;
+        }
+    }
+
+    async fn store(&self) {
+        write_note(&self.ctx, LOADED_NOTE, &self.loaded).await;
+    }
+}
+
+/// What was noted; the default if nothing was. Waits for the store: what was made must not be forgotten.
+async fn read_note<T: DeserializeOwned + Default>(ctx: &TaskContext, id: CollectionId) -> T {
+    let mut backoff = Backoff::new();
+    loop {
+        match ctx.parts.store.load(&ctx.spec.id).await {
+            Ok(mut progress) => {
+                let note = progress.notes.remove(&id).unwrap_or_default();
+                return serde_json::from_str(&note).unwrap_or_default();
+            }
+            Err(error) => tracing::warn!(task = %ctx.spec.id, %error, "cannot read the notes"),
+        }
+        backoff.wait().await;
+    }
+}
+
+async fn write_note<T: Serialize>(ctx: &TaskContext, id: CollectionId, value: &T) {
+    let note = serde_json::to_string(value).unwrap_or_default();
+    let task = ctx.spec.id.clone();
+    ctx.commit(vec![Change::PutNote {
+        task,
+        collection: id,
+        note,
+    }])
+    .await;
 }
 
 async fn converge_databases(
@@ -142,37 +228,43 @@ async fn converge_databases(
         made.remove(&id);
     }
     if *made != before {
-        let note = serde_json::to_string(&made).unwrap_or_default();
-        let task = ctx.spec.id.clone();
-        ctx.commit(vec![Change::PutNote {
-            task,
-            collection: DATABASES_NOTE,
-            note,
-        }])
-        .await;
+        write_note(ctx, DATABASES_NOTE, made).await;
     }
     Ok(())
 }
 
 /// One collection: partitions, then indexes (which needs it released), then what is loaded.
 async fn converge(
-    target: &dyn Target,
+    ctx: &TaskContext,
     objects: &Objects,
     route: &Route,
     source: &Collection,
+    settling: &mut Settling,
 ) -> Result<(), Problem> {
+    let target = ctx.hub.target.as_ref();
     let to = &route.shards[0].to;
     let (db, name) = (to.database.as_str(), to.name.as_str());
     let problem = |e: TargetError| e.problem();
-    for partition in source
+    let created: Vec<&Partition> = source
         .partitions
         .values()
         .filter(|p| p.state == ObjectState::Created)
-    {
-        if let super::objects::PartitionAnswer::Failed(problem) =
-            objects.partition(route, partition.id).await
-        {
-            return Err(problem);
+        .collect();
+    for partition in &created {
+        match objects.partition(route, partition.id).await {
+            PartitionAnswer::Known(_) | PartitionAnswer::Gone => {}
+            PartitionAnswer::Failed(problem) => return Err(problem),
+            // Not forgotten: nothing else makes a partition that never gets a row.
+            PartitionAnswer::NameTaken => {
+                return Err(Problem::new(
+                    ErrorClass::Transient,
+                    format!(
+                        "partition {}.{}/{} waits until the older one of its name is dropped on the target",
+                        db, name, partition.name
+                    ),
+                    "goes on by itself",
+                ));
+            }
         }
     }
     let wanted: Vec<TargetIndex> = source
@@ -189,7 +281,7 @@ async fn converge(
         .iter()
         .filter(|w| !found.iter().any(|f| same_index(w, f)))
         .collect();
-    let loaded = target.loaded(db, name, None).await.map_err(problem)? == Loaded::Yes;
+    let loaded = target.loaded(db, name, &[]).await.map_err(problem)? != Loaded::No;
     if loaded && (source.load == LoadState::Released || !extra.is_empty()) {
         target.release(db, name, &[]).await.map_err(problem)?;
     }
@@ -202,48 +294,82 @@ async fn converge(
             .await
             .map_err(problem)?;
     }
+    let names = |of: &[&Partition]| -> Vec<String> { of.iter().map(|p| p.name.clone()).collect() };
     match &source.load {
         LoadState::Released => {}
         LoadState::Collection { replicas } => {
-            target
-                .load(db, name, &[], *replicas)
+            // Not again where nothing is missing: a load names the indexes of the moment, and one that names others
+            // than the first did is refused.
+            if target
+                .loaded(db, name, &names(&created))
                 .await
-                .map_err(problem)?;
+                .map_err(problem)?
+                == Loaded::No
+            {
+                settling.begin(route.source).await;
+                load(target, db, name, (&[], &[]), *replicas).await?;
+            }
         }
         LoadState::Partitions {
             replicas,
             partitions,
         } => {
-            let mut load = Vec::new();
-            let mut release = Vec::new();
-            for partition in source
-                .partitions
-                .values()
-                .filter(|p| p.state == ObjectState::Created)
-            {
+            let mut missing = Vec::new();
+            let mut extra = Vec::new();
+            for partition in &created {
                 let is = target
-                    .loaded(db, name, Some(&partition.name))
+                    .loaded(db, name, std::slice::from_ref(&partition.name))
                     .await
                     .map_err(problem)?
-                    == Loaded::Yes;
+                    != Loaded::No;
                 match (partitions.contains(&partition.id), is) {
-                    (true, false) => load.push(partition.name.clone()),
-                    (false, true) => release.push(partition.name.clone()),
+                    (true, false) => missing.push(partition.name.clone()),
+                    (false, true) => extra.push(partition.name.clone()),
                     _ => {}
                 }
             }
-            if !release.is_empty() {
-                target.release(db, name, &release).await.map_err(problem)?;
+            if !extra.is_empty() {
+                target.release(db, name, &extra).await.map_err(problem)?;
             }
-            if !load.is_empty() {
-                target
-                    .load(db, name, &load, *replicas)
-                    .await
-                    .map_err(problem)?;
+            if !missing.is_empty() {
+                let wanted: Vec<&Partition> = created
+                    .iter()
+                    .copied()
+                    .filter(|p| partitions.contains(&p.id))
+                    .collect();
+                settling.begin(route.source).await;
+                load(target, db, name, (&missing, &names(&wanted)), *replicas).await?;
             }
         }
     }
     Ok(())
+}
+
+/// Loads the partitions that are `missing`; `all`: those that have to be loaded at the end. Empty: the collection.
+///
+/// A collection of which a part was loaded before one of its indexes was made takes no further load ("can't change the
+/// index for loaded collection", seen on 2.3.5), and none with another number of replicas. The source came there by a
+/// release too.
+async fn load(
+    target: &dyn Target,
+    db: &str,
+    name: &str,
+    (missing, all): (&[String], &[String]),
+    replicas: i32,
+) -> Result<(), Problem> {
+    match target.load(db, name, missing, replicas).await {
+        Err(TargetError::Refused {
+            code: 1100, reason, ..
+        }) if reason.contains("can't change") => {
+            target
+                .release(db, name, &[])
+                .await
+                .map_err(|e| e.problem())?;
+            target.load(db, name, all, replicas).await
+        }
+        other => other,
+    }
+    .map_err(|e| e.problem())
 }
 
 fn target_index(source: &Collection, index: &Index) -> Option<TargetIndex> {

@@ -106,6 +106,8 @@ pub(crate) struct Objects {
     pub(crate) moved: Notify,
     /// Told when the drop of a partition is complete.
     pub(crate) freed: Notify,
+    /// What keeps a collection's indexes or load state from being as on the source.
+    unequal: Mutex<BTreeMap<CollectionId, Problem>>,
 }
 
 impl Objects {
@@ -163,7 +165,26 @@ impl Objects {
             applied: Mutex::default(),
             moved: Notify::new(),
             freed: Notify::new(),
+            unequal: Mutex::default(),
         }
+    }
+
+    /// The route of a collection that is open.
+    pub(crate) fn route_of(&self, id: CollectionId) -> Option<Arc<Route>> {
+        self.routes.read().get(&id).cloned()
+    }
+
+    /// Notes what keeps a collection's indexes or load state from being as on the source; `None`: nothing.
+    pub(crate) fn converged(&self, id: CollectionId, problem: Option<Problem>) {
+        let mut unequal = self.unequal.lock();
+        match problem {
+            Some(problem) => unequal.insert(id, problem),
+            None => unequal.remove(&id),
+        };
+    }
+
+    pub(crate) fn unequal(&self) -> BTreeMap<CollectionId, Problem> {
+        self.unequal.lock().clone()
     }
 
     pub(crate) fn get(&self, id: CollectionId) -> Option<CollectionObject> {

@@ -353,12 +353,12 @@ async fn cancelled_next_loses_nothing(h: &dyn ContractHarness) -> Result<(), Str
         let mut patience = Duration::from_micros(1);
         while got.len() < n {
             match timeout(patience, reader.next(500)).await {
-                Ok(batch) => got.extend(batch.map_err(|e| e.to_string())?),
+                Ok(batch) => {
+                    got.extend(batch.map_err(|e| e.to_string())?);
+                    patience = Duration::from_micros(1);
+                }
                 // From hardly begun to well under way.
                 Err(_) => patience = (patience * 2).min(Duration::from_millis(50)),
-            }
-            if got.len().is_multiple_of(7) {
-                patience = Duration::from_micros(1);
             }
         }
         Ok::<_, String>(got)

@@ -640,20 +640,20 @@ impl Target for GrpcTarget {
         &self,
         database: &str,
         name: &str,
-        partition: Option<&str>,
+        partitions: &[String],
     ) -> Result<Loaded, TargetError> {
         let request = rpc::GetLoadStateRequest {
             db_name: database.into(),
             collection_name: name.into(),
-            partition_names: partition.map(str::to_owned).into_iter().collect(),
+            partition_names: partitions.to_vec(),
             ..Default::default()
         };
         let answer = answer_call!(self, "GetLoadState", get_load_state, request);
         // LoadState: 0 NotExist, 1 NotLoad, 2 Loading, 3 Loaded.
-        Ok(if answer.state >= 2 {
-            Loaded::Yes
-        } else {
-            Loaded::No
+        Ok(match answer.state {
+            3 => Loaded::Yes,
+            2 => Loaded::Loading,
+            _ => Loaded::No,
         })
     }
 

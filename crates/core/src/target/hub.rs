@@ -155,11 +155,13 @@ impl Hub {
         Ok(())
     }
 
-    /// A recent timestamp of the target, never ahead of its clock: rows with a request time beyond it fail.
+    /// The target's timestamp of this moment, never ahead of its clock: read from it twice a second, and counted on in
+    /// between by the time that passed since the answer.
     pub async fn now(&self) -> Result<Tso, TargetError> {
         let (ts, read) = *self.clock.lock();
-        if read.elapsed() < CLOCK_AGE {
-            return Ok(ts);
+        let age = read.elapsed();
+        if age < CLOCK_AGE {
+            return Ok(ts.plus(age));
         }
         let now = self.target.now().await?;
         *self.clock.lock() = (now, Instant::now());

@@ -135,6 +135,7 @@ pub struct TargetIndex {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Loaded {
     No,
+    Loading,
     Yes,
 }
 
@@ -217,12 +218,12 @@ pub trait Target: Send + Sync {
         index: &TargetIndex,
     ) -> Result<(), TargetError>;
 
-    /// Load state of the collection, or of one partition.
+    /// Whether all of these partitions are loaded; if none are named, what was asked to be loaded of the collection.
     async fn loaded(
         &self,
         database: &str,
         name: &str,
-        partition: Option<&str>,
+        partitions: &[String],
     ) -> Result<Loaded, TargetError>;
     async fn load(
         &self,
