@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::catalog::Catalog;
 use crate::error::{ErrorClass, Problem};
-use crate::ids::{TargetKey, TaskId};
+use crate::ids::TaskId;
 use crate::pipeline::runner::TaskRunner;
 use crate::source::LogSource;
 use crate::store::SharedStore;
@@ -126,10 +126,5 @@ impl Engine {
             }])
             .await
             .map_err(|e| Problem::new(ErrorClass::Transient, e.to_string(), "try again"))
-    }
-
-    /// The targets that running tasks write to.
-    pub fn targets(&self) -> Vec<TargetKey> {
-        self.hubs.keys()
     }
 }

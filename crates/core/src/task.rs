@@ -84,6 +84,14 @@ pub enum OnConflict {
     Recreate,
 }
 
+/// A position that was given in a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GivenPosition {
+    pub position: Position,
+    /// Source timestamp up to which everything is done already; zero if that is not known.
+    pub applied: Tso,
+}
+
 /// A person's answer for one collection that waits for one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Choice {
@@ -92,7 +100,7 @@ pub enum Choice {
     /// Answer to `PositionLost`.
     Start(StartPoint),
     /// Answer to `PositionLost`: at these messages.
-    At(BTreeMap<PChannel, Position>),
+    At(BTreeMap<PChannel, GivenPosition>),
     /// Answer to `Quarantined`: leave out the message that cannot be carried and go on behind it.
     Skip,
 }
@@ -103,12 +111,25 @@ pub struct TaskSpec {
     pub id: TaskId,
     pub target: TargetSpec,
     pub selection: Selection,
+    /// Where collections begin that are there when the task is created; later ones begin at their creation.
     pub start: StartPoint,
-    /// Start positions given with the request, by source physical channel; they win over `start`.
-    pub positions: BTreeMap<PChannel, Position>,
+    /// The same for single collections, by database and name.
+    pub starts: BTreeMap<(String, String), StartPoint>,
+    /// Positions given with the request, by source collection and physical channel; they win over `start`.
+    pub positions: BTreeMap<CollectionId, BTreeMap<PChannel, GivenPosition>>,
+    /// When the task was created, as a timestamp of the source.
+    pub created: Tso,
     pub on_conflict: OnConflict,
     /// Bytes of messages this task may hold in memory, batches in flight included.
     pub memory_budget: usize,
+}
+
+impl TaskSpec {
+    /// Where a collection begins that was there when the task was created.
+    pub fn start_of(&self, database: &str, name: &str) -> StartPoint {
+        let key = (database.to_owned(), name.to_owned());
+        self.starts.get(&key).copied().unwrap_or(self.start)
+    }
 }
 
 /// Where one collection of a task stands.

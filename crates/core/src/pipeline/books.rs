@@ -91,6 +91,14 @@ impl Books {
         });
     }
 
+    /// Where the stretch being read begins: its first message, and whether that one is behind the position.
+    pub(crate) fn begun_at(&self) -> (Position, bool) {
+        match self.stretches.back() {
+            Some(last) => (last.resume, last.after),
+            None => (self.progress.position, self.progress.after),
+        }
+    }
+
     /// What is applied by now.
     pub(crate) fn progress(&mut self) -> Progress {
         while let Some(stretch) = self.stretches.front() {

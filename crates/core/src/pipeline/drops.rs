@@ -1,0 +1,190 @@
+//! The end of collections on the target: the message to every shard, a tick behind it, then the call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::objects::Objects;
+use crate::catalog::ObjectState;
+use crate::error::{ErrorClass, Problem};
+use crate::ids::CollectionId;
+use crate::lane::{Outgoing, StreamCtl, Ticket};
+use crate::route::encode;
+use crate::store::{Change, ObjectPhase};
+use crate::target::TargetCollection;
+use crate::target::hub::store_problem;
+use crate::tso::Tso;
+
+/// How long a drop message may take to be shown on its lane before the drop is tried again.
+const SHOWN_WITHIN: Duration = Duration::from_secs(60);
+
+impl Objects {
+    /// Drops the target's collection by RPC, if it still is the one that was made for this source collection. Its drop
+    /// messages are through.
+    pub(crate) async fn finish_drop(&self, id: CollectionId) -> Result<(), Problem> {
+        let Some(mut object) = self.get(id) else {
+            return Ok(());
+        };
+        let target = &self.ctx.hub.target;
+        let found = target
+            .describe(&object.database, &object.name)
+            .await
+            .map_err(|e| e.problem())?;
+        if found.is_some_and(|found| Some(found.id) == object.target) {
+            let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
+            target
+                .drop_collection(&object.database, &object.name, now)
+                .await
+                .map_err(|e| e.problem())?;
+        }
+        object.phase = ObjectPhase::Dropped;
+        self.put(object).await;
+        self.routes.write().remove(&id);
+        self.forget_partitions(id).await
+    }
+
+    /// Drops a collection whose drop is not read from the queue: it waits for a person, or its messages are gone.
+    ///
+    /// Asks the source once more, for what was dropped there never comes back under its id.
+    pub(crate) async fn drop_from_table(&self, id: CollectionId) -> Result<(), Problem> {
+        let source = self.ctx.catalog().read_collection(id).await;
+        if let Some(source) = source.map_err(|e| e.problem())?
+            && source.state != ObjectState::Dropping
+        {
+            let why = format!("{} is there on the source after all", source.name);
+            return Err(Problem::new(
+                ErrorClass::Transient,
+                why,
+                "tried again by itself",
+            ));
+        }
+        let Some(mut object) = self.get(id) else {
+            return Ok(());
+        };
+        let target = &self.ctx.hub.target;
+        let found = target
+            .describe(&object.database, &object.name)
+            .await
+            .map_err(|e| e.problem())?;
+        if let Some(found) = found {
+            let ours = match object.target {
+                Some(target) => target == found.id,
+                // Its create call was made, or was about to be: nothing was sent to it yet.
+                None => !target
+                    .holds_rows(&object.database, &object.name)
+                    .await
+                    .map_err(|e| e.problem())?,
+            };
+            if ours {
+                object.target = Some(found.id);
+                self.put(object.clone()).await;
+                self.drop_on_target(&object.database, &found, &object.dropped_shards)
+                    .await?;
+            }
+        }
+        self.finish_drop(id).await
+    }
+
+    /// Drops a collection as the target describes it, whatever it was made for; its shards in `done` have had their
+    /// message.
+    pub(super) async fn drop_on_target(
+        &self,
+        database: &str,
+        found: &TargetCollection,
+        done: &[usize],
+    ) -> Result<(), Problem> {
+        let stream = StreamCtl::new(found.id, self.ctx.wake.clone());
+        for (i, (vchannel, pchannel)) in found.vchannels.iter().zip(&found.pchannels).enumerate() {
+            if done.contains(&vchannel.shard().unwrap_or(i)) {
+                continue;
+            }
+            let lane = self.ctx.hub.lane(pchannel);
+            let edge = lane.join(Tso::ZERO, false, self.ctx.hub.floor(pchannel));
+            let map = lane.raise(edge, vec![1], true);
+            let ts = Tso(map.get(1));
+            let to = encode::Shard {
+                collection: found.id,
+                vchannel: vchannel.clone(),
+                database: database.to_owned(),
+                name: found.name.clone(),
+            };
+            let (ticked, shown) = oneshot::channel();
+            lane.push(Outgoing {
+                stream: stream.clone(),
+                bytes: encode::drop_collection(&to, ts.0, self.ctx.hub.message_id()),
+                ts,
+                rows: 0,
+                is_insert: false,
+                origin: None,
+                ticket: Some(Ticket::new(
+                    &Arc::default(),
+                    &Arc::default(),
+                    &self.ctx.budget,
+                    0,
+                )),
+                ticked: Some(ticked),
+            });
+            lane.passed(edge, Tso(1));
+            let shown = tokio::time::timeout(SHOWN_WITHIN, shown).await;
+            lane.leave(edge);
+            if !matches!(shown, Ok(Ok(_))) {
+                lane.purge(&stream);
+                let why = format!(
+                    "the drop of {database}.{} is not shown on {pchannel} yet",
+                    found.name
+                );
+                return Err(Problem::new(
+                    ErrorClass::Transient,
+                    why,
+                    "tried again by itself",
+                ));
+            }
+        }
+        let target = &self.ctx.hub.target;
+        let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
+        target
+            .release(database, &found.name, &[])
+            .await
+            .map_err(|e| e.problem())?;
+        target
+            .drop_collection(database, &found.name, now)
+            .await
+            .map_err(|e| e.problem())
+    }
+
+    async fn forget_partitions(&self, id: CollectionId) -> Result<(), Problem> {
+        let changes = self.partition_deletes(id);
+        let store = &self.ctx.parts.store;
+        store.commit(changes).await.map_err(store_problem)?;
+        self.partitions.lock().retain(|_, p| p.collection != id);
+        Ok(())
+    }
+
+    fn partition_deletes(&self, id: CollectionId) -> Vec<Change> {
+        let task = &self.ctx.spec.id;
+        self.partitions
+            .lock()
+            .values()
+            .filter(|p| p.collection == id)
+            .map(|p| Change::DeletePartition {
+                task: task.clone(),
+                source: p.source,
+            })
+            .collect()
+    }
+
+    /// Forgets a collection, so that it is met anew, together with `also`: at once or not at all.
+    pub(crate) async fn forget(&self, id: CollectionId, also: Vec<Change>) {
+        let mut changes = also;
+        changes.push(Change::DeleteCollection {
+            task: self.ctx.spec.id.clone(),
+            source: id,
+        });
+        changes.extend(self.partition_deletes(id));
+        self.ctx.commit(changes).await;
+        self.collections.lock().remove(&id);
+        self.routes.write().remove(&id);
+        self.partitions.lock().retain(|_, p| p.collection != id);
+    }
+}
