@@ -268,17 +268,11 @@ impl Sender {
                 refused += 1;
             }
             if refused >= REFUSALS {
+                // Tried again from its record, ever more rarely, unless a person says skip.
                 let stream = &message.stream;
-                match (&message.origin, error.class()) {
-                    (Some((channel, position)), ErrorClass::Data) => {
-                        stream.fail_at(channel, *position, error.problem());
-                    }
-                    (origin, class) => {
-                        let since = stream.suspect(origin.as_ref());
-                        if class == ErrorClass::Data || since.elapsed() > REFUSAL_PATIENCE {
-                            stream.fail(error.problem());
-                        }
-                    }
+                let since = stream.suspect(message.origin.as_ref());
+                if error.class() == ErrorClass::Data || since.elapsed() > REFUSAL_PATIENCE {
+                    stream.fail(error.problem());
                 }
                 return false;
             }

@@ -235,6 +235,7 @@ fn who_holds_no_longer_holds_until_what_it_pushed_is_acknowledged() {
         state.join(ms(1000), true, Tso::ZERO),
         state.join(ms(1000), true, Tso::ZERO),
     );
+    settle(&mut state);
     let s = stream(1);
     state.push(message(&s, ms(1350)));
     state.passed(ahead, ms(1400));

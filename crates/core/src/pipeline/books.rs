@@ -37,6 +37,8 @@ pub(crate) struct Books {
     pub(crate) retired: bool,
     /// Up to here another reader, which joined this one, has sent.
     pub(crate) joined: Tso,
+    /// W at the start: up to here an earlier process may have sent.
+    doubt: Tso,
 }
 
 impl Books {
@@ -51,6 +53,7 @@ impl Books {
             changed: false,
             retired: false,
             joined: Tso::ZERO,
+            doubt: progress.sent,
         }
     }
 
@@ -127,6 +130,13 @@ impl Books {
         self.stretches.is_empty() && self.above.is_empty() && self.progress.applied >= self.joined
     }
 
+    /// What is true after a clean stop: nothing is in doubt but what was so at the start and is not replayed yet.
+    pub(crate) fn clean(&mut self) -> Progress {
+        let mut progress = self.progress();
+        progress.sent = progress.applied.max(self.doubt);
+        progress
+    }
+
     /// Whether a message above the last tick was read.
     pub(crate) fn has_above(&self) -> bool {
         !self.above.is_empty()
@@ -193,6 +203,16 @@ mod tests {
             (books.progress().position, books.progress().after),
             (Position::Natsmq(6), true)
         );
+    }
+
+    #[test]
+    fn a_clean_stop_leaves_in_doubt_what_an_earlier_process_may_have_sent() {
+        let mut books = books();
+        books.close(Position::Natsmq(5), Tso(10));
+        books.sent = Tso(90);
+        assert_eq!(books.clean().sent, Tso(50), "W at the start was 50");
+        books.close(Position::Natsmq(9), Tso(70));
+        assert_eq!(books.clean().sent, Tso(70));
     }
 
     #[test]

@@ -45,8 +45,7 @@ impl Conductor<'_> {
         for reader in self.mains.values().chain(self.catching.values()) {
             let mut books = reader.books.lock();
             if clean && books.is_clean() {
-                let mut progress = books.progress();
-                progress.sent = progress.applied;
+                let progress = books.clean();
                 changes.push(reader.put(progress, true));
             } else if let Some(progress) = books.news() {
                 changes.push(reader.put(progress, false));

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::objects::Objects;
+use super::objects::{Objects, Route};
 use crate::catalog::ObjectState;
 use crate::error::{ErrorClass, Problem};
-use crate::ids::CollectionId;
-use crate::lane::{Outgoing, StreamCtl, Ticket};
+use crate::ids::{CollectionId, PartitionId};
+use crate::lane::{Lane, Outgoing, StreamCtl, Ticket};
 use crate::route::encode;
 use crate::store::{Change, ObjectPhase};
 use crate::target::TargetCollection;
@@ -99,37 +100,15 @@ impl Objects {
             if done.contains(&vchannel.shard().unwrap_or(i)) {
                 continue;
             }
-            let lane = self.ctx.hub.lane(pchannel);
-            let edge = lane.join(Tso::ZERO, false, self.ctx.hub.floor(pchannel));
-            let map = lane.raise(edge, vec![1], true);
-            let ts = Tso(map.get(1));
             let to = encode::Shard {
                 collection: found.id,
                 vchannel: vchannel.clone(),
                 database: database.to_owned(),
                 name: found.name.clone(),
             };
-            let (ticked, shown) = oneshot::channel();
-            lane.push(Outgoing {
-                stream: stream.clone(),
-                bytes: encode::drop_collection(&to, ts.0, self.ctx.hub.message_id()),
-                ts,
-                rows: 0,
-                is_insert: false,
-                origin: None,
-                ticket: Some(Ticket::new(
-                    &Arc::default(),
-                    &Arc::default(),
-                    &self.ctx.budget,
-                    0,
-                )),
-                ticked: Some(ticked),
-            });
-            lane.passed(edge, Tso(1));
-            let shown = tokio::time::timeout(SHOWN_WITHIN, shown).await;
-            lane.leave(edge);
-            if !matches!(shown, Ok(Ok(_))) {
-                lane.purge(&stream);
+            let lane = self.ctx.hub.lane(pchannel);
+            let encode = |ts: Tso, msg_id| encode::drop_collection(&to, ts.0, msg_id);
+            if !self.show(&lane, &stream, encode).await {
                 let why = format!(
                     "the drop of {database}.{} is not shown on {pchannel} yet",
                     found.name
@@ -151,6 +130,75 @@ impl Objects {
             .drop_collection(database, &found.name, now)
             .await
             .map_err(|e| e.problem())
+    }
+
+    /// Drops a partition whose name is needed by a newer one and whose drop is not read yet: the source takes the name as
+    /// free before it writes the drop to the channels, so that rows of the newer one may stand before it.
+    pub(super) async fn clear_partition(
+        &self,
+        route: &Route,
+        id: PartitionId,
+    ) -> Result<(), Problem> {
+        let _one = self.clearing.lock().await;
+        let Some(object) = self.partitions.lock().get(&id).cloned() else {
+            return Ok(());
+        };
+        let (Some(target), false) = (object.target, object.phase == ObjectPhase::Dropped) else {
+            return Ok(());
+        };
+        let stream = StreamCtl::new(route.source, self.ctx.wake.clone());
+        for (i, shard) in route.shards.iter().enumerate() {
+            if object.dropped_shards.contains(&i) {
+                continue;
+            }
+            let encode = |ts: Tso, msg_id| {
+                encode::drop_partition(&shard.to, target, &object.name, ts.0, msg_id)
+            };
+            if !self.show(&shard.lane, &stream, encode).await {
+                let why = format!(
+                    "the drop of partition {} of {}.{} is not shown yet",
+                    object.name, shard.to.database, shard.to.name
+                );
+                return Err(Problem::new(
+                    ErrorClass::Transient,
+                    why,
+                    "tried again by itself",
+                ));
+            }
+            self.partition_dropped(route, id, i).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends one message above everything sent on its lane, and waits until a tick has shown it.
+    async fn show(
+        &self,
+        lane: &Lane,
+        stream: &Arc<StreamCtl>,
+        encode: impl FnOnce(Tso, i64) -> Bytes,
+    ) -> bool {
+        let edge = lane.join(Tso::ZERO, false, self.ctx.hub.floor(lane.channel()));
+        let ts = Tso(lane.raise(edge, vec![1], true).get(1));
+        let (cell, own) = (Arc::default(), Arc::default());
+        let (ticked, shown) = oneshot::channel();
+        lane.push(Outgoing {
+            stream: stream.clone(),
+            bytes: encode(ts, self.ctx.hub.message_id()),
+            ts,
+            rows: 0,
+            is_insert: false,
+            origin: None,
+            ticket: Some(Ticket::new(&cell, &own, &self.ctx.budget, 0)),
+            ticked: Some(ticked),
+        });
+        lane.passed(edge, Tso(1));
+        let shown = tokio::time::timeout(SHOWN_WITHIN, shown).await;
+        lane.leave(edge);
+        if matches!(shown, Ok(Ok(_))) {
+            return true;
+        }
+        lane.purge(stream);
+        false
     }
 
     async fn forget_partitions(&self, id: CollectionId) -> Result<(), Problem> {

@@ -85,8 +85,8 @@ pub(crate) enum PartitionAnswer {
     Known(PartitionRoute),
     /// Dropped on the source: its rows are skipped.
     Gone,
-    /// A partition of that name is about to be dropped on the target first.
-    NameTaken,
+    /// This older partition of the same name has to be dropped on the target first.
+    NameTaken(PartitionId),
     Failed(Problem),
 }
 
@@ -108,6 +108,8 @@ pub(crate) struct Objects {
     pub(crate) moved: Notify,
     /// Told when the drop of a partition is complete.
     pub(crate) freed: Notify,
+    /// One at a time drops partitions whose drop is not read yet.
+    pub(super) clearing: tokio::sync::Mutex<()>,
     /// What keeps a collection's indexes or load state from being as on the source.
     unequal: Mutex<BTreeMap<CollectionId, Problem>>,
 }
@@ -167,6 +169,7 @@ impl Objects {
             applied: Mutex::default(),
             moved: Notify::new(),
             freed: Notify::new(),
+            clearing: tokio::sync::Mutex::default(),
             unequal: Mutex::default(),
         }
     }
@@ -562,14 +565,19 @@ impl Objects {
         else {
             return PartitionAnswer::Gone;
         };
-        let taken = self.partitions.lock().values().any(|o| {
-            o.collection == route.source
-                && o.source != id
-                && o.name == partition.name
-                && matches!(o.phase, ObjectPhase::Live | ObjectPhase::Dropping)
-        });
-        if taken {
-            return PartitionAnswer::NameTaken;
+        let taken = self
+            .partitions
+            .lock()
+            .values()
+            .find(|o| {
+                o.collection == route.source
+                    && o.source != id
+                    && o.name == partition.name
+                    && matches!(o.phase, ObjectPhase::Live | ObjectPhase::Dropping)
+            })
+            .map(|o| o.source);
+        if let Some(holder) = taken {
+            return PartitionAnswer::NameTaken(holder);
         }
         match self
             .make_partition(route, id, &partition.name, partition.create_ts)

@@ -35,6 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a reader of one collection waits for a partition's name to be free on the target.
 const NAME_PATIENCE: Duration = Duration::from_secs(60);
+/// The drop that frees a partition's name may still come by itself for this long; then it is made.
+const DROP_READ_WITHIN: Duration = Duration::from_millis(500);
 
 /// Whose messages a reader carries.
 #[derive(Clone)]
@@ -528,11 +530,15 @@ impl Reader {
                 match self.objects.partition(route, partition).await {
                     PartitionAnswer::Known(found) => inner.edges.resolve(partition, Some(&found)),
                     PartitionAnswer::Gone => inner.edges.resolve(partition, None),
-                    PartitionAnswer::NameTaken if Instant::now() < deadline => {
-                        let _ = tokio::time::timeout(Duration::from_secs(1), freed).await;
+                    PartitionAnswer::NameTaken(holder) if Instant::now() < deadline => {
+                        if tokio::time::timeout(DROP_READ_WITHIN, freed).await.is_err()
+                            && let Err(problem) = self.objects.clear_partition(route, holder).await
+                        {
+                            tracing::debug!(task = %self.ctx.spec.id, "{problem}");
+                        }
                         break;
                     }
-                    PartitionAnswer::NameTaken => {
+                    PartitionAnswer::NameTaken(_) => {
                         self.stick(inner, route, &name_taken(partition));
                         return Err(());
                     }
@@ -746,14 +752,14 @@ impl Reader {
             PartitionAnswer::Failed(problem) => Err(problem),
             // The drop of the older one needs ticks on its lanes. A reader that holds them has sent what it read of
             // this stretch with source timestamps, which a tick must not pass before the stretch is whole.
-            PartitionAnswer::NameTaken
+            PartitionAnswer::NameTaken(_)
                 if matches!(self.scope, Scope::Main)
                     || inner.edges.holds
                     || matches!(take, Take::Mapped(..)) =>
             {
                 Err(name_taken(id))
             }
-            PartitionAnswer::NameTaken => Ok(Some(Place::Awaited(id))),
+            PartitionAnswer::NameTaken(_) => Ok(Some(Place::Awaited(id))),
         }
     }
 

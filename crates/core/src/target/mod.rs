@@ -5,6 +5,8 @@
 
 pub mod grpc;
 pub mod hub;
+#[cfg(any(test, feature = "testkit"))]
+pub mod memory;
 
 use std::sync::Arc;
 
