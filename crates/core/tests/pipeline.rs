@@ -71,8 +71,6 @@ fn nothing_is_lost_or_twice_whenever_it_is_killed() {
     seeds(6, |seed| kills(seed, Weather::default()));
 }
 
-/// Not sound yet: about one seed in a hundred ends with a row missing whose upsert's insert was replayed at one time and
-/// whose delete alone came again at a later one (the failure prints the key's history on the target).
 #[test]
 fn nothing_is_lost_or_twice_when_answers_are_lost_as_well() {
     let weather = Weather {

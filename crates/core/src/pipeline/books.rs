@@ -27,6 +27,9 @@ pub(crate) struct Books {
     /// Messages read that are above the last tick. A message may stand before a tick and be above it: the queue is in
     /// order of time only across ticks.
     above: Vec<(Position, Tso)>,
+    /// The same of collections that are not carried here: one of them may be joined to this reader later, and then goes
+    /// on from here after a restart, with both halves of each upsert.
+    others: Vec<(Position, Tso)>,
     /// Messages of the stretch being read.
     cell: Arc<Cell>,
     closed_at: Option<Position>,
@@ -47,6 +50,7 @@ impl Books {
             progress,
             stretches: VecDeque::new(),
             above: Vec::new(),
+            others: Vec::new(),
             cell: Arc::default(),
             closed_at: None,
             sent: progress.sent,
@@ -67,6 +71,11 @@ impl Books {
         self.above.push((position, ts));
     }
 
+    /// A message is read that may be of a collection that is not carried here.
+    pub(crate) fn seen(&mut self, position: Position, ts: Tso) {
+        self.others.push((position, ts));
+    }
+
     /// The stretch up to `tick` is read.
     ///
     /// Reading goes on, after a restart, at the first message above the tick, even if that stands before it: an upsert's
@@ -74,10 +83,12 @@ impl Books {
     pub(crate) fn close(&mut self, position: Position, tick: Tso) {
         self.closed_at = Some(position);
         self.above.retain(|(_, ts)| *ts > tick);
-        let (resume, after) = self
-            .above
-            .first()
-            .map_or((position, true), |(first, _)| (*first, false));
+        self.others.retain(|(_, ts)| *ts > tick);
+        let first = self.above.first().into_iter().chain(self.others.first());
+        let (resume, after) = match first.map(|(position, _)| *position).min() {
+            Some(first) => (first, false),
+            None => (position, true),
+        };
         if self.cell.is_done()
             && let Some(last) = self.stretches.back_mut()
         {
@@ -202,6 +213,19 @@ mod tests {
         assert_eq!(
             (books.progress().position, books.progress().after),
             (Position::Natsmq(6), true)
+        );
+    }
+
+    #[test]
+    fn a_message_of_another_collection_is_read_again_too() {
+        let mut books = books();
+        books.seen(Position::Natsmq(3), Tso(12));
+        books.close(Position::Natsmq(5), Tso(10));
+        assert!(books.is_clean(), "it is not this reader's");
+        let progress = books.progress();
+        assert_eq!(
+            (progress.position, progress.after, progress.applied),
+            (Position::Natsmq(3), false, Tso(10))
         );
     }
 

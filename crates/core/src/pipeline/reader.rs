@@ -404,6 +404,7 @@ impl Reader {
         )
         .await;
         while let Some((position, bytes, event)) = todo.pop_front() {
+            self.see(inner, position, &event);
             let turn = match event {
                 Ok(Event::Tick(tick)) => {
                     if joining && inner.edges.awaited(tick).is_some() {
@@ -458,6 +459,21 @@ impl Reader {
             self.give_up_keeping(inner);
         }
         None
+    }
+
+    /// Where a main reader goes on has to be right for every collection that may be joined to it.
+    fn see(&self, inner: &Inner, position: Position, event: &Result<Event, DecodeError>) {
+        if matches!(self.scope, Scope::One(_)) || matches!(inner.pass, Pass::Mapped { .. }) {
+            return;
+        }
+        let ts = match event {
+            Ok(Event::Rows(rows)) => rows.max_ts(),
+            Ok(Event::DropCollection { ts, .. } | Event::DropPartition { ts, .. }) => *ts,
+            _ => return,
+        };
+        if ts > inner.edges.tick {
+            self.books.lock().seen(position, ts);
+        }
     }
 
     /// A tick of the source: the stretch before it is complete.
