@@ -135,6 +135,11 @@ impl MemoryTarget {
         self.inner.state.lock().rows(database, name)
     }
 
+    /// All that was written for one key, in order of time, for the message of a test that fails.
+    pub fn history(&self, database: &str, name: &str, key: &Key) -> Vec<String> {
+        self.inner.state.lock().history(database, name, key)
+    }
+
     pub fn written(&self) -> Written {
         self.inner.state.lock().written
     }

@@ -225,8 +225,11 @@ impl World {
                     .take(5)
                     .collect();
                 let twice: Vec<_> = found.windows(2).filter(|w| w[0] == w[1]).take(5).collect();
+                let first = missing.first().or(extra.first()).map(|row| &row.key);
+                let first = first.or(twice.first().map(|rows| &rows[0].key));
+                let history = first.map(|key| (key, self.target.history("default", name, key)));
                 return Some(format!(
-                    "{name} ({id}): {} rows wanted, {} found; missing {missing:?}, extra {extra:?}, twice {twice:?}",
+                    "{name} ({id}): {} rows wanted, {} found; missing {missing:?}, extra {extra:?}, twice {twice:?}; {history:?}",
                     wanted.len(),
                     found.len(),
                 ));

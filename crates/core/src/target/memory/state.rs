@@ -482,6 +482,21 @@ impl State {
         }
     }
 
+    /// All that was written for one key, for the message of a test that fails.
+    pub(super) fn history(&mut self, database: &str, name: &str, key: &Key) -> Vec<String> {
+        let Some(content) = self.find(database, name) else {
+            return Vec::new();
+        };
+        let copies = content.copies.iter().filter(|copy| copy.key == *key);
+        let mut lines: Vec<_> = copies
+            .map(|c| (c.ts, format!("insert at {}, version {}", c.ts, c.version)))
+            .collect();
+        let kills = content.kills.get(key).into_iter().flatten();
+        lines.extend(kills.map(|k| (k.ts, format!("delete at {}", k.ts))));
+        lines.sort();
+        lines.into_iter().map(|(_, line)| line).collect()
+    }
+
     /// The rows `count(*)` counts: every copy that a tick has shown and no shown delete has killed, in order of
     /// partition, key and version.
     pub(super) fn rows(&mut self, database: &str, name: &str) -> Option<Vec<Row>> {
