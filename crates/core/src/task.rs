@@ -159,9 +159,9 @@ pub struct TaskSpec {
     pub id: TaskId,
     pub target: TargetSpec,
     pub selection: Selection,
-    /// For collections without a start of their own.
+    /// Where collections begin that are there when the task is created; later ones begin at their creation.
     pub start: StartPoint,
-    /// By database and name; `*` in either place is any. See [`TaskSpec::start_of`].
+    /// The same for some of them, by database and name; `*` in either place is any. See [`TaskSpec::start_of`].
     pub starts: BTreeMap<(String, String), StartPoint>,
     /// Start positions given with the request, by source collection and source physical channel; they win over a start.
     /// Collections share channels: a position of one never moves another.
@@ -174,7 +174,8 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
-    /// Where this collection begins: its own start, that of its database, that of its name, the task's.
+    /// Where a collection begins that was there when the task was created: its own start, that of its database, that of
+    /// its name, the task's.
     pub fn start_of(&self, database: &str, name: &str) -> StartPoint {
         [(database, name), (database, "*"), ("*", name)]
             .into_iter()
