@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -32,8 +32,15 @@ pub async fn serve(path: Option<&Path>) -> anyhow::Result<()> {
         tracing::info!(keys = %config.ignored.join(", "), "these keys mean nothing here and are ignored");
     }
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let store = SqliteStore::open(&config.store).await?;
-    let replication = EngineReplication::new(&config, Arc::new(store.clone())).await?;
+    let parts = async {
+        let store = SqliteStore::open(&config.store).await?;
+        let replication = EngineReplication::new(&config, Arc::new(store.clone())).await?;
+        anyhow::Ok((store, replication))
+    };
+    let (store, replication) = tokio::select! {
+        parts = parts => parts?,
+        () = stop_wanted(&mut terminate) => return Ok(()),
+    };
     let limits = TaskLimits {
         max_task_num: config.max_task_num,
         memory_budget: config.memory_budget,
@@ -67,8 +74,7 @@ pub async fn serve(path: Option<&Path>) -> anyhow::Result<()> {
         std::future::pending::<anyhow::Result<()>>().await
     };
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
+        () = stop_wanted(&mut terminate) => {}
         failed = run => return failed,
     }
     tracing::info!("stopping");
@@ -77,6 +83,14 @@ pub async fn serve(path: Option<&Path>) -> anyhow::Result<()> {
     server.abort();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// SIGTERM or ctrl-c.
+async fn stop_wanted(terminate: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
 }
 
 fn start_log(config: &Config) -> anyhow::Result<()> {
