@@ -18,7 +18,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Whether a collection in this state waits for this kind of answer.
+    /// Whether a collection in this state takes this kind of answer. One that fails may be failing because of a message
+    /// that can be skipped; only the task knows.
     pub fn fits(&self, state: &CollectionState) -> bool {
         matches!(
             (&self.choice, state),
@@ -27,7 +28,10 @@ impl Answer {
                     Choice::Start(_) | Choice::At(_),
                     CollectionState::PositionLost { .. }
                 )
-                | (Choice::Skip, CollectionState::Quarantined { .. })
+                | (
+                    Choice::Skip,
+                    CollectionState::Quarantined { .. } | CollectionState::Failing { .. }
+                )
         )
     }
 }

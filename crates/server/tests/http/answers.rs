@@ -135,6 +135,16 @@ async fn all_answers_are_checked_before_one_is_applied() {
         );
     }
     assert!(server.fake.chosen.lock().is_empty());
+    // Whether a failing collection stands before a message that can be skipped, only the task knows.
+    let failing = CollectionState::Failing {
+        problem: Problem::new(ErrorClass::Data, "refused", ""),
+        attempt: 1,
+        since: std::time::SystemTime::UNIX_EPOCH,
+    };
+    *server.fake.collections.lock() = vec![collection(6, "default", "f", failing)];
+    let answers = json!([{"name": "f", "skip": true}]);
+    server.granted("resume", resume(&id, answers)).await;
+    assert_eq!(server.fake.chosen.lock().pop().unwrap().2, Choice::Skip);
     // The same name twice: the one that is dropped does not count, and positions go to whom they belong.
     *server.fake.collections.lock() = vec![
         collection(2, "default", "l", CollectionState::Dropped),

@@ -59,6 +59,142 @@ async fn bad_input_is_named() {
             "{answer}"
         );
     }
+    for (field, value, part) in [
+        (
+            "collection_infos",
+            json!("x"),
+            "collection_infos: a list expected",
+        ),
+        (
+            "collection_infos",
+            json!([5]),
+            "collection_infos[0]: an object expected, not 5",
+        ),
+        (
+            "collection_infos",
+            json!([{}]),
+            "collection_infos[0].name: missing",
+        ),
+        (
+            "collection_infos",
+            json!([{"name": 5}]),
+            "collection_infos[0].name: a string expected, not 5",
+        ),
+        (
+            "collection_infos",
+            json!([{"nam": "a"}]),
+            "collection_infos[0].nam: unknown field",
+        ),
+        (
+            "collection_infos",
+            json!([{"name": "a", "positions": []}]),
+            "positions: an object expected",
+        ),
+        (
+            "collection_infos",
+            json!([{"name": "a", "use_start_position": 1}]),
+            "use_start_position: true or false",
+        ),
+        (
+            "collection_infos",
+            json!([{"name": "a.b.c"}]),
+            "\"b.c\" is not a legal name",
+        ),
+        (
+            "collection_infos",
+            json!([{"name": "dddddddddddddddddd.a"}]),
+            "maxNameLength allows 16",
+        ),
+        (
+            "collection_infos",
+            json!([{"name": "ä"}]),
+            "not a legal name",
+        ),
+        (
+            "db_collections",
+            json!([]),
+            "db_collections: an object expected",
+        ),
+        (
+            "db_collections",
+            json!({"dddddddddddddddddd": [{"name": "a"}]}),
+            "maxNameLength allows 16",
+        ),
+        (
+            "start",
+            json!(5),
+            "start: one of created, earliest, now expected, not 5",
+        ),
+        (
+            "positions",
+            json!("x"),
+            "request_data.positions: an object expected",
+        ),
+        ("task_id", json!(5), "task_id: a string expected, not 5"),
+        (
+            "disable_auto_start",
+            json!("no"),
+            "disable_auto_start: true or false expected",
+        ),
+        (
+            "extra",
+            json!(1),
+            "request_data.extra: unknown field; allowed here: buffer_config",
+        ),
+    ] {
+        let mut request = wanted("a");
+        request[field] = value;
+        let message = server.refused("create", request, 400).await;
+        assert!(message.contains(part), "{part} in {message}");
+    }
+    for (field, value, part) in [
+        ("uri", json!(5), "uri: a string expected"),
+        ("uri", json!("ftp://h:1"), "http://host:port"),
+        (
+            "port",
+            json!(70_000),
+            "port: a whole number from 0 to 65535 expected, not 70000",
+        ),
+        (
+            "connect_timeout",
+            json!(-1),
+            "connect_timeout: a whole number from 0 to 300 expected, not -1",
+        ),
+        (
+            "connect_timeout",
+            json!(1.5),
+            "connect_timeout: a whole number",
+        ),
+        (
+            "enable_tls",
+            json!("yes"),
+            "enable_tls: true or false expected",
+        ),
+        ("token", json!(5), "token: a string expected"),
+    ] {
+        let mut request = wanted("a");
+        request["milvus_connect_param"][field] = value;
+        let message = server.refused("create", request, 400).await;
+        assert!(message.contains(part), "{part} in {message}");
+    }
+    let lonely = json!({"milvus_connect_param": {"uri": "http://h:1", "username": "root"}, "collection_infos": [{"name": "a"}]});
+    let message = server.refused("create", lonely, 400).await;
+    assert!(message.contains("password: missing"), "{message}");
+    for body in [
+        &b"\xff\xfe"[..],
+        b"",
+        b"null",
+        b"{\"request_type\": \"list\"} x",
+    ] {
+        assert_eq!(server.post(body).await.0, 400, "{body:?}");
+    }
+    let deep = "[".repeat(100_000);
+    assert_eq!(server.post(deep).await.0, 400);
+    assert_eq!(
+        server.granted("list", json!({})).await["tasks"],
+        json!([]),
+        "something wrong was taken"
+    );
     let mut request = wanted("*");
     request["milvus_connect_param"]["port"] = json!("x");
     request["milvus_connect_param"]["tokn"] = json!("hush-hush");
