@@ -11,7 +11,8 @@ use cdc_core::store::memory::MemoryStore;
 use cdc_core::target::TargetConnector;
 use cdc_core::target::memory::MemoryTarget;
 use cdc_core::task::{
-    CollectionState, CollectionStatus, OnConflict, Selection, StartPoint, TargetSpec, TaskSpec,
+    CollectionState, CollectionStatus, OnConflict, Pattern, Selection, StartPoint, TargetSpec,
+    TaskSpec,
 };
 use cdc_core::tso::Tso;
 use rand::rngs::StdRng;
@@ -78,7 +79,7 @@ pub(crate) fn task(name: &str, selection: Selection) -> TaskSpec {
 
 /// A selection of collections of the default database.
 pub(crate) fn these(names: &[&str]) -> Selection {
-    let name = |name: &&str| ("default".to_owned(), (*name).to_owned());
+    let name = |name: &&str| Pattern::exact("default", *name);
     Selection::Collections(names.iter().map(name).collect())
 }
 
