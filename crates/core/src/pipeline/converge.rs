@@ -126,7 +126,10 @@ impl Settling {
                 .get(id)
                 .is_some_and(|o| o.phase == ObjectPhase::Live);
             let Some(route) = objects.route_of(id).filter(|_| live) else {
-                if objects.get(id).is_none_or(|o| o.phase == ObjectPhase::Dropped) {
+                if objects
+                    .get(id)
+                    .is_none_or(|o| o.phase == ObjectPhase::Dropped)
+                {
                     self.loaded.remove(&id);
                 }
                 continue;

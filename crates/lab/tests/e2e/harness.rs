@@ -76,7 +76,9 @@ fn fatal(text: &str) -> ! {
 pub(crate) fn shared(kind: Kind, group: &str, test: &'static Test) -> Trial {
     let name = format!("{}::{group}::{}", kind.name(), test.name);
     Trial::test(name.clone(), move || {
-        timed(&name, || runtime().block_on(on_a_lab(kind, &name, test)))
+        timed(&name, || {
+            runtime().block_on(unless_stopped(on_a_lab(kind, &name, test)))
+        })
     })
 }
 
@@ -84,7 +86,7 @@ pub(crate) fn alone(group: &str, test: &'static Alone) -> Trial {
     let name = format!("{group}::{}", test.name);
     Trial::test(name.clone(), move || {
         timed(&name, || {
-            runtime().block_on(async {
+            runtime().block_on(unless_stopped(async {
                 // Its servers need the room.
                 end_the_lab().await?;
                 let seed = seed();
@@ -92,7 +94,7 @@ pub(crate) fn alone(group: &str, test: &'static Alone) -> Trial {
                 (test.run)(&mut StdRng::seed_from_u64(seed))
                     .await
                     .map_err(|e| anyhow::anyhow!("{e:#}\nagain with CDC_E2E_SEED={seed}"))
-            })
+            }))
         })
     })
 }
@@ -121,6 +123,26 @@ fn seed() -> u64 {
         .ok()
         .and_then(|s| s.parse().ok())
         .unwrap_or_else(rand::random)
+}
+
+/// At ctrl-c or SIGTERM the test's servers are killed, which a signal to us alone does not do, and all ends.
+async fn unless_stopped(test: impl Future<Output = Result<()>>) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stopped = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    tokio::select! {
+        outcome = test => return outcome,
+        () = stopped => {}
+    }
+    // The test and what it held are gone by now.
+    drop(LAB.lock().take());
+    fatal("interrupted; everything that was started has been killed")
 }
 
 async fn end_the_lab() -> Result<()> {
