@@ -64,6 +64,8 @@ struct Collection {
     key: String,
     inserts: Vec<(i64, Key, u64)>,
     deletes: HashMap<Key, Vec<(i64, u64)>>,
+    /// Rows, first and last time of each segment.
+    segments: BTreeMap<i64, (usize, u64, u64)>,
 }
 
 /// Topic, id and payload of a message.
@@ -224,6 +226,12 @@ impl Log {
                 c.key
             );
         }
+        let segment = c.segments.entry(m.segment_id).or_insert((0, u64::MAX, 0));
+        segment.0 += m.timestamps.len();
+        for ts in &m.timestamps {
+            segment.1 = segment.1.min(*ts);
+            segment.2 = segment.2.max(*ts);
+        }
         for (row, ts) in from_columns(column)?.into_iter().zip(m.timestamps) {
             let key = row.get(&c.key).and_then(|v| v.key());
             let key = key.context("a row whose key is neither number nor text")?;
@@ -235,10 +243,12 @@ impl Log {
 
 impl Channel {
     fn line(&self, name: &str) -> String {
-        let seconds = (self.tick >> 18) as f64 / 1000.0;
         format!(
-            "{name}: {} messages, the last tick is {} (unix time {seconds:.3}), {} messages behind it",
-            self.messages, self.tick, self.unticked
+            "{name}: {} messages, the last tick is {} ({:.3}), {} messages behind it",
+            self.messages,
+            self.tick,
+            seconds(self.tick),
+            self.unticked
         )
     }
 }
@@ -268,6 +278,11 @@ impl fmt::Display for Log {
             n => write!(f, "{n} messages go against the rules"),
         }
     }
+}
+
+/// Unix time of a timestamp.
+fn seconds(ts: u64) -> f64 {
+    (ts >> 18) as f64 / 1000.0
 }
 
 fn least(of: &[u64]) -> u64 {

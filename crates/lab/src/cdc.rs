@@ -186,13 +186,20 @@ impl Cdc {
         http::post(&self.address(), "/cdc", body, CALL_DEADLINE).await
     }
 
-    /// `POST /cdc`; the `data` of an answer with code 200.
+    /// `POST /cdc`; the `data` of an answer with code 200. Waits while the stored tasks are being recovered.
     ///
     /// # Errors
     /// No answer, or one with another code.
     pub async fn request(&self, kind: &str, data: Value) -> Result<Value> {
         let body = json!({ "request_type": kind, "request_data": data }).to_string();
-        let reply = self.post(&body).await?;
+        let end = Instant::now() + CALL_DEADLINE;
+        let reply = loop {
+            let reply = self.post(&body).await?;
+            if reply.status != 503 || Instant::now() >= end {
+                break reply;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
         let mut answer: Value = serde_json::from_str(&reply.body).with_context(|| {
             format!(
                 "{kind}: HTTP {} with a body that is not JSON: {}",

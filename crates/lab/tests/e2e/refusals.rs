@@ -31,6 +31,10 @@ fn task(uri: &str, token: &str) -> Value {
 /// `create` is refused with status 400 and a message with all these words.
 async fn refused(cdc: &Cdc, data: Value, words: &[&str]) -> Result<()> {
     let body = json!({ "request_type": "create", "request_data": data }).to_string();
+    until("the stored tasks are recovered", async || {
+        Ok(cdc.get("/readyz").await?.status == 200)
+    })
+    .await?;
     let reply = cdc.post(&body).await?;
     say(&format!("{}: {}", reply.status, reply.body));
     ensure!(reply.status == 400, "{}: {}", reply.status, reply.body);
@@ -105,8 +109,6 @@ async fn nothing_there_at_the_start(_: &mut StdRng) -> Result<()> {
         };
         let folder = dir.join(format!("cdc-{mq:?}"));
         let mut cdc = Cdc::start_at(&source, folder, &progress).await?;
-        let ready = cdc.get("/readyz").await?;
-        ensure!(ready.status == 200, "no task is to be recovered: {ready:?}");
         let words = ["etcd", &format!("127.0.0.1:{etcd}")];
         refused(&cdc, task(&target.uri(), ""), &words).await?;
         cdc.kill9().await?;
