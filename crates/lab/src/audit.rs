@@ -241,6 +241,50 @@ impl Log {
     }
 }
 
+/// Every message of one channel, one a line: its place in the log, its type, its id and its time.
+///
+/// # Errors
+/// As [`Log::read`].
+pub fn list(dir: &Path, channel: &str) -> Result<Vec<String>> {
+    let mut messages = read(dir)?;
+    messages.retain(|m| m.0 == channel);
+    messages.sort_by_key(|m| m.1);
+    let mut lines = Vec::new();
+    for (_, place, payload) in messages {
+        let base = MsgHeader::decode(&*payload)?.base.unwrap_or_default();
+        let rows = match base.msg_type() {
+            MsgType::Insert => {
+                let m = msg::InsertRequest::decode(&*payload)?;
+                format!(
+                    " {} rows of {} into segment {} at {:.3}",
+                    m.num_rows,
+                    m.collection_id,
+                    m.segment_id,
+                    seconds(least(&m.timestamps))
+                )
+            }
+            MsgType::Delete => {
+                let m = msg::DeleteRequest::decode(&*payload)?;
+                format!(
+                    " {} keys of {} at {:.3}",
+                    m.num_rows,
+                    m.collection_id,
+                    seconds(least(&m.timestamps))
+                )
+            }
+            _ => String::new(),
+        };
+        lines.push(format!(
+            "{place} {} id {} time {} ({:.3}){rows}",
+            base.msg_type().as_str_name(),
+            base.msg_id,
+            base.timestamp,
+            seconds(base.timestamp)
+        ));
+    }
+    Ok(lines)
+}
+
 impl Channel {
     fn line(&self, name: &str) -> String {
         format!(

@@ -79,6 +79,9 @@ enum Command {
     Audit {
         /// `rocksmq.path` of the standby, which may run.
         dir: PathBuf,
+        /// Shows every message of this physical channel instead.
+        #[arg(long)]
+        list: Option<String>,
     },
 }
 
@@ -237,7 +240,16 @@ async fn run(command: Command) -> Result<()> {
         }
         Command::Beside { command } => beside(&command, &progress).await?,
         #[cfg(feature = "audit")]
-        Command::Audit { dir } => {
+        Command::Audit {
+            dir,
+            list: Some(channel),
+        } => {
+            for line in cdc_lab::audit::list(&dir, &channel)? {
+                println!("{line}");
+            }
+        }
+        #[cfg(feature = "audit")]
+        Command::Audit { dir, list: None } => {
             let log = cdc_lab::audit::Log::read(&dir)?;
             println!("{log}");
             ensure!(
