@@ -1,6 +1,6 @@
 //! Collections, indexes, load states.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use milvus::proto::common::LoadState;
 use rand::rngs::StdRng;
 
@@ -48,7 +48,10 @@ async fn create_and_drop_index(lab: &mut Lab, random: &mut StdRng) -> Result<()>
     lab.equal_objects().await?;
     from.create_index(DB, c.name(), "a", "", &[]).await?;
     lab.equal_objects().await?;
-    from.drop_index(DB, c.name(), "a", "").await?;
+    let indexes = from.indexes(DB, c.name()).await?;
+    let by_a = indexes.iter().find(|i| i.field_name == "a");
+    let by_a = by_a.context("it was just made")?.index_name.clone();
+    from.drop_index(DB, c.name(), "a", &by_a).await?;
     lab.equal_objects().await?;
     from.drop_index(DB, c.name(), "vec", "auto").await?;
     lab.equal_objects().await?;
