@@ -49,7 +49,29 @@ impl Cdc {
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let dir = dir.canonicalize()?;
         let port = free_port()?;
-        std::fs::write(dir.join("cdc.yaml"), config(source, port, &dir) + more)?;
+        let yaml = config(&Addresses::of(source), port, &dir) + more;
+        Self::start_from(dir, port, &yaml, progress).await
+    }
+
+    /// As [`Cdc::start`], for a source of which nothing needs to run.
+    ///
+    /// # Errors
+    /// As [`Cdc::start`].
+    pub async fn start_at(
+        source: &Addresses,
+        dir: impl Into<PathBuf>,
+        progress: &Progress,
+    ) -> Result<Self> {
+        let dir = dir.into();
+        std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let dir = dir.canonicalize()?;
+        let port = free_port()?;
+        let yaml = config(source, port, &dir);
+        Self::start_from(dir, port, &yaml, progress).await
+    }
+
+    async fn start_from(dir: PathBuf, port: u16, yaml: &str, progress: &Progress) -> Result<Self> {
+        std::fs::write(dir.join("cdc.yaml"), yaml)?;
         let mut cdc = Self {
             dir,
             port,
@@ -164,13 +186,20 @@ impl Cdc {
         http::post(&self.address(), "/cdc", body, CALL_DEADLINE).await
     }
 
-    /// `POST /cdc`; the `data` of an answer with code 200.
+    /// `POST /cdc`; the `data` of an answer with code 200. Waits while the stored tasks are being recovered.
     ///
     /// # Errors
     /// No answer, or one with another code.
     pub async fn request(&self, kind: &str, data: Value) -> Result<Value> {
         let body = json!({ "request_type": kind, "request_data": data }).to_string();
-        let reply = self.post(&body).await?;
+        let end = Instant::now() + CALL_DEADLINE;
+        let reply = loop {
+            let reply = self.post(&body).await?;
+            if reply.status != 503 || Instant::now() >= end {
+                break reply;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
         let mut answer: Value = serde_json::from_str(&reply.body).with_context(|| {
             format!(
                 "{kind}: HTTP {} with a body that is not JSON: {}",
@@ -217,6 +246,15 @@ impl Cdc {
         self.request("resume", json!({ "task_id": task }))
             .await
             .map(drop)
+    }
+
+    /// `resume` with answers for collections that wait for a person: the value of `collections`.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub async fn answer(&self, task: &str, collections: Value) -> Result<()> {
+        let data = json!({ "task_id": task, "collections": collections });
+        self.request("resume", data).await.map(drop)
     }
 
     pub async fn delete(&self, task: &str) -> Result<()> {
@@ -291,9 +329,17 @@ impl Status {
     pub fn states_of(&self, db: &str, name: &str) -> Vec<&str> {
         self.collections()
             .iter()
-            .filter(|c| c["name"] == *name && (c["database"] == *db || c["db_name"] == *db))
+            .filter(|c| c["name"] == *name && c["db"] == *db)
             .filter_map(|c| c["state"].as_str())
             .collect()
+    }
+
+    /// The newest collection of this database and name.
+    pub fn collection(&self, db: &str, name: &str) -> Option<&Value> {
+        self.collections()
+            .iter()
+            .rev()
+            .find(|c| c["name"] == *name && c["db"] == *db)
     }
 
     /// Rows the target has acknowledged since the server started.
@@ -350,13 +396,37 @@ pub fn binary() -> Result<PathBuf> {
         .context("no milvus-cdc binary beside this one (cargo build -p milvus-cdc) and MILVUS_CDC_BIN is not set")
 }
 
-fn config(source: &Milvus, port: u16, dir: &Path) -> String {
-    let queue = match source.mq() {
-        Mq::Natsmq => format!("natsmq:\n    address: \"{}\"", source.nats()),
-        Mq::Rocksmq => format!(
-            "rocksmq:\n    path: \"{}\"",
-            source.rocksmq_path().display()
-        ),
+/// Where `milvus-cdc` finds a source.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    pub mq: Mq,
+    /// `http://host:port`.
+    pub etcd: String,
+    /// `nats://host:port`; read with natsmq only.
+    pub nats: String,
+    /// Read with RocksMQ only.
+    pub rocksmq: PathBuf,
+    pub root_path: String,
+    pub replicate_channel: String,
+}
+
+impl Addresses {
+    pub fn of(source: &Milvus) -> Self {
+        Self {
+            mq: source.mq(),
+            etcd: source.etcd(),
+            nats: source.nats(),
+            rocksmq: source.rocksmq_path(),
+            root_path: source.root_path().to_owned(),
+            replicate_channel: source.replicate_channel(),
+        }
+    }
+}
+
+fn config(source: &Addresses, port: u16, dir: &Path) -> String {
+    let queue = match source.mq {
+        Mq::Natsmq => format!("natsmq:\n    address: \"{}\"", source.nats),
+        Mq::Rocksmq => format!("rocksmq:\n    path: \"{}\"", source.rocksmq.display()),
     };
     format!(
         "address: \"127.0.0.1:{port}\"\n\
@@ -366,9 +436,9 @@ fn config(source: &Milvus, port: u16, dir: &Path) -> String {
          \x20 replicateChan: \"{channel}\"\n\
          \x20 {queue}\n",
         store = dir.join("milvus-cdc.db").display(),
-        etcd = source.etcd(),
-        root = source.root_path(),
-        channel = source.replicate_channel(),
+        etcd = source.etcd,
+        root = source.root_path,
+        channel = source.replicate_channel,
     )
 }
 
@@ -383,8 +453,8 @@ mod tests {
             "status": {
                 "lag_seconds": 0.5,
                 "collections": [
-                    { "database": "d", "name": "c", "state": "Dropped", "rows": 3, "lag_seconds": 9.0 },
-                    { "database": "d", "name": "c", "state": "Streaming", "rows": 4 },
+                    { "db": "d", "name": "c", "state": "Dropped", "rows": 3, "lag_seconds": 9.0 },
+                    { "db": "d", "name": "c", "state": "Streaming", "rows": 4 },
                 ],
             },
         });
@@ -394,5 +464,9 @@ mod tests {
         assert_eq!(status.lag_seconds(), Some(0.5));
         assert_eq!(status.states_of("d", "c"), ["Dropped", "Streaming"]);
         assert!(status.states_of("e", "c").is_empty());
+        assert_eq!(
+            status.collection("d", "c").map(|c| &c["state"]),
+            Some(&json!("Streaming"))
+        );
     }
 }

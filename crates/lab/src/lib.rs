@@ -4,7 +4,10 @@
 //! - [`servers`]: Milvus 2.3.5 as a source or as a standby target. [`cdc`]: the `milvus-cdc` binary as a process.
 //! - [`client`]: calls to Milvus. [`workload`]: a seeded mix of operations. [`compare`]: what differs.
 //! - [`proxy`]: a target that loses replies. [`sabotage`]: spoils one thing on a target, so that the comparison can be tested.
+//! - `audit` (feature `audit`): what a standby was given, read from its log.
 
+#[cfg(feature = "audit")]
+pub mod audit;
 pub mod cdc;
 pub mod client;
 pub mod compare;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use cdc_lab::client::Client;
 use cdc_lab::compare::{Options, compare};
 use cdc_lab::demo::{self, Demo};
@@ -68,6 +68,20 @@ enum Command {
         /// Seconds the target may take to become equal.
         #[arg(long, default_value_t = 60)]
         patience: u64,
+    },
+    /// Runs a command beside a natsmq source, which it finds in CDC_TEST_NATS_URL and CDC_TEST_ETCD; ends as it does.
+    Beside {
+        #[arg(trailing_var_arg = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Reads what a standby was given from its RocksMQ, and fails if time or message ids go against the rules.
+    #[cfg(feature = "audit")]
+    Audit {
+        /// `rocksmq.path` of the standby, which may run.
+        dir: PathBuf,
+        /// Shows every message of this physical channel instead.
+        #[arg(long)]
+        list: Option<String>,
     },
 }
 
@@ -224,6 +238,49 @@ async fn run(command: Command) -> Result<()> {
             println!("{report}");
             ensure!(report.is_equal(), "source and target differ");
         }
+        Command::Beside { command } => beside(&command, &progress).await?,
+        #[cfg(feature = "audit")]
+        Command::Audit {
+            dir,
+            list: Some(channel),
+        } => {
+            for line in cdc_lab::audit::list(&dir, &channel)? {
+                println!("{line}");
+            }
+        }
+        #[cfg(feature = "audit")]
+        Command::Audit { dir, list: None } => {
+            let log = cdc_lab::audit::Log::read(&dir)?;
+            println!("{log}");
+            ensure!(
+                log.violations().is_empty(),
+                "the log goes against the rules"
+            );
+        }
     }
+    Ok(())
+}
+
+/// The servers' folder stays if the command fails.
+async fn beside(command: &[String], progress: &Progress) -> Result<()> {
+    let dir = std::env::temp_dir().join(format!("cdc-lab-{}", std::process::id()));
+    let mut source = Milvus::start(Spec::source("source", Mq::Natsmq, &dir), progress).await?;
+    let (program, args) = command.split_first().context("no command")?;
+    let etcd = source.etcd();
+    let status = tokio::process::Command::new(program)
+        .args(args)
+        .env("CDC_TEST_NATS_URL", source.nats())
+        .env("CDC_TEST_ETCD", etcd.trim_start_matches("http://"))
+        .kill_on_drop(true)
+        .status()
+        .await
+        .with_context(|| format!("start {program}"))?;
+    source.kill9().await?;
+    ensure!(
+        status.success(),
+        "{program} failed: {status}; the server's data and logs: {}",
+        dir.display()
+    );
+    std::fs::remove_dir_all(&dir)?;
     Ok(())
 }

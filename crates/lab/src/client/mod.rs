@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use milvus::proto::common::{
-    ConsistencyLevel, KeyValuePair, LoadState, MsgBase, MsgType, ReplicateInfo, Status,
+    ConsistencyLevel, KeyValuePair, LoadState, MsgBase, MsgType, ReplicateInfo, SegmentState,
+    Status,
 };
 use milvus::proto::milvus::milvus_service_client::MilvusServiceClient;
 use milvus::proto::milvus::{
@@ -103,6 +104,7 @@ has_status!(
     pb::GetLoadStateResponse,
     pb::FlushResponse,
     pb::GetFlushStateResponse,
+    pb::GetPersistentSegmentInfoResponse,
     pb::QueryResults,
     pb::AllocTimestampResponse,
     pb::ReplicateMessageResponse,
@@ -695,6 +697,28 @@ impl Client {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// State and rows of each segment that is in the storage or on its way there.
+    pub async fn persistent_segments(
+        &self,
+        db: &str,
+        collection: &str,
+    ) -> Result<Vec<(SegmentState, i64)>> {
+        let request = pb::GetPersistentSegmentInfoRequest {
+            base: self.base(MsgType::Undefined),
+            db_name: db.to_owned(),
+            collection_name: collection.to_owned(),
+            ..Default::default()
+        };
+        let answer = call!(
+            self,
+            get_persistent_segment_info,
+            request,
+            format!("{db}.{collection}")
+        )?;
+        let infos = answer.infos.iter();
+        Ok(infos.map(|i| (i.state(), i.num_rows)).collect())
     }
 
     /// The rows an expression selects.

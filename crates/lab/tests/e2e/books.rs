@@ -1,0 +1,140 @@
+//! The target's own log, beside a comparison of what it shows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Result, ensure};
+use cdc_lab::audit::Log;
+use cdc_lab::client::{Client, Key, Query};
+use cdc_lab::compare::Report;
+use cdc_lab::servers::Milvus;
+use milvus::proto::common::ConsistencyLevel;
+use milvus::proto::schema::DataType;
+
+/// Time and message ids on the target go by the rules.
+pub(crate) fn keep_the_rules(target: &Milvus) -> Result<()> {
+    let log = Log::read(&target.rocksmq_path())?;
+    ensure!(
+        log.violations().is_empty(),
+        "the target's log goes against the rules:\n{}",
+        log.violations().join("\n")
+    );
+    Ok(())
+}
+
+/// Of each collection whose rows differ: whether the target's log has the rows of the source.
+pub(crate) async fn verdict(
+    source: &Client,
+    target: &Client,
+    server: &Milvus,
+    report: &Report,
+) -> Result<String> {
+    let log = Log::read(&server.rocksmq_path())?;
+    let mut lines = vec!["the target's log:".to_owned()];
+    for v in log.violations() {
+        lines.push(format!("  against the rules: {v}"));
+    }
+    for line in log.unticked() {
+        lines.push(format!("  {line}"));
+    }
+    let differing: BTreeSet<(&str, &str)> = report
+        .differences
+        .iter()
+        .filter_map(|d| d.object.split_once(' '))
+        .filter(|(kind, _)| ["row", "rows"].contains(kind))
+        .filter_map(|(_, place)| place.split(['/', ' ']).next()?.split_once('.'))
+        .collect();
+    for (db, name) in differing {
+        let line = match collection(source, target, &log, db, name).await {
+            Ok(line) => line,
+            Err(e) => format!("cannot be compared with the source: {e:#}"),
+        };
+        lines.push(format!("  {db}.{name}: {line}"));
+    }
+    Ok(lines.join("\n"))
+}
+
+async fn collection(
+    source: &Client,
+    target: &Client,
+    log: &Log,
+    db: &str,
+    name: &str,
+) -> Result<String> {
+    let id = target.describe(db, name).await?.collection_id;
+    let in_log = log.rows(id);
+    let schema = source.describe(db, name).await?.schema.unwrap_or_default();
+    let keyed = schema.fields.iter().any(|f| f.is_partition_key);
+    let Some(primary) = schema.fields.iter().find(|f| f.is_primary_key) else {
+        return Ok("no primary key".to_owned());
+    };
+    let expr = if primary.data_type() == DataType::VarChar {
+        format!("{} >= \"\"", primary.name)
+    } else {
+        format!("{} >= {}", primary.name, i64::MIN + 1)
+    };
+    let mut wrong = Vec::new();
+    let partitions = if keyed {
+        vec![(String::new(), 0)]
+    } else {
+        target.partitions(db, name).await?
+    };
+    for (partition, id) in partitions {
+        let logged: Vec<(&Key, u64)> = in_log
+            .iter()
+            .filter(|(p, _)| keyed || **p == id)
+            .flat_map(|(_, rows)| rows.iter().map(|(k, n)| (k, *n)))
+            .collect();
+        let names: Vec<String> = if keyed {
+            Vec::new()
+        } else {
+            vec![partition.clone()]
+        };
+        let output = [primary.name.clone()];
+        let rows = source
+            .query(&Query {
+                db,
+                collection: name,
+                partitions: &names,
+                expr: &expr,
+                output: &output,
+                consistency: ConsistencyLevel::Strong,
+            })
+            .await?;
+        let wanted: BTreeSet<Key> = rows
+            .iter()
+            .filter_map(|r| r.get(&primary.name)?.key())
+            .collect();
+        let count = source
+            .count(db, name, &names, ConsistencyLevel::Strong)
+            .await?;
+        let mut found: BTreeMap<&Key, u64> = BTreeMap::new();
+        for (key, n) in logged {
+            *found.entry(key).or_default() += n;
+        }
+        let copies: u64 = found.values().sum();
+        let missing: Vec<&Key> = wanted.iter().filter(|k| !found.contains_key(k)).collect();
+        let extra: Vec<&&Key> = found.keys().filter(|k| !wanted.contains(k)).collect();
+        let many: Vec<&&Key> = found
+            .iter()
+            .filter(|(_, n)| **n > 1)
+            .map(|(k, _)| k)
+            .collect();
+        if !missing.is_empty() || !extra.is_empty() || copies != count {
+            wrong.push(format!(
+                "{partition}: {count} on the source, {copies} copies in the log; missing {:?}, extra {:?}, several times {:?}",
+                &missing[..missing.len().min(20)],
+                &extra[..extra.len().min(20)],
+                &many[..many.len().min(20)],
+            ));
+        }
+    }
+    Ok(if wrong.is_empty() {
+        "keys and copies are right in the log: the target itself has lost or not yet shown them"
+            .to_owned()
+    } else {
+        format!(
+            "WRONG in the log, milvus-cdc wrote it so: {}",
+            wrong.join("; ")
+        )
+    })
+}

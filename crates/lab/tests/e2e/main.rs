@@ -1,0 +1,73 @@
+//! Every promise on real servers, one test at a time: `cargo xtask test`, or
+//! `cargo test -p cdc-lab --features e2e,audit --test e2e -- natsmq::kills`.
+//!
+//! Consecutive tests on the same kind of lab share it. `CDC_E2E_SEED` repeats a run; `--nocapture` shows what happens;
+//! how long each test took is in `e2e-times.txt` in the temporary folder of the build (`target/tmp`).
+
+mod books;
+mod databases;
+mod demo;
+mod harness;
+mod itself;
+mod kills;
+mod lab;
+mod many;
+mod objects;
+mod partitions;
+mod plain;
+mod refusals;
+mod replies;
+mod rows;
+mod schemas;
+mod starts;
+mod stuck;
+mod tasks;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+use crate::harness::{Alone, Test, alone, shared};
+use crate::lab::Kind;
+
+/// On the lab of each queue.
+const BOTH: &[(&str, &[Test])] = &[
+    ("operations", rows::TESTS),
+    ("operations", objects::TESTS),
+    ("operations", partitions::TESTS),
+    ("operations", databases::TESTS),
+    ("operations", schemas::TESTS),
+    ("many", many::TESTS),
+    ("kills", kills::TESTS),
+    ("replies", replies::TESTS),
+];
+
+/// Each with servers of its own.
+const ALONE: &[(&str, &[Alone])] = &[
+    ("lab", itself::TESTS),
+    ("refusals", refusals::TESTS),
+    ("demo", demo::TESTS),
+];
+
+fn main() -> ExitCode {
+    let mut args = Arguments::from_args();
+    // Two cores, and labs that are shared.
+    args.test_threads = Some(1);
+    let mut trials = Vec::new();
+    let mut add = |kind: Kind, groups: &[(&str, &'static [Test])]| {
+        for (group, tests) in groups {
+            trials.extend(tests.iter().map(|t| shared(kind, group, t)));
+        }
+    };
+    add(Kind::Natsmq, BOTH);
+    add(Kind::Rocksmq, BOTH);
+    add(Kind::Crowded, &[("stuck", stuck::TESTS)]);
+    add(
+        Kind::NoTask,
+        &[("tasks", tasks::TESTS), ("starts", starts::TESTS)],
+    );
+    for (group, tests) in ALONE {
+        trials.extend(tests.iter().map(|t| alone(group, t)));
+    }
+    harness::run(&args, trials)
+}
