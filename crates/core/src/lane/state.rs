@@ -7,9 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::stream::{StreamCtl, Ticket};
-use crate::ids::PChannel;
-use crate::position::Position;
+use super::stream::{Origin, StreamCtl, Ticket};
 use crate::route::tsmap::TsMap;
 use crate::tso::Tso;
 
@@ -34,7 +32,7 @@ pub struct Outgoing {
     pub rows: u64,
     pub is_insert: bool,
     /// The source message it was made of: what a person may say skip to.
-    pub origin: Option<(PChannel, Position)>,
+    pub origin: Option<Origin>,
     pub ticket: Option<Ticket>,
     /// Told when the message and a tick at or above it are acknowledged.
     pub ticked: Option<oneshot::Sender<Ticket>>,

@@ -11,6 +11,9 @@ use crate::error::Problem;
 use crate::ids::{CollectionId, PChannel};
 use crate::position::Position;
 
+/// A message of the source: its channel and its place there.
+pub type Origin = (PChannel, Position);
+
 /// One collection's stream within a task, from its attachment to its detachment.
 #[derive(Debug)]
 pub struct StreamCtl {
@@ -19,9 +22,9 @@ pub struct StreamCtl {
     released: AtomicBool,
     problem: Mutex<Option<Problem>>,
     /// The message that cannot be carried, if that is why it failed.
-    poison: Mutex<Option<(PChannel, Position)>>,
+    poison: Mutex<Option<Origin>>,
     /// The message that the target refuses for no clear reason, and since when.
-    suspect: Mutex<Option<(Option<(PChannel, Position)>, Instant)>>,
+    suspect: Mutex<Option<(Option<Origin>, Instant)>>,
     /// Rows acknowledged by the target.
     pub rows: AtomicU64,
     wake: Arc<Notify>,
@@ -55,12 +58,12 @@ impl StreamCtl {
         self.fail(problem);
     }
 
-    pub fn poison(&self) -> Option<(PChannel, Position)> {
+    pub fn poison(&self) -> Option<Origin> {
         self.poison.lock().clone()
     }
 
     /// Notes that the target refused this message for no clear reason; since when it does.
-    pub(super) fn suspect(&self, origin: Option<&(PChannel, Position)>) -> Instant {
+    pub(super) fn suspect(&self, origin: Option<&Origin>) -> Instant {
         let mut suspect = self.suspect.lock();
         match suspect.as_ref() {
             Some((noted, since)) if noted.as_ref() == origin => *since,
@@ -73,7 +76,7 @@ impl StreamCtl {
     }
 
     /// The message that the target refuses for no clear reason: one that a person may say skip to.
-    pub fn refused(&self) -> Option<(PChannel, Position)> {
+    pub fn refused(&self) -> Option<Origin> {
         self.suspect
             .lock()
             .as_ref()

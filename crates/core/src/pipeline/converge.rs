@@ -20,7 +20,6 @@ use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, DbId};
 use crate::store::{Change, ObjectPhase};
 use crate::target::{Loaded, Target, TargetError, TargetIndex};
-use crate::task::Selection;
 
 /// Under this id the store's notes hold the databases that were made, as JSON.
 const DATABASES_NOTE: CollectionId = CollectionId(-1);
@@ -46,9 +45,7 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
     };
     loop {
         let view = views.borrow_and_update().clone();
-        if ctx.spec.selection == Selection::All
-            && let Err(problem) = converge_databases(&ctx, &view, &mut databases).await
-        {
+        if let Err(problem) = converge_databases(&ctx, &view, &mut databases).await {
             tracing::debug!(task = %ctx.spec.id, "databases: {problem}");
         }
         settling.settle(&objects).await;
@@ -192,7 +189,9 @@ async fn converge_databases(
 ) -> Result<(), Problem> {
     let target = &ctx.hub.target;
     let before = made.clone();
-    for (id, database) in &view.databases {
+    // Those that the task carries whole; others come with their first collection.
+    let whole = |name: &str| ctx.spec.selection.whole_database(name);
+    for (id, database) in view.databases.iter().filter(|(_, d)| whole(&d.name)) {
         if made.get(id) != Some(&database.name) {
             target
                 .create_database(&database.name)

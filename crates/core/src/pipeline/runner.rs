@@ -248,7 +248,7 @@ pub(super) enum Outcome {
     Opened(CollectionId, Result<Ready, Stop>),
     Dropped(CollectionId, Result<(), Problem>),
     /// What the source says of a collection that is stored and not in the view.
-    Read(CollectionId, Result<Option<Collection>, CatalogError>),
+    Read(CollectionId, Result<Option<Arc<Collection>>, CatalogError>),
     BrokeOff(CollectionId),
 }
 
@@ -478,7 +478,8 @@ impl Conductor<'_> {
                     Outcome::Opened(id, opening::open(ctx, objects, opening).await)
                 }),
                 None => self.start_job(id, async move {
-                    Outcome::Read(id, ctx.catalog().read_collection(id).await)
+                    let read = ctx.catalog().read_collection(id).await;
+                    Outcome::Read(id, read.map(|found| found.map(Arc::new)))
                 }),
             }
         }
@@ -502,7 +503,7 @@ impl Conductor<'_> {
                 if let Some(entry) = self.entries.get_mut(&id)
                     && matches!(entry.phase, Phase::Unread(_))
                 {
-                    entry.source = Arc::new(collection);
+                    entry.source = collection;
                     entry.phase = Phase::Due;
                     return;
                 }

@@ -11,9 +11,8 @@ use super::TaskContext;
 use super::objects::{PartitionRoute, Route, TargetShard};
 use crate::decode::{Rows, RowsKind, keys};
 use crate::error::{ErrorClass, Problem};
-use crate::ids::{CollectionId, PChannel, PartitionId};
-use crate::lane::{Cell, EdgeId, Lane, Outgoing, Ticket};
-use crate::position::Position;
+use crate::ids::{CollectionId, PartitionId};
+use crate::lane::{Cell, EdgeId, Lane, Origin, Outgoing, Ticket};
 use crate::route::encode;
 use crate::route::tsmap::TsMap;
 use crate::store::Progress;
@@ -46,7 +45,7 @@ pub(crate) enum Act {
 pub(crate) struct Planned {
     pub(crate) route: Arc<Route>,
     pub(crate) shard: usize,
-    pub(crate) origin: (PChannel, Position),
+    pub(crate) origin: Origin,
     pub(crate) act: Act,
     /// Of the source message.
     pub(crate) bytes: usize,

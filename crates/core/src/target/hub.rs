@@ -112,12 +112,14 @@ pub struct Hub {
     /// When this process began to write to the target.
     begun: Instant,
     /// Channels with a call whose answer nobody waited for any more, and until when it may still be carried out.
-    unanswered: Arc<Mutex<HashMap<PChannel, Instant>>>,
+    unanswered: Noted,
 }
+
+type Noted = Arc<Mutex<HashMap<PChannel, Instant>>>;
 
 /// A call under way. Dropped without [`Unanswered::answered`], its channel is noted.
 pub(crate) struct Unanswered {
-    note: Option<(Arc<Mutex<HashMap<PChannel, Instant>>>, PChannel, Instant)>,
+    note: Option<(Noted, PChannel, Instant)>,
 }
 
 impl Unanswered {
