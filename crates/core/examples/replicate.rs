@@ -50,7 +50,9 @@ async fn main() {
             target,
             selection: Selection::All,
             start: StartPoint::Created,
+            starts: Default::default(),
             positions: Default::default(),
+            created: cdc_core::tso::Tso::ZERO,
             on_conflict: OnConflict::Ask,
             memory_budget: 64 << 20,
         })

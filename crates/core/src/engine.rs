@@ -7,13 +7,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::catalog::Catalog;
-use crate::error::{ErrorClass, Problem};
-use crate::ids::{TargetKey, TaskId};
+use crate::error::{ErrorClass, Problem, ProblemCode};
+use crate::ids::TaskId;
 use crate::pipeline::runner::TaskRunner;
 use crate::source::LogSource;
 use crate::store::SharedStore;
-use crate::target::TargetConnector;
 use crate::target::hub::Hubs;
+use crate::target::{TargetConnector, TargetError};
 use crate::task::{Choice, TargetSpec, TaskSpec, TaskStatus};
 
 /// What an engine is made of. The caller picks the backends.
@@ -52,8 +52,8 @@ impl Engine {
             .connector
             .connect(target)
             .await
-            .map_err(|e| e.problem())?;
-        client.probe_standby().await.map_err(|e| e.problem())
+            .map_err(|e| target_problem(&e))?;
+        client.probe_standby().await.map_err(|e| target_problem(&e))
     }
 
     /// Starts a task from its stored progress, or from its start point if it has none. Returns at once: what is not
@@ -127,9 +127,51 @@ impl Engine {
             .await
             .map_err(|e| Problem::new(ErrorClass::Transient, e.to_string(), "try again"))
     }
+}
 
-    /// The targets that running tasks write to.
-    pub fn targets(&self) -> Vec<TargetKey> {
-        self.hubs.keys()
+/// A refused login is told apart from other errors of what was asked for.
+fn target_problem(error: &TargetError) -> Problem {
+    // 1400: not authenticated, 1401: not permitted (`pkg/util/merr`). A gRPC status that says so comes as
+    // `Configuration` with the token's name in its hint.
+    let login = match error {
+        TargetError::Refused { code, .. } => matches!(code, 1400 | 1401),
+        TargetError::Configuration { hint, .. } => hint.contains("milvus_connect_param.token"),
+        _ => false,
+    };
+    let problem = error.problem();
+    match login {
+        true => Problem {
+            hint: "check milvus_connect_param.token (user:password or an API key) and that this user may do everything on the target".to_owned(),
+            ..problem
+        }
+        .with_code(ProblemCode::Login),
+        false => problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_login_is_told_apart() {
+        let refused = |code| TargetError::Refused {
+            uri: "http://h:1".to_owned(),
+            call: "Connect",
+            code,
+            reason: "r".to_owned(),
+        };
+        for code in [1400, 1401] {
+            let problem = target_problem(&refused(code));
+            assert_eq!(problem.code, Some(ProblemCode::Login));
+            assert!(problem.hint.contains("token"), "{problem:?}");
+        }
+        assert_eq!(target_problem(&refused(1100)).code, None);
+        let no_standby = TargetError::Configuration {
+            uri: "http://h:1".to_owned(),
+            cause: "no standby".to_owned(),
+            hint: "set common.ttMsgEnabled=false".to_owned(),
+        };
+        assert_eq!(target_problem(&no_standby).code, None);
     }
 }

@@ -30,6 +30,14 @@ impl std::fmt::Display for ErrorClass {
     }
 }
 
+/// What programs may want to tell apart within a class.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProblemCode {
+    /// A source or target did not accept the login, or does not permit it what is needed.
+    Login,
+}
+
 /// An error as a person sees it: the cause and the next step.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
@@ -39,6 +47,8 @@ pub struct Problem {
     pub message: String,
     /// What to do about it; empty if there is nothing to do but wait.
     pub hint: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<ProblemCode>,
 }
 
 impl Problem {
@@ -47,6 +57,15 @@ impl Problem {
             class,
             message: message.into(),
             hint: hint.into(),
+            code: None,
+        }
+    }
+
+    #[must_use]
+    pub fn with_code(self, code: ProblemCode) -> Self {
+        Self {
+            code: Some(code),
+            ..self
         }
     }
 }

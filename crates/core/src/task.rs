@@ -35,25 +35,72 @@ impl TargetSpec {
 pub enum Selection {
     /// Every collection of every database, now and later, and the databases themselves.
     All,
-    /// These, by database and name; a name that does not exist yet is waited for.
-    Collections(Vec<(String, String)>),
+    /// What one of these matches; what does not exist yet is waited for.
+    Collections(Vec<Pattern>),
+}
+
+/// Collections by database and name; `None` is any.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Pattern {
+    pub database: Option<String>,
+    pub name: Option<String>,
+}
+
+impl Pattern {
+    /// One collection.
+    pub fn exact(database: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            database: Some(database.into()),
+            name: Some(name.into()),
+        }
+    }
+
+    /// Every collection of one database.
+    pub fn database(database: impl Into<String>) -> Self {
+        Self {
+            database: Some(database.into()),
+            name: None,
+        }
+    }
+
+    fn matches(&self, database: &str, name: &str) -> bool {
+        self.database.as_deref().is_none_or(|d| d == database)
+            && self.name.as_deref().is_none_or(|n| n == name)
+    }
+
+    fn overlaps(&self, other: &Pattern) -> bool {
+        let meet = |a: &Option<String>, b: &Option<String>| a.is_none() || b.is_none() || a == b;
+        meet(&self.database, &other.database) && meet(&self.name, &other.name)
+    }
 }
 
 impl Selection {
     pub fn contains(&self, database: &str, name: &str) -> bool {
         match self {
             Selection::All => true,
-            Selection::Collections(list) => list.iter().any(|(d, n)| d == database && n == name),
+            Selection::Collections(list) => list.iter().any(|p| p.matches(database, name)),
         }
     }
 
     /// Whether some collection could belong to both.
     pub fn overlaps(&self, other: &Selection) -> bool {
         match (self, other) {
+            (Selection::Collections(a), _) if a.is_empty() => false,
+            (_, Selection::Collections(b)) if b.is_empty() => false,
             (Selection::All, _) | (_, Selection::All) => true,
             (Selection::Collections(a), Selection::Collections(b)) => {
-                a.iter().any(|x| b.contains(x))
+                a.iter().any(|x| b.iter().any(|y| x.overlaps(y)))
             }
+        }
+    }
+
+    /// Whether all of this database belongs to the task, so that the database itself does.
+    pub fn whole_database(&self, database: &str) -> bool {
+        match self {
+            Selection::All => true,
+            Selection::Collections(list) => list
+                .iter()
+                .any(|p| p.name.is_none() && p.database.as_deref().is_none_or(|d| d == database)),
         }
     }
 }
@@ -92,9 +139,18 @@ pub enum Choice {
     /// Answer to `PositionLost`.
     Start(StartPoint),
     /// Answer to `PositionLost`: at these messages.
-    At(BTreeMap<PChannel, Position>),
+    At(BTreeMap<PChannel, GivenPosition>),
     /// Answer to `Quarantined`: leave out the message that cannot be carried and go on behind it.
     Skip,
+}
+
+/// A start position that a person gave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GivenPosition {
+    /// The message at which reading begins.
+    pub position: Position,
+    /// Messages of the collection up to this source timestamp are done already; zero if nothing is known.
+    pub applied: Tso,
 }
 
 /// A replication task.
@@ -103,12 +159,30 @@ pub struct TaskSpec {
     pub id: TaskId,
     pub target: TargetSpec,
     pub selection: Selection,
+    /// Where collections begin that are there when the task is created; later ones begin at their creation.
     pub start: StartPoint,
-    /// Start positions given with the request, by source physical channel; they win over `start`.
-    pub positions: BTreeMap<PChannel, Position>,
+    /// The same for some of them, by database and name; `*` in either place is any. See [`TaskSpec::start_of`].
+    pub starts: BTreeMap<(String, String), StartPoint>,
+    /// Start positions given with the request, by source collection and source physical channel; they win over a start.
+    /// Collections share channels: a position of one never moves another.
+    pub positions: BTreeMap<CollectionId, BTreeMap<PChannel, GivenPosition>>,
     pub on_conflict: OnConflict,
+    /// When the task was created, by this machine's clock.
+    pub created: Tso,
     /// Bytes of messages this task may hold in memory, batches in flight included.
     pub memory_budget: usize,
+}
+
+impl TaskSpec {
+    /// Where a collection begins that was there when the task was created: its own start, that of its database, that of
+    /// its name, the task's.
+    pub fn start_of(&self, database: &str, name: &str) -> StartPoint {
+        [(database, name), (database, "*"), ("*", name)]
+            .into_iter()
+            .find_map(|(d, n)| self.starts.get(&(d.to_owned(), n.to_owned())))
+            .copied()
+            .unwrap_or(self.start)
+    }
 }
 
 /// Where one collection of a task stands.
@@ -205,4 +279,84 @@ pub struct TaskStatus {
     pub counters: Counters,
     /// Errors since this process started, by class.
     pub errors: BTreeMap<String, u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NAMES: [&str; 3] = ["a", "b", "elsewhere"];
+
+    fn part() -> impl Strategy<Value = Option<String>> {
+        prop_oneof![
+            Just(None),
+            Just(Some("a".to_owned())),
+            Just(Some("b".to_owned()))
+        ]
+    }
+
+    fn selection() -> impl Strategy<Value = Selection> {
+        let pattern = (part(), part()).prop_map(|(database, name)| Pattern { database, name });
+        prop_oneof![
+            1 => Just(Selection::All),
+            8 => proptest::collection::vec(pattern, 0..4).prop_map(Selection::Collections),
+        ]
+    }
+
+    fn all_collections() -> impl Iterator<Item = (&'static str, &'static str)> {
+        NAMES.into_iter().flat_map(|d| NAMES.map(|n| (d, n)))
+    }
+
+    proptest! {
+        #[test]
+        fn selections_overlap_if_a_collection_can_belong_to_both(a in selection(), b in selection()) {
+            let common = all_collections().any(|(d, n)| a.contains(d, n) && b.contains(d, n));
+            prop_assert_eq!(a.overlaps(&b), common);
+            prop_assert_eq!(b.overlaps(&a), common);
+        }
+
+        #[test]
+        fn a_whole_database_holds_every_name(a in selection()) {
+            for database in NAMES {
+                // "elsewhere" is in no pattern: only a pattern for any name holds it.
+                prop_assert_eq!(a.whole_database(database), a.contains(database, "elsewhere"));
+            }
+        }
+    }
+
+    #[test]
+    fn the_most_exact_start_wins() {
+        let at = |d: &str, n: &str, s| ((d.to_owned(), n.to_owned()), s);
+        let spec = TaskSpec {
+            id: TaskId::new("t"),
+            target: TargetSpec {
+                uri: String::new(),
+                token: Secret::default(),
+                connect_timeout: Duration::ZERO,
+                call_timeout: Duration::ZERO,
+            },
+            selection: Selection::All,
+            start: StartPoint::Earliest,
+            starts: BTreeMap::from([
+                at("db", "c", StartPoint::Created),
+                at("db", "*", StartPoint::Now),
+                at("*", "x", StartPoint::Created),
+            ]),
+            positions: BTreeMap::new(),
+            on_conflict: OnConflict::Ask,
+            created: Tso::ZERO,
+            memory_budget: 0,
+        };
+        for (database, name, start) in [
+            ("db", "c", StartPoint::Created),
+            ("db", "other", StartPoint::Now),
+            ("db", "x", StartPoint::Now),
+            ("other", "x", StartPoint::Created),
+            ("other", "c", StartPoint::Earliest),
+        ] {
+            assert_eq!(spec.start_of(database, name), start, "{database}.{name}");
+        }
+    }
 }

@@ -45,6 +45,7 @@ pub struct Etcd {
     pub endpoints: Vec<String>,
     pub root_path: String,
     pub meta_sub_path: String,
+    pub kv_sub_path: String,
     pub login: Option<(String, Secret)>,
 }
 
@@ -399,29 +400,63 @@ fn read_queue(source: &Fields<'_>) -> Option<Queue> {
 }
 
 fn read_etcd(source: &Fields<'_>, ignored: &mut Vec<String>) -> Etcd {
-    let old_address = source
-        .get("etcdAddress")
-        .and_then(|v| endpoints(source, "etcdAddress", v));
-    let old_root = source.string("etcdRootPath");
-    let old_sub = source.string("etcdMetaSubPath");
-    let default = || vec!["http://127.0.0.1:2379".to_owned()];
     let mut read = Etcd {
-        endpoints: old_address.unwrap_or_else(default),
-        root_path: old_root.unwrap_or_else(|| "by-dev".to_owned()),
-        meta_sub_path: old_sub.unwrap_or_else(|| "meta".to_owned()),
+        endpoints: vec!["http://127.0.0.1:2379".to_owned()],
+        root_path: "by-dev".to_owned(),
+        meta_sub_path: "meta".to_owned(),
+        kv_sub_path: "kv".to_owned(),
         login: None,
     };
-    let Some(etcd) = source.object("etcd") else {
-        return read;
+    let old = read_old_etcd(source, &read, ignored);
+    if let Some(etcd) = source.object("etcd") {
+        let path = source.path("etcd");
+        let mut ignored_here = Vec::new();
+        read_new_etcd(etcd, &mut read, &mut ignored_here);
+        if old.is_some() {
+            ignored.push(path);
+        } else {
+            ignored.append(&mut ignored_here);
+        }
+    }
+    old.unwrap_or(read)
+}
+
+/// The keys before `etcd`. As in the Go server `etcdAddress` replaces the whole of `etcd`, and without it the other two
+/// mean nothing.
+fn read_old_etcd(source: &Fields<'_>, default: &Etcd, ignored: &mut Vec<String>) -> Option<Etcd> {
+    let empty = |v: &Value| v.as_array().is_some_and(Vec::is_empty);
+    let address = source.get("etcdAddress").filter(|v| !empty(v));
+    let root_path = source.string("etcdRootPath");
+    let meta_sub_path = source.string("etcdMetaSubPath");
+    let Some(address) = address else {
+        ignored.extend(source.accept(&["etcdAddress", "etcdRootPath", "etcdMetaSubPath"]));
+        return None;
     };
+    let default = default.clone();
+    Some(Etcd {
+        endpoints: endpoints(source, "etcdAddress", address).unwrap_or_default(),
+        root_path: root_path.unwrap_or(default.root_path),
+        meta_sub_path: meta_sub_path.unwrap_or(default.meta_sub_path),
+        ..default
+    })
+}
+
+fn read_new_etcd(etcd: Fields<'_>, read: &mut Etcd, ignored: &mut Vec<String>) {
     if let Some(found) = etcd
         .get("address")
         .and_then(|v| endpoints(&etcd, "address", v))
     {
         read.endpoints = found;
     }
-    read.root_path = etcd.string("rootPath").unwrap_or(read.root_path);
-    read.meta_sub_path = etcd.string("metaSubPath").unwrap_or(read.meta_sub_path);
+    for (key, place) in [
+        ("rootPath", &mut read.root_path),
+        ("metaSubPath", &mut read.meta_sub_path),
+        ("kvSubPath", &mut read.kv_sub_path),
+    ] {
+        if let Some(given) = etcd.string(key) {
+            *place = given;
+        }
+    }
     let (username, password) = (etcd.string("username"), etcd.secret("password"));
     if etcd.boolean("enableAuth") == Some(true) {
         match (username, password) {
@@ -446,11 +481,11 @@ fn read_etcd(source: &Fields<'_>, ignored: &mut Vec<String>) -> Etcd {
         for endpoint in &mut read.endpoints {
             *endpoint = endpoint.replacen("http://", "https://", 1);
         }
+    } else {
+        ignored.extend(etcd.accept(&certificates));
     }
-    etcd.accept(&certificates);
     ignored.extend(etcd.accept(&["tlsMinVersion"]));
     etcd.finish();
-    read
 }
 
 /// A list of `http(s)://host:port`, or one of them.
@@ -490,6 +525,11 @@ fn endpoints(fields: &Fields<'_>, key: &'static str, value: &Value) -> Option<Ve
     }
     if found.is_empty() {
         fields.wrong(key, "at least one http://host:port expected");
+        return None;
+    }
+    let secure = found.iter().filter(|e| e.starts_with("https://")).count();
+    if secure != 0 && secure != found.len() {
+        fields.wrong(key, "all with https:// or all with http:// expected");
         return None;
     }
     Some(found)

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use cdc_core::catalog::CatalogError;
 use cdc_core::catalog::etcd::{EtcdCatalog, EtcdConfig, probe};
 use cdc_core::engine::{Engine, Parts};
-use cdc_core::error::{ErrorClass, Problem};
+use cdc_core::error::{ErrorClass, Problem, ProblemCode};
 use cdc_core::ids::TaskId;
 use cdc_core::source::{LogSource, QueueConfig, SourceError, open_source};
 use cdc_core::store::SharedStore;
@@ -41,7 +42,7 @@ impl EngineReplication {
             password,
             connect_timeout: TIMEOUT,
             request_timeout: TIMEOUT,
-            ..EtcdConfig::default()
+            kv_sub_path: from.kv_sub_path.clone(),
         };
         let queue = match config.source.queue.clone() {
             Queue::Natsmq { address } => QueueConfig::Natsmq {
@@ -84,7 +85,7 @@ impl Replication for EngineReplication {
             )
         };
         let look = async {
-            probe(&self.etcd).await.map_err(|e| e.problem())?;
+            probe(&self.etcd).await.map_err(|e| catalog_problem(&e))?;
             self.source.ping().await.map_err(|e| e.problem())
         };
         tokio::time::timeout(Duration::from_secs(15), look)
@@ -116,5 +117,30 @@ impl Replication for EngineReplication {
         choice: Choice,
     ) -> Result<(), Problem> {
         self.engine.choose(task, database, name, choice).await
+    }
+}
+
+/// A refused login is told apart from other errors of the configuration.
+fn catalog_problem(error: &CatalogError) -> Problem {
+    match error {
+        CatalogError::Login { .. } => error.problem().with_code(ProblemCode::Login),
+        _ => error.problem(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_login_is_told_apart() {
+        let (endpoints, cause) = ("http://h:1".to_owned(), "c".to_owned());
+        let refused = CatalogError::Login {
+            endpoints: endpoints.clone(),
+            cause: cause.clone(),
+        };
+        assert_eq!(catalog_problem(&refused).code, Some(ProblemCode::Login));
+        let away = CatalogError::Unreachable { endpoints, cause };
+        assert_eq!(catalog_problem(&away).code, None);
     }
 }

@@ -155,6 +155,17 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Like [`Fields::object`], but a value of another type is never shown: it may hold a secret.
+    pub fn secret_object(&self, key: &'static str) -> Option<Fields<'a>> {
+        match self.get(key)? {
+            Value::Object(map) => Some(Fields::element(self.path(key), map, self.errors)),
+            _ => {
+                self.wrong(key, "an object expected");
+                None
+            }
+        }
+    }
+
     pub fn list(&self, key: &'static str) -> Option<&'a [Value]> {
         match self.get(key)? {
             Value::Array(list) => Some(list),

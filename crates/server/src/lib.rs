@@ -11,5 +11,6 @@ pub mod http;
 pub mod request;
 pub mod runtime;
 pub mod serve;
+pub mod states;
 pub mod store;
 pub mod tasks;

@@ -182,3 +182,97 @@ fn a_named_file_that_is_missing_is_an_error() {
         .to_string();
     assert!(error.contains("/nowhere/cdc.yaml"), "{error}");
 }
+
+#[test]
+fn certificates_without_tls_are_named_as_ignored() {
+    let with = |tls: bool| {
+        parse(&format!(
+            "sourceConfig: {{natsmq: {{address: 'nats://h:1'}}, etcd: {{enableTLS: {tls}, tlsCertPath: c, tlsKeyPath: k, tlsCACertPath: a, tlsMinVersion: 1.3}}}}"
+        ))
+    };
+    let ignored = with(false).unwrap().ignored;
+    for key in [
+        "tlsCertPath",
+        "tlsKeyPath",
+        "tlsCACertPath",
+        "tlsMinVersion",
+    ] {
+        let named = ignored
+            .iter()
+            .filter(|k| **k == format!("sourceConfig.etcd.{key}"));
+        assert_eq!(named.count(), 1, "{key} in {ignored:?}");
+    }
+    assert!(
+        with(true)
+            .unwrap_err()
+            .contains("sourceConfig.etcd.tlsCertPath: not available")
+    );
+}
+
+#[test]
+fn the_paths_below_etcd_have_milvus_defaults() {
+    let etcd = parse(SOURCE).unwrap().source.etcd;
+    assert_eq!(
+        (
+            etcd.root_path.as_str(),
+            etcd.meta_sub_path.as_str(),
+            etcd.kv_sub_path.as_str()
+        ),
+        ("by-dev", "meta", "kv")
+    );
+    let text = "sourceConfig: {natsmq: {address: 'nats://h:1'}, etcd: {rootPath: r, metaSubPath: m, kvSubPath: k}}";
+    let etcd = parse(text).unwrap().source.etcd;
+    assert_eq!(
+        (
+            etcd.root_path.as_str(),
+            etcd.meta_sub_path.as_str(),
+            etcd.kv_sub_path.as_str()
+        ),
+        ("r", "m", "k")
+    );
+}
+
+#[test]
+fn the_old_etcd_keys_replace_the_new_ones_as_in_the_go_server() {
+    let text = "sourceConfig: {natsmq: {address: 'nats://h:1'}, etcdAddress: ['old:1'], etcdRootPath: old-root, etcd: {address: 'new:1', metaSubPath: new, enableAuth: true, username: u, password: p}}";
+    let config = parse(text).unwrap();
+    let etcd = &config.source.etcd;
+    assert_eq!(etcd.endpoints, ["http://old:1"]);
+    assert_eq!(
+        (etcd.root_path.as_str(), etcd.meta_sub_path.as_str()),
+        ("old-root", "meta")
+    );
+    assert!(etcd.login.is_none());
+    assert!(
+        config.ignored.contains(&"sourceConfig.etcd".to_owned()),
+        "{:?}",
+        config.ignored
+    );
+
+    let text = "sourceConfig: {natsmq: {address: 'nats://h:1'}, etcdAddress: [], etcdRootPath: old-root, etcd: {address: 'new:1'}}";
+    let config = parse(text).unwrap();
+    assert_eq!(config.source.etcd.endpoints, ["http://new:1"]);
+    assert_eq!(config.source.etcd.root_path, "by-dev");
+    assert!(
+        config
+            .ignored
+            .contains(&"sourceConfig.etcdRootPath".to_owned()),
+        "{:?}",
+        config.ignored
+    );
+}
+
+#[test]
+fn etcd_is_reached_in_one_way() {
+    let text = "sourceConfig: {natsmq: {address: 'nats://h:1'}, etcd: {address: ['http://a:1', 'https://b:1']}}";
+    let error = parse(text).unwrap_err();
+    assert!(
+        error.contains("sourceConfig.etcd.address: all with https://"),
+        "{error}"
+    );
+    let text = "sourceConfig: {natsmq: {address: 'nats://h:1'}, etcd: {enableTLS: true, address: ['a:1', 'http://b:1']}}";
+    assert_eq!(
+        parse(text).unwrap().source.etcd.endpoints,
+        ["https://a:1", "https://b:1"]
+    );
+}

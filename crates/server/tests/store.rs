@@ -222,6 +222,113 @@ async fn the_file_is_for_its_owner_alone_and_for_one_process() {
     ));
 }
 
+/// Names, modes and contents of all files of a directory.
+fn everything(dir: &std::path::Path) -> Vec<(String, u32, Vec<u8>)> {
+    let mut files: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            let mode = entry.metadata().unwrap().permissions().mode();
+            (name, mode, std::fs::read(entry.path()).unwrap())
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+async fn refused_and_untouched(dir: &std::path::Path, file: &str) -> OpenError {
+    let path = dir.join(file);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let before = everything(dir);
+    let error = SqliteStore::open(&path).await.err().unwrap();
+    // Compared by name and mode first: the contents would fill the screen.
+    let short = |all: &[(String, u32, Vec<u8>)]| -> Vec<_> {
+        all.iter().map(|(n, m, _)| (n.clone(), *m)).collect()
+    };
+    let after = everything(dir);
+    assert_eq!(short(&before), short(&after));
+    assert!(before == after, "a file was changed");
+    error
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_file_is_not_touched_in_the_least() {
+    for sql in [
+        "CREATE TABLE mine (x INTEGER)",
+        "PRAGMA journal_mode = WAL; CREATE TABLE mine (x INTEGER)",
+        "PRAGMA application_id = 77",
+        "PRAGMA user_version = 3",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        run_sql(&dir.path().join("s.db"), sql).await;
+        let error = refused_and_untouched(dir.path(), "s.db").await;
+        assert!(matches!(error, OpenError::NotOurs { .. }), "{sql}: {error}");
+    }
+    for content in ["notes", "SQLite format 3\0 and then notes"] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("s.db"), content).unwrap();
+        let error = refused_and_untouched(dir.path(), "s.db").await;
+        assert!(matches!(error, OpenError::NotOurs { .. }), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_database_that_is_being_written_is_not_touched() {
+    use sqlx::Connection;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(&path)
+        .create_if_missing(true);
+    let mut owner = sqlx::SqliteConnection::connect_with(&options)
+        .await
+        .unwrap();
+    // All of it is in the WAL so far; the file itself looks blank.
+    let sql = "PRAGMA journal_mode = WAL; CREATE TABLE mine (x INTEGER)";
+    sqlx::raw_sql(sql).execute(&mut owner).await.unwrap();
+    let error = refused_and_untouched(dir.path(), "s.db").await;
+    assert!(matches!(error, OpenError::NotOurs { .. }), "{error}");
+    owner.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_store_is_not_touched_and_an_empty_file_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let mark = "PRAGMA application_id = 1296254019; PRAGMA user_version = 99; CREATE TABLE future (x INTEGER)";
+    run_sql(&dir.path().join("s.db"), mark).await;
+    let error = refused_and_untouched(dir.path(), "s.db").await;
+    assert!(
+        matches!(error, OpenError::Newer { found: 99, .. }),
+        "{error}"
+    );
+
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.db"), "").unwrap();
+    run_sql(
+        &dir.path().join("b.db"),
+        "CREATE TABLE t (x INTEGER); DROP TABLE t",
+    )
+    .await;
+    for file in ["a.db", "b.db"] {
+        SqliteStore::open(&dir.path().join(file)).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mark_is_in_the_file_itself_from_the_first_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.db");
+    let _open = SqliteStore::open(&path).await.unwrap();
+    // What a kill right after the first start leaves.
+    let copy = tempfile::tempdir().unwrap();
+    for file in ["s.db", "s.db-wal"] {
+        std::fs::copy(dir.path().join(file), copy.path().join(file)).unwrap();
+    }
+    SqliteStore::open(&copy.path().join("s.db")).await.unwrap();
+    assert_eq!(&std::fs::read(&path).unwrap()[68..72], b"MCDC");
+}
+
 async fn run_sql(path: &std::path::Path, sql: &'static str) {
     use sqlx::Connection;
     let options = sqlx::sqlite::SqliteConnectOptions::new()

@@ -47,9 +47,12 @@ const AHEAD: Duration = Duration::from_millis(1500);
 /// A wait for the target's clock of more than this is said to people.
 const SKEW: Duration = Duration::from_secs(3);
 /// After the deadline of a lost call, this long still counts as "it may arrive".
-const LATE: Duration = Duration::from_millis(300);
-/// How often a call that the target refuses for no clear reason is repeated before its messages are tried one by one.
+pub(crate) const LATE: Duration = Duration::from_millis(300);
+/// How often a refused call is repeated before its messages are tried one by one, and a refused message before it counts
+/// as refused.
 const REFUSALS: u32 = 3;
+/// A message that is refused for no clear reason is kept for this long before its stream fails.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// One lane. Its task ends when the last handle is dropped.
 pub struct Lane {
@@ -62,15 +65,19 @@ struct Shared {
     state: Mutex<State>,
     wake: Notify,
     problem: Mutex<Option<Problem>>,
+    /// No tick before: a call of unknown outcome may still arrive.
+    quiet_until: Mutex<Instant>,
 }
 
 impl Lane {
     pub(crate) fn spawn(hub: Arc<Hub>, channel: PChannel, floor: Tso) -> Arc<Self> {
+        let quiet_until = hub.quiet_until(&channel);
         let shared = Arc::new(Shared {
             channel,
             state: Mutex::new(State::new(floor)),
             wake: Notify::new(),
             problem: Mutex::default(),
+            quiet_until: Mutex::new(quiet_until),
         });
         let stop = CancellationToken::new();
         let sender = Sender {
@@ -80,7 +87,6 @@ impl Lane {
                 on_disk: AtomicU64::new(floor.0),
                 raising: AtomicBool::new(false),
             }),
-            quiet_until: Instant::now(),
         };
         let stopped = stop.clone();
         tokio::spawn(async move {
@@ -100,18 +106,24 @@ impl Lane {
     }
 
     /// A reader begins to feed this lane, having passed source tick `tick`. If it `holds`, no tick above what it passed
-    /// is sent.
-    pub fn join(&self, tick: Tso, holds: bool) -> EdgeId {
-        self.shared.state.lock().join(tick, holds)
+    /// is sent. Rows of its collections that are there already have timestamps up to `floor`, or were sent here.
+    pub fn join(&self, tick: Tso, holds: bool, floor: Tso) -> EdgeId {
+        self.shared.state.lock().join(tick, holds, floor)
     }
 
-    /// A reader no longer feeds this lane. What it pushed is sent.
+    /// No tick before this moment: until then a call of an earlier process may still be carried out.
+    pub fn hush(&self, until: Instant) {
+        let mut quiet = self.shared.quiet_until.lock();
+        *quiet = until.max(*quiet);
+    }
+
+    /// A reader no longer feeds this lane. What it pushed is sent, and until then it holds what it held.
     pub fn leave(&self, edge: EdgeId) {
         self.shared.state.lock().leave(edge);
         self.shared.wake.notify_one();
     }
 
-    /// Lets a reader hold this lane's time, or not.
+    /// Lets a reader hold this lane's time, or hold it no longer once what it pushed is acknowledged.
     pub fn set_holds(&self, edge: EdgeId, holds: bool) {
         self.shared.state.lock().set_holds(edge, holds);
         self.shared.wake.notify_one();
@@ -126,11 +138,6 @@ impl Lane {
     /// Until [`Lane::passed`] is called for the stretch, no tick goes above its first message.
     pub fn raise(&self, edge: EdgeId, sources: Vec<u64>, in_doubt: bool) -> TsMap {
         self.shared.state.lock().raise(edge, sources, in_doubt)
-    }
-
-    /// Moves this lane's time forward: nothing is sent at or below `ts` any more.
-    pub fn lift(&self, ts: Tso) {
-        self.shared.state.lock().lift(ts);
     }
 
     /// The last tick sent.
@@ -173,21 +180,20 @@ struct Sender {
     hub: Arc<Hub>,
     shared: Arc<Shared>,
     floor: Arc<Floor>,
-    /// No tick before: a call of unknown outcome may still arrive.
-    quiet_until: Instant,
 }
 
 impl Sender {
     async fn run(mut self) {
         loop {
-            let may_tick = Instant::now() >= self.quiet_until;
+            let quiet_until = *self.shared.quiet_until.lock();
+            let may_tick = Instant::now() >= quiet_until;
             let call = self.shared.state.lock().gather(may_tick);
             let Some(call) = call else {
                 let wait = self.shared.wake.notified();
                 if may_tick {
                     wait.await;
                 } else {
-                    let _ = tokio::time::timeout_at(self.quiet_until, wait).await;
+                    let _ = tokio::time::timeout_at(quiet_until, wait).await;
                 }
                 continue;
             };
@@ -204,75 +210,74 @@ impl Sender {
         }
         let mut backoff = Backoff::new();
         let mut refused = 0;
-        loop {
-            match self.send(call.tick, &call.messages).await {
-                Ok(()) => break,
-                Err(error) => {
-                    self.report(&error);
-                    if let TargetError::Refused { .. } = error {
-                        refused += 1;
-                        if error.class() == ErrorClass::Data || refused >= REFUSALS {
-                            return self.one_by_one(call).await;
-                        }
-                    }
-                    backoff.wait().await;
+        while let Err(error) = self.send(call.tick, &call.messages).await {
+            self.report(&error);
+            // With a tick alone nothing of ours can be wrong.
+            if error.is_about_messages() && !call.messages.is_empty() {
+                refused += 1;
+                if refused >= REFUSALS {
+                    return self.one_by_one(call).await;
                 }
             }
+            backoff.wait().await;
         }
-        self.settle(call);
-    }
-
-    fn settle(&self, call: Call) {
         *self.shared.problem.lock() = None;
         self.shared.state.lock().acknowledged(call);
     }
 
-    /// Finds the messages the target does not take: a call with one of them writes nothing. Their streams fail, the
-    /// others' messages go out.
+    /// Finds the messages the target does not take: a call with one of them writes nothing. Those it says are wrong fail
+    /// their streams; those it refuses for no clear reason are kept, with what follows them in their streams, and fail
+    /// them after a while. The others go out.
     async fn one_by_one(&mut self, mut call: Call) {
-        let mut lead = call.tick;
-        let messages = std::mem::take(&mut call.messages);
-        let mut sent = Vec::new();
-        let mut kept = Vec::new();
-        if messages.is_empty() {
-            // A tick alone was refused: nothing of ours can be wrong with it.
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            self.shared.state.lock().give_back(call, Vec::new());
-            return;
-        }
-        for message in messages {
-            if message.stream.failed() {
-                kept.push(message);
-                continue;
-            }
+        if let Some(tick) = call.tick {
             let mut backoff = Backoff::new();
-            let mut refused = 0;
-            loop {
-                match self.send(lead, std::slice::from_ref(&message)).await {
-                    Ok(()) => {
-                        lead = None;
-                        sent.push(message);
-                        break;
-                    }
-                    Err(error @ TargetError::Refused { .. }) => {
-                        refused += 1;
-                        if refused >= REFUSALS {
-                            message.stream.fail(error.problem());
-                            kept.push(message);
-                            break;
-                        }
-                    }
-                    Err(error) => self.report(&error),
-                }
+            while let Err(error) = self.send(Some(tick), &[]).await {
+                self.report(&error);
                 backoff.wait().await;
             }
         }
-        call.messages = sent;
-        if lead.is_some() {
-            call.tick = None;
+        let mut sent = Vec::new();
+        let mut kept: Vec<Outgoing> = Vec::new();
+        for message in std::mem::take(&mut call.messages) {
+            let behind = kept.iter().any(|k| Arc::ptr_eq(&k.stream, &message.stream));
+            if behind || message.stream.failed() || !self.send_one(&message).await {
+                kept.push(message);
+            } else {
+                sent.push(message);
+            }
         }
+        call.messages = sent;
         *self.shared.problem.lock() = None;
+        let again = kept.iter().any(|m| !m.stream.failed());
         self.shared.state.lock().give_back(call, kept);
+        if again {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Whether the target took it.
+    async fn send_one(&mut self, message: &Outgoing) -> bool {
+        let mut backoff = Backoff::new();
+        let mut refused = 0;
+        loop {
+            let Err(error) = self.send(None, std::slice::from_ref(message)).await else {
+                return true;
+            };
+            self.report(&error);
+            if error.is_about_messages() {
+                refused += 1;
+            }
+            if refused >= REFUSALS {
+                // Tried again from its record, ever more rarely, unless a person says skip.
+                let stream = &message.stream;
+                let since = stream.suspect(message.origin.as_ref());
+                if error.class() == ErrorClass::Data || since.elapsed() > REFUSAL_PATIENCE {
+                    stream.fail(error.problem());
+                }
+                return false;
+            }
+            backoff.wait().await;
+        }
     }
 
     async fn send(&mut self, tick: Option<Tso>, messages: &[Outgoing]) -> Result<(), TargetError> {
@@ -291,15 +296,20 @@ impl Sender {
         let begin = tick
             .or_else(|| messages.iter().map(|m| m.ts).min())
             .unwrap_or_default();
+        let until = Instant::now() + self.hub.call_timeout + LATE;
+        // Dropped without an answer, it leaves word for the next lane to this channel.
+        let unanswered = self.hub.unanswered(&self.shared.channel, until);
         let result = self
             .hub
             .target
             .replicate(&self.shared.channel, entries, begin, end)
             .await;
-        if let Err(error) = &result
-            && error.outcome_unknown()
-        {
-            self.quiet_until = Instant::now() + self.hub.call_timeout + LATE;
+        match &result {
+            Err(error) if error.outcome_unknown() => {
+                let mut quiet = self.shared.quiet_until.lock();
+                *quiet = until.max(*quiet);
+            }
+            _ => unanswered.answered(),
         }
         result
     }

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::stream::{StreamCtl, Ticket};
+use crate::ids::PChannel;
+use crate::position::Position;
 use crate::route::tsmap::TsMap;
 use crate::tso::Tso;
 
@@ -31,23 +33,41 @@ pub struct Outgoing {
     pub ts: Tso,
     pub rows: u64,
     pub is_insert: bool,
+    /// The source message it was made of: what a person may say skip to.
+    pub origin: Option<(PChannel, Position)>,
     pub ticket: Option<Ticket>,
     /// Told when the message and a tick at or above it are acknowledged.
     pub ticked: Option<oneshot::Sender<Ticket>>,
 }
 
+/// What becomes true once everything that stands before it in the queue is acknowledged.
+#[derive(Clone, Copy, Debug)]
+enum Mark {
+    /// This reader has pushed everything up to this source tick.
+    Passed(EdgeId, Tso),
+    /// This reader holds no longer, if it did not begin to hold again (its generation is still this one).
+    Release(EdgeId, u64),
+    Leave(EdgeId),
+}
+
 #[derive(Debug)]
 enum Item {
     Message(Outgoing),
-    Passed(EdgeId, Tso),
+    Mark(Mark),
 }
 
 #[derive(Debug)]
 struct Edge {
+    /// No tick above what it passed is sent.
     holds: bool,
+    /// It may send with its source timestamps: ends at once when it is to hold no longer, while `holds` ends only when
+    /// what it pushed with source timestamps is acknowledged.
+    natural: bool,
+    /// Counts the times it began to hold.
+    generation: u64,
     /// Source tick up to which everything of this reader is acknowledged here.
     tick: Tso,
-    /// Largest target timestamp given out by raising.
+    /// Everything it may replace or delete lies at or below: nothing of it is sent at or below, except naturally.
     raised: Tso,
     /// Stretches that are raised but not acknowledged as a whole yet, oldest first: the first target timestamp of each,
     /// and the source tick that ends it, once that is known.
@@ -61,7 +81,7 @@ pub(super) struct Call {
     pub(super) tick: Option<Tso>,
     pub(super) messages: Vec<Outgoing>,
     /// What is true once the messages are acknowledged.
-    passed: Vec<(EdgeId, Tso)>,
+    marks: Vec<Mark>,
 }
 
 impl Call {
@@ -105,40 +125,51 @@ impl State {
         }
     }
 
-    pub(super) fn lift(&mut self, ts: Tso) {
-        self.last_tick = self.last_tick.max(ts);
-        self.max_sent = self.max_sent.max(ts);
-    }
-
-    pub(super) fn join(&mut self, tick: Tso, holds: bool) -> EdgeId {
+    /// `floor`: rows that this reader may replace or delete can be as new as this. Those that an earlier reader of the
+    /// same collection sent here are at or below `max_sent`.
+    pub(super) fn join(&mut self, tick: Tso, holds: bool, floor: Tso) -> EdgeId {
         let id = EdgeId(self.next_edge);
         self.next_edge += 1;
         self.edges.insert(
             id,
             Edge {
                 holds,
+                natural: holds,
+                generation: 0,
                 tick,
-                raised: Tso::ZERO,
+                raised: self.max_sent.max(floor),
                 open: VecDeque::new(),
             },
         );
         id
     }
 
-    pub(super) fn leave(&mut self, edge: EdgeId) {
-        self.edges.remove(&edge);
+    pub(super) fn leave(&mut self, id: EdgeId) {
+        if let Some(edge) = self.edges.get_mut(&id) {
+            edge.natural = false;
+            self.queue.push_back(Item::Mark(Mark::Leave(id)));
+        }
     }
 
-    pub(super) fn set_holds(&mut self, edge: EdgeId, holds: bool) {
-        if let Some(edge) = self.edges.get_mut(&edge) {
-            edge.holds = holds;
+    pub(super) fn set_holds(&mut self, id: EdgeId, holds: bool) {
+        let Some(edge) = self.edges.get_mut(&id) else {
+            return;
+        };
+        if holds {
+            edge.generation += 1;
+            (edge.holds, edge.natural) = (true, true);
+        } else if edge.natural {
+            edge.natural = false;
+            // Not at once: what it pushed with source timestamps may still wait here, and no tick may pass it.
+            let release = Mark::Release(id, edge.generation);
+            self.queue.push_back(Item::Mark(release));
         }
     }
 
     pub(super) fn is_natural(&self, edge: EdgeId, tick: Tso) -> bool {
         // The order of the queue keeps edge.tick <= tick, so while it holds, no tick above `tick` is sent.
         self.edges.get(&edge).is_some_and(|e| {
-            e.holds && e.open.is_empty() && tick >= self.last_tick && tick >= e.raised
+            e.natural && e.open.is_empty() && tick >= self.last_tick && tick >= e.raised
         })
     }
 
@@ -160,24 +191,33 @@ impl State {
     }
 
     pub(super) fn push(&mut self, message: Outgoing) {
+        // Its place is on disk already, before this message.
+        if message.stream.released() {
+            return;
+        }
         self.max_sent = self.max_sent.max(message.ts);
         self.queue.push_back(Item::Message(message));
     }
 
-    pub(super) fn passed(&mut self, edge: EdgeId, tick: Tso) {
-        if let Some(state) = self.edges.get_mut(&edge) {
+    pub(super) fn passed(&mut self, id: EdgeId, tick: Tso) {
+        if let Some(state) = self.edges.get_mut(&id) {
             for (_, end) in state.open.iter_mut().filter(|(_, end)| end.is_none()) {
                 *end = Some(tick);
             }
         }
-        // Marks behind one another with nothing between them are one.
-        if let Some(Item::Passed(last, at)) = self.queue.back_mut()
-            && *last == edge
-        {
-            *at = tick;
-            return;
+        // Of marks with no message between them the last one of a reader counts: they do not pile up while a call is
+        // stuck.
+        for item in self.queue.iter_mut().rev() {
+            match item {
+                Item::Mark(Mark::Passed(of, at)) if *of == id => {
+                    *at = tick;
+                    return;
+                }
+                Item::Mark(_) => {}
+                Item::Message(_) => break,
+            }
         }
-        self.queue.push_back(Item::Passed(edge, tick));
+        self.queue.push_back(Item::Mark(Mark::Passed(id, tick)));
     }
 
     pub(super) fn purge(&mut self, stream: &Arc<StreamCtl>) -> Vec<Outgoing> {
@@ -212,7 +252,7 @@ impl State {
                     size += m.bytes.len();
                     call.messages.push(m);
                 }
-                Item::Passed(edge, tick) => call.passed.push((edge, tick)),
+                Item::Mark(mark) => call.marks.push(mark),
             }
         }
         while let Some(item) = stuck.pop_back() {
@@ -222,7 +262,7 @@ impl State {
             self.last_tick = tick;
             self.max_sent = self.max_sent.max(tick);
         }
-        let nothing = call.tick.is_none() && call.messages.is_empty() && call.passed.is_empty();
+        let nothing = call.tick.is_none() && call.messages.is_empty() && call.marks.is_empty();
         (!nothing).then_some(call)
     }
 
@@ -254,8 +294,17 @@ impl State {
                     .push((message.ts, waiter, message.ticket.take()));
             }
         }
-        for (id, tick) in call.passed {
-            if let Some(edge) = self.edges.get_mut(&id) {
+        for mark in call.marks {
+            self.apply(mark);
+        }
+    }
+
+    fn apply(&mut self, mark: Mark) {
+        match mark {
+            Mark::Passed(id, tick) => {
+                let Some(edge) = self.edges.get_mut(&id) else {
+                    return;
+                };
                 edge.tick = edge.tick.max(tick);
                 while edge
                     .open
@@ -265,12 +314,42 @@ impl State {
                     edge.open.pop_front();
                 }
             }
+            Mark::Release(id, generation) => {
+                if let Some(edge) = self.edges.get_mut(&id)
+                    && edge.generation == generation
+                {
+                    edge.holds = false;
+                }
+            }
+            Mark::Leave(id) => {
+                self.edges.remove(&id);
+            }
         }
     }
 
-    /// Part of a call is acknowledged, `kept` (of streams that failed) is not.
-    pub(super) fn give_back(&mut self, call: Call, kept: Vec<Outgoing>) {
+    #[cfg(test)]
+    pub(super) fn waiting_marks(&self) -> usize {
+        self.queue
+            .iter()
+            .filter(|i| matches!(i, Item::Mark(_)))
+            .count()
+    }
+
+    /// Part of a call is acknowledged, `kept` is not.
+    pub(super) fn give_back(&mut self, mut call: Call, kept: Vec<Outgoing>) {
+        // A message that will be tried again keeps the ticks from passing it; one of a stream that failed does not.
+        let again = kept
+            .iter()
+            .any(|m| !m.stream.failed() && !m.stream.released());
+        let marks = if again {
+            std::mem::take(&mut call.marks)
+        } else {
+            Vec::new()
+        };
         self.acknowledged(call);
+        for mark in marks.into_iter().rev() {
+            self.queue.push_front(Item::Mark(mark));
+        }
         // A stream that was taken back in the meantime goes on from its record.
         for message in kept.into_iter().rev().filter(|m| !m.stream.released()) {
             self.queue.push_front(Item::Message(message));

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::error::Problem;
 use crate::ids::{CollectionId, PChannel};
@@ -19,6 +20,8 @@ pub struct StreamCtl {
     problem: Mutex<Option<Problem>>,
     /// The message that cannot be carried, if that is why it failed.
     poison: Mutex<Option<(PChannel, Position)>>,
+    /// The message that the target refuses for no clear reason, and since when.
+    suspect: Mutex<Option<(Option<(PChannel, Position)>, Instant)>>,
     /// Rows acknowledged by the target.
     pub rows: AtomicU64,
     wake: Arc<Notify>,
@@ -33,6 +36,7 @@ impl StreamCtl {
             released: AtomicBool::new(false),
             problem: Mutex::default(),
             poison: Mutex::default(),
+            suspect: Mutex::default(),
             rows: AtomicU64::new(0),
             wake,
         })
@@ -53,6 +57,27 @@ impl StreamCtl {
 
     pub fn poison(&self) -> Option<(PChannel, Position)> {
         self.poison.lock().clone()
+    }
+
+    /// Notes that the target refused this message for no clear reason; since when it does.
+    pub(super) fn suspect(&self, origin: Option<&(PChannel, Position)>) -> Instant {
+        let mut suspect = self.suspect.lock();
+        match suspect.as_ref() {
+            Some((noted, since)) if noted.as_ref() == origin => *since,
+            _ => {
+                let now = Instant::now();
+                *suspect = Some((origin.cloned(), now));
+                now
+            }
+        }
+    }
+
+    /// The message that the target refuses for no clear reason: one that a person may say skip to.
+    pub fn refused(&self) -> Option<(PChannel, Position)> {
+        self.suspect
+            .lock()
+            .as_ref()
+            .and_then(|(origin, _)| origin.clone())
     }
 
     pub fn failed(&self) -> bool {

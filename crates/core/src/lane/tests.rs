@@ -27,6 +27,7 @@ fn message(stream: &Arc<StreamCtl>, ts: Tso) -> Outgoing {
         ts,
         rows: 1,
         is_insert: true,
+        origin: None,
         ticket: None,
         ticked: None,
     }
@@ -51,7 +52,10 @@ fn settle(state: &mut State) -> Vec<Tso> {
 #[test]
 fn rows_do_not_wait_and_the_tick_waits_for_the_slowest() {
     let mut state = State::new(Tso::ZERO);
-    let (fast, slow) = (state.join(ms(1000), true), state.join(ms(1000), true));
+    let (fast, slow) = (
+        state.join(ms(1000), true, Tso::ZERO),
+        state.join(ms(1000), true, Tso::ZERO),
+    );
     let s = stream(1);
     state.push(message(&s, ms(1500)));
     state.passed(fast, ms(2000));
@@ -80,7 +84,7 @@ fn rows_do_not_wait_and_the_tick_waits_for_the_slowest() {
 #[test]
 fn after_a_restart_time_goes_on_above_the_floor() {
     let mut state = State::new(ms(5000));
-    let edge = state.join(ms(4000), true);
+    let edge = state.join(ms(4000), true, Tso::ZERO);
     assert!(!state.is_natural(edge, ms(4000)));
     let map = state.raise(edge, vec![ms(4100).0, ms(4200).0], true);
     let (first, last) = map.range().unwrap();
@@ -105,7 +109,10 @@ fn after_a_restart_time_goes_on_above_the_floor() {
 #[test]
 fn a_raised_stretch_holds_the_tick_until_it_is_acknowledged() {
     let mut state = State::new(ms(1000));
-    let (holder, raised) = (state.join(ms(1000), true), state.join(ms(10), false));
+    let (holder, raised) = (
+        state.join(ms(1000), true, Tso::ZERO),
+        state.join(ms(10), false, Tso::ZERO),
+    );
     let map = state.raise(raised, vec![ms(20).0], false);
     state.passed(holder, ms(3000));
     assert!(
@@ -146,7 +153,7 @@ fn a_failed_stream_keeps_its_place_and_lets_the_others_pass() {
 #[test]
 fn who_waits_for_a_tick_is_told_when_one_at_or_above_it_is_acknowledged() {
     let mut state = State::new(Tso::ZERO);
-    let edge = state.join(ms(1), true);
+    let edge = state.join(ms(1), true, Tso::ZERO);
     let (tell, mut told) = oneshot::channel();
     let mut drop_message = message(&stream(1), ms(10));
     drop_message.ticket = Some(Ticket::new(
@@ -167,7 +174,7 @@ fn who_waits_for_a_tick_is_told_when_one_at_or_above_it_is_acknowledged() {
 #[test]
 fn while_a_lost_call_may_arrive_no_tick_is_gathered() {
     let mut state = State::new(Tso::ZERO);
-    let edge = state.join(Tso::ZERO, true);
+    let edge = state.join(Tso::ZERO, true, Tso::ZERO);
     state.push(message(&stream(1), ms(5)));
     state.passed(edge, ms(900));
     let call: Call = state.gather(false).unwrap();
@@ -179,7 +186,10 @@ fn while_a_lost_call_may_arrive_no_tick_is_gathered() {
 #[test]
 fn a_second_raised_stretch_still_holds_the_tick_when_the_first_is_acknowledged() {
     let mut state = State::new(ms(1000));
-    let (holder, raised) = (state.join(ms(1000), true), state.join(ms(10), false));
+    let (holder, raised) = (
+        state.join(ms(1000), true, Tso::ZERO),
+        state.join(ms(10), false, Tso::ZERO),
+    );
     let s = stream(1);
     let first = state.raise(raised, vec![ms(20).0], false).get(ms(20).0);
     state.push(message(&s, Tso(first)));
@@ -216,4 +226,94 @@ fn a_message_that_comes_back_after_its_stream_was_taken_back_is_dropped() {
     drop(state.purge(&bad));
     state.give_back(call, kept);
     assert!(cell.is_done(), "nobody would ever take it out again");
+}
+
+#[test]
+fn who_holds_no_longer_holds_until_what_it_pushed_is_acknowledged() {
+    let mut state = State::new(Tso::ZERO);
+    let (ahead, behind) = (
+        state.join(ms(1000), true, Tso::ZERO),
+        state.join(ms(1000), true, Tso::ZERO),
+    );
+    settle(&mut state);
+    let s = stream(1);
+    state.push(message(&s, ms(1350)));
+    state.passed(ahead, ms(1400));
+    state.set_holds(behind, false);
+    assert!(
+        !state.is_natural(behind, ms(1000)),
+        "natural no longer, at once"
+    );
+    assert_eq!(settle(&mut state), [ms(1400)], "only behind the row");
+    state.set_holds(behind, true);
+    state.push(message(&s, ms(1500)));
+    state.passed(ahead, ms(1900));
+    state.leave(behind);
+    let call = state.gather(true).unwrap();
+    assert_eq!((call.tick, call.messages.len()), (None, 1));
+    state.acknowledged(call);
+    assert_eq!(settle(&mut state), [ms(1900)]);
+}
+
+#[test]
+fn a_release_that_was_taken_back_does_nothing() {
+    let mut state = State::new(Tso::ZERO);
+    let (ahead, edge) = (
+        state.join(ms(1000), true, Tso::ZERO),
+        state.join(ms(1000), true, Tso::ZERO),
+    );
+    state.set_holds(edge, false);
+    state.set_holds(edge, true);
+    state.passed(ahead, ms(3000));
+    assert_eq!(settle(&mut state), [ms(1000)], "it holds");
+}
+
+#[test]
+fn a_new_reader_is_raised_above_what_an_earlier_one_sent_here() {
+    let mut state = State::new(ms(100));
+    let first = state.join(ms(10), false, Tso::ZERO);
+    let map = state.raise(first, vec![ms(20).0], true);
+    let sent = Tso(map.get(ms(20).0));
+    state.push(message(&stream(1), sent));
+    state.leave(first);
+    settle(&mut state);
+    let second = state.join(ms(10), false, Tso::ZERO);
+    let again = state.raise(second, vec![ms(30).0], false);
+    assert!(Tso(again.get(ms(30).0)) > sent);
+    let third = state.join(ms(10), true, ms(900));
+    assert!(
+        !state.is_natural(third, ms(500)),
+        "below the floor it was given"
+    );
+    assert!(state.is_natural(third, ms(900)));
+}
+
+#[test]
+fn marks_do_not_pile_up_while_a_call_is_stuck() {
+    let mut state = State::new(Tso::ZERO);
+    let edges: Vec<_> = (0..4).map(|_| state.join(ms(1), true, Tso::ZERO)).collect();
+    for tick in 2..1000 {
+        for edge in &edges {
+            state.passed(*edge, ms(tick));
+        }
+    }
+    assert_eq!(state.waiting_marks(), 4);
+}
+
+#[test]
+fn a_message_that_is_tried_again_keeps_ticks_from_passing_it() {
+    let mut state = State::new(Tso::ZERO);
+    let edge = state.join(ms(1000), true, Tso::ZERO);
+    settle(&mut state);
+    let (refused, other) = (stream(1), stream(2));
+    state.push(message(&refused, ms(1100)));
+    state.push(message(&other, ms(1150)));
+    state.passed(edge, ms(2000));
+    let mut call = state.gather(true).unwrap();
+    let kept = vec![call.messages.remove(0)];
+    state.give_back(call, kept);
+    let again = state.gather(true).unwrap();
+    assert_eq!((again.tick, again.messages.len()), (None, 1), "no tick yet");
+    state.acknowledged(again);
+    assert_eq!(settle(&mut state), [ms(2000)]);
 }

@@ -27,6 +27,9 @@ pub(crate) struct Books {
     /// Messages read that are above the last tick. A message may stand before a tick and be above it: the queue is in
     /// order of time only across ticks.
     above: Vec<(Position, Tso)>,
+    /// The same of collections that are not carried here: one of them may be joined to this reader later, and then goes
+    /// on from here after a restart, with both halves of each upsert.
+    others: Vec<(Position, Tso)>,
     /// Messages of the stretch being read.
     cell: Arc<Cell>,
     closed_at: Option<Position>,
@@ -37,6 +40,8 @@ pub(crate) struct Books {
     pub(crate) retired: bool,
     /// Up to here another reader, which joined this one, has sent.
     pub(crate) joined: Tso,
+    /// W at the start: up to here an earlier process may have sent.
+    doubt: Tso,
 }
 
 impl Books {
@@ -45,12 +50,14 @@ impl Books {
             progress,
             stretches: VecDeque::new(),
             above: Vec::new(),
+            others: Vec::new(),
             cell: Arc::default(),
             closed_at: None,
             sent: progress.sent,
             changed: false,
             retired: false,
             joined: Tso::ZERO,
+            doubt: progress.sent,
         }
     }
 
@@ -64,6 +71,11 @@ impl Books {
         self.above.push((position, ts));
     }
 
+    /// A message is read that may be of a collection that is not carried here.
+    pub(crate) fn seen(&mut self, position: Position, ts: Tso) {
+        self.others.push((position, ts));
+    }
+
     /// The stretch up to `tick` is read.
     ///
     /// Reading goes on, after a restart, at the first message above the tick, even if that stands before it: an upsert's
@@ -71,10 +83,12 @@ impl Books {
     pub(crate) fn close(&mut self, position: Position, tick: Tso) {
         self.closed_at = Some(position);
         self.above.retain(|(_, ts)| *ts > tick);
-        let (resume, after) = self
-            .above
-            .first()
-            .map_or((position, true), |(first, _)| (*first, false));
+        self.others.retain(|(_, ts)| *ts > tick);
+        let first = self.above.first().into_iter().chain(self.others.first());
+        let (resume, after) = match first.map(|(position, _)| *position).min() {
+            Some(first) => (first, false),
+            None => (position, true),
+        };
         if self.cell.is_done()
             && let Some(last) = self.stretches.back_mut()
         {
@@ -89,6 +103,14 @@ impl Books {
             tick,
             open,
         });
+    }
+
+    /// Where the stretch being read begins: its first message, and whether that one is behind the position.
+    pub(crate) fn begun_at(&self) -> (Position, bool) {
+        match self.stretches.back() {
+            Some(last) => (last.resume, last.after),
+            None => (self.progress.position, self.progress.after),
+        }
     }
 
     /// What is applied by now.
@@ -117,6 +139,13 @@ impl Books {
     pub(crate) fn is_clean(&mut self) -> bool {
         self.progress();
         self.stretches.is_empty() && self.above.is_empty() && self.progress.applied >= self.joined
+    }
+
+    /// What is true after a clean stop: nothing is in doubt but what was so at the start and is not replayed yet.
+    pub(crate) fn clean(&mut self) -> Progress {
+        let mut progress = self.progress();
+        progress.sent = progress.applied.max(self.doubt);
+        progress
     }
 
     /// Whether a message above the last tick was read.
@@ -185,6 +214,29 @@ mod tests {
             (books.progress().position, books.progress().after),
             (Position::Natsmq(6), true)
         );
+    }
+
+    #[test]
+    fn a_message_of_another_collection_is_read_again_too() {
+        let mut books = books();
+        books.seen(Position::Natsmq(3), Tso(12));
+        books.close(Position::Natsmq(5), Tso(10));
+        assert!(books.is_clean(), "it is not this reader's");
+        let progress = books.progress();
+        assert_eq!(
+            (progress.position, progress.after, progress.applied),
+            (Position::Natsmq(3), false, Tso(10))
+        );
+    }
+
+    #[test]
+    fn a_clean_stop_leaves_in_doubt_what_an_earlier_process_may_have_sent() {
+        let mut books = books();
+        books.close(Position::Natsmq(5), Tso(10));
+        books.sent = Tso(90);
+        assert_eq!(books.clean().sent, Tso(50), "W at the start was 50");
+        books.close(Position::Natsmq(9), Tso(70));
+        assert_eq!(books.clean().sent, Tso(70));
     }
 
     #[test]

@@ -258,7 +258,7 @@ async fn converge(
             PartitionAnswer::Known(_) | PartitionAnswer::Gone => {}
             PartitionAnswer::Failed(problem) => return Err(problem),
             // Not forgotten: nothing else makes a partition that never gets a row.
-            PartitionAnswer::NameTaken => {
+            PartitionAnswer::NameTaken(_) => {
                 return Err(Problem::new(
                     ErrorClass::Transient,
                     format!(

@@ -1,14 +1,20 @@
 //! A task at work.
 //!
-//! [`runner`] conducts: which collections there are, what state each is in, who reads what. [`reader`] carries one
-//! source channel to its lanes, for all collections attached to it or for one that catches up by itself. [`objects`]
-//! knows which target object stands for which source object and makes and drops them. [`converge`] brings indexes, load
-//! states and databases in line with the source; [`flushes`] carries flush requests.
+//! [`runner`] conducts: which collections there are and what state each is in; [`opening`] makes one ready to be read,
+//! [`channels`] says which reader reads it, [`answers`] takes what a person says of it. [`reader`] carries one source
+//! channel to its lanes, for all collections attached to it or for one that catches up by itself; [`stretch`] is what it
+//! sends between two ticks, [`books`] what of that may be stored. [`objects`] knows which target object stands for which
+//! source object and makes them, [`drops`] ends them. [`converge`] brings indexes, load states and databases in line
+//! with the source; [`flushes`] carries flush requests.
 
+mod answers;
 pub(crate) mod books;
+mod channels;
 pub(crate) mod converge;
+pub(crate) mod drops;
 pub(crate) mod flushes;
 pub(crate) mod objects;
+mod opening;
 pub(crate) mod reader;
 pub(crate) mod runner;
 pub(crate) mod status;
@@ -45,6 +51,11 @@ pub(crate) struct TaskContext {
 }
 
 impl TaskContext {
+    /// Bytes that every reader may hold whatever the others do: half of the budget belongs to the slowest.
+    pub(crate) fn reserve(&self) -> usize {
+        (self.budget.total() / 64).max(64 << 10)
+    }
+
     pub(crate) fn catalog(&self) -> &dyn Catalog {
         self.parts.catalog.as_ref()
     }

@@ -29,6 +29,8 @@ pub(crate) struct TargetShard {
     pub(crate) source: PChannel,
     pub(crate) to: encode::Shard,
     pub(crate) lane: Arc<Lane>,
+    /// F when the way was found: no row of the collection that is on the target already is newer.
+    pub(crate) floor: Tso,
 }
 
 #[derive(Clone, Debug)]
@@ -61,8 +63,8 @@ impl Route {
 /// A collection that is there on the target.
 pub(crate) struct Opened {
     pub(crate) route: Arc<Route>,
-    /// It was there before, with rows.
-    pub(crate) adopted: bool,
+    /// It was there before, with rows: up to this source timestamp everything is in doubt.
+    pub(crate) adopted: Option<Tso>,
     /// Met for the first time: to be stored together with the places where its reading begins, not before.
     pub(crate) fresh: Option<CollectionObject>,
 }
@@ -71,8 +73,8 @@ pub(crate) struct Opened {
 pub(crate) enum Obstacle {
     /// Dropped on the source in the meantime.
     Gone,
-    /// What has its name on the target has to go first; waits for a drop that is on its way.
-    NameTaken,
+    /// What has its name on the target belongs to this source collection and has to go first.
+    NameTaken(CollectionId),
     /// Something of that name is on the target that is not ours.
     Conflict(Problem),
     Failed(Problem),
@@ -83,19 +85,19 @@ pub(crate) enum PartitionAnswer {
     Known(PartitionRoute),
     /// Dropped on the source: its rows are skipped.
     Gone,
-    /// A partition of that name is about to be dropped on the target first.
-    NameTaken,
+    /// This older partition of the same name has to be dropped on the target first.
+    NameTaken(PartitionId),
     Failed(Problem),
 }
 
 /// The object table of a task.
 pub(crate) struct Objects {
-    ctx: Arc<TaskContext>,
-    collections: Mutex<BTreeMap<CollectionId, CollectionObject>>,
-    partitions: Mutex<BTreeMap<PartitionId, PartitionObject>>,
+    pub(super) ctx: Arc<TaskContext>,
+    pub(super) collections: Mutex<BTreeMap<CollectionId, CollectionObject>>,
+    pub(super) partitions: Mutex<BTreeMap<PartitionId, PartitionObject>>,
     /// Messages a person said to leave out.
     skipped: Mutex<HashSet<(CollectionId, PChannel, Position)>>,
-    routes: RwLock<HashMap<CollectionId, Arc<Route>>>,
+    pub(super) routes: RwLock<HashMap<CollectionId, Arc<Route>>>,
     /// Shards of one object may report their drop at the same moment.
     dropping: tokio::sync::Mutex<()>,
     /// Held from the look at the source to the partition's being known: a drop that passes meanwhile waits.
@@ -106,6 +108,8 @@ pub(crate) struct Objects {
     pub(crate) moved: Notify,
     /// Told when the drop of a partition is complete.
     pub(crate) freed: Notify,
+    /// One at a time drops partitions whose drop is not read yet.
+    pub(super) clearing: tokio::sync::Mutex<()>,
     /// What keeps a collection's indexes or load state from being as on the source.
     unequal: Mutex<BTreeMap<CollectionId, Problem>>,
 }
@@ -165,6 +169,7 @@ impl Objects {
             applied: Mutex::default(),
             moved: Notify::new(),
             freed: Notify::new(),
+            clearing: tokio::sync::Mutex::default(),
             unequal: Mutex::default(),
         }
     }
@@ -206,7 +211,7 @@ impl Objects {
         self.collections.lock().insert(object.source, object);
     }
 
-    async fn put(&self, object: CollectionObject) {
+    pub(super) async fn put(&self, object: CollectionObject) {
         self.ctx
             .commit(vec![Change::PutCollection {
                 task: self.ctx.spec.id.clone(),
@@ -249,7 +254,7 @@ impl Objects {
             return match found {
                 Some(found) if Some(found.id) == object.target => Ok(Opened {
                     route: self.route(source, &object.database, &found).await?,
-                    adopted: false,
+                    adopted: None,
                     fresh: None,
                 }),
                 _ => Err(Obstacle::Conflict(Problem::new(
@@ -262,14 +267,24 @@ impl Objects {
                 ))),
             };
         }
-        let taken = self.collections.lock().values().any(|o| {
-            o.source != source.id
-                && o.database == database
-                && o.name == source.name
-                && matches!(o.phase, ObjectPhase::Live | ObjectPhase::Dropping)
-        });
-        if taken {
-            return Err(Obstacle::NameTaken);
+        // An older one that is being made counts too: its create call may have been carried out.
+        let taken = self
+            .collections
+            .lock()
+            .values()
+            .find(|o| {
+                o.source != source.id
+                    && o.database == database
+                    && o.name == source.name
+                    && match o.phase {
+                        ObjectPhase::Live | ObjectPhase::Dropping => true,
+                        ObjectPhase::Creating => o.created < source.create_ts,
+                        ObjectPhase::Dropped => false,
+                    }
+            })
+            .map(|o| o.source);
+        if let Some(holder) = taken {
+            return Err(Obstacle::NameTaken(holder));
         }
         if source.schema.fields.iter().all(|f| !f.is_primary_key) {
             return Err(Obstacle::Failed(Problem::new(
@@ -296,15 +311,9 @@ impl Objects {
                 .map_err(failed)?;
             let alike = found.vchannels.len() == source.shards.len() && same_schema(source, &found);
             if choice == OnConflict::Recreate && !(empty && alike) {
-                let now = self.ctx.hub.now().await.map_err(failed)?;
-                target
-                    .release(database, &source.name, &[])
+                self.drop_on_target(database, &found, &[])
                     .await
-                    .map_err(failed)?;
-                target
-                    .drop_collection(database, &source.name, now)
-                    .await
-                    .map_err(failed)?;
+                    .map_err(Obstacle::Failed)?;
             } else if alike && (empty || choice == OnConflict::Adopt) {
                 there = true;
                 adopted = !empty;
@@ -350,12 +359,33 @@ impl Objects {
         object.phase = ObjectPhase::Live;
         object.target = Some(found.id);
         object.target_vchannels = found.vchannels.clone();
+        let adopted = if adopted {
+            Some(self.adopt(&found).await.map_err(Obstacle::Failed)?)
+        } else {
+            None
+        };
         let route = self.route(source, database, &found).await?;
         Ok(Opened {
             route,
             adopted,
             fresh: Some(object),
         })
+    }
+
+    /// A collection taken over as it is: its rows may carry any time up to now, ours or the source's. F is raised above
+    /// them on its channels, on disk, before anything is sent.
+    async fn adopt(&self, found: &TargetCollection) -> Result<Tso, Problem> {
+        let source = self.ctx.catalog().tso_bound().await;
+        let source = source.map_err(|e| e.problem())?;
+        let target = self.ctx.hub.target.now().await.map_err(|e| e.problem())?;
+        for channel in &found.pchannels {
+            self.ctx
+                .hub
+                .raise_floor(channel, source.max(target))
+                .await
+                .map_err(store_problem)?;
+        }
+        Ok(source)
     }
 
     async fn route(
@@ -405,6 +435,7 @@ impl Objects {
                     name,
                 },
                 lane: self.ctx.hub.lane(pchannel),
+                floor: self.ctx.hub.floor(pchannel),
             });
         }
         let Some(primary_key) = source.primary_key() else {
@@ -534,14 +565,19 @@ impl Objects {
         else {
             return PartitionAnswer::Gone;
         };
-        let taken = self.partitions.lock().values().any(|o| {
-            o.collection == route.source
-                && o.source != id
-                && o.name == partition.name
-                && matches!(o.phase, ObjectPhase::Live | ObjectPhase::Dropping)
-        });
-        if taken {
-            return PartitionAnswer::NameTaken;
+        let taken = self
+            .partitions
+            .lock()
+            .values()
+            .find(|o| {
+                o.collection == route.source
+                    && o.source != id
+                    && o.name == partition.name
+                    && matches!(o.phase, ObjectPhase::Live | ObjectPhase::Dropping)
+            })
+            .map(|o| o.source);
+        if let Some(holder) = taken {
+            return PartitionAnswer::NameTaken(holder);
         }
         match self
             .make_partition(route, id, &partition.name, partition.create_ts)
@@ -678,76 +714,6 @@ impl Objects {
         let all = object.dropped_shards.len() >= shards;
         self.put(object).await;
         all
-    }
-
-    /// Drops the target's collection by RPC, if it still is the one that was made for this source collection.
-    pub(crate) async fn finish_drop(&self, id: CollectionId) -> Result<(), Problem> {
-        let Some(mut object) = self.get(id) else {
-            return Ok(());
-        };
-        let target = &self.ctx.hub.target;
-        let found = target
-            .describe(&object.database, &object.name)
-            .await
-            .map_err(|e| e.problem())?;
-        if found.is_some_and(|found| Some(found.id) == object.target) {
-            let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
-            target
-                .drop_collection(&object.database, &object.name, now)
-                .await
-                .map_err(|e| e.problem())?;
-        }
-        object.phase = ObjectPhase::Dropped;
-        self.put(object).await;
-        self.routes.write().remove(&id);
-        let gone: Vec<PartitionId> = self
-            .partitions
-            .lock()
-            .values()
-            .filter(|p| p.collection == id)
-            .map(|p| p.source)
-            .collect();
-        let task = &self.ctx.spec.id;
-        let changes = gone
-            .iter()
-            .map(|p| Change::DeletePartition {
-                task: task.clone(),
-                source: *p,
-            })
-            .collect();
-        self.ctx
-            .parts
-            .store
-            .commit(changes)
-            .await
-            .map_err(store_problem)?;
-        self.partitions.lock().retain(|id, _| !gone.contains(id));
-        Ok(())
-    }
-
-    /// Forgets a collection, so that it is met anew.
-    pub(crate) async fn forget(&self, id: CollectionId) {
-        let task = self.ctx.spec.id.clone();
-        let mut changes = vec![Change::DeleteCollection {
-            task: task.clone(),
-            source: id,
-        }];
-        let partitions: Vec<PartitionId> = self
-            .partitions
-            .lock()
-            .values()
-            .filter(|p| p.collection == id)
-            .map(|p| p.source)
-            .collect();
-        changes.extend(partitions.iter().map(|p| Change::DeletePartition {
-            task: task.clone(),
-            source: *p,
-        }));
-        self.ctx.commit(changes).await;
-        self.collections.lock().remove(&id);
-        self.partitions
-            .lock()
-            .retain(|id, _| !partitions.contains(id));
     }
 }
 

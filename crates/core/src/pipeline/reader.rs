@@ -1,7 +1,8 @@
 //! Carries one source channel to its lanes: for every collection attached to it, or for one that catches up by itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,14 +13,15 @@ use tokio_util::task::TaskTracker;
 
 use super::TaskContext;
 use super::books::Books;
-use super::objects::{Objects, PartitionAnswer, PartitionRoute, Route};
-use super::stretch::{Act, Edges, Planned, all_partitions};
+use super::objects::{Objects, PartitionAnswer, Route, TargetShard};
+use super::stretch::{Act, Edges, Place, Planned, all_partitions};
 use crate::backoff::Backoff;
-use crate::decode::{Event, Rows, decode};
+use crate::decode::{DecodeError, Event, Rows, decode};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PChannel, PartitionId};
 use crate::lane::Ticket;
 use crate::position::Position;
+use crate::route::tsmap::TsMap;
 use crate::source::{RawMessage, SourceError, Start};
 use crate::store::{Change, Progress};
 use crate::tso::Tso;
@@ -33,6 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a reader of one collection waits for a partition's name to be free on the target.
 const NAME_PATIENCE: Duration = Duration::from_secs(60);
+/// The drop that frees a partition's name may still come by itself for this long; then it is made.
+const DROP_READ_WITHIN: Duration = Duration::from_millis(500);
 
 /// Whose messages a reader carries.
 #[derive(Clone)]
@@ -52,13 +56,53 @@ pub(crate) enum End {
     Joined,
     /// The queue no longer holds what comes next.
     Lost(SourceError),
+    /// It panicked: a promise inside this program was broken.
+    BrokeOff,
+}
+
+/// What comes of a batch, if it is not just the next one.
+enum Turn {
+    End(End),
+    /// The stretch is known to its end: it is read again from its beginning, to be sent.
+    Again,
 }
 
 struct Attached {
     route: Arc<Route>,
     /// Messages up to here are another reader's, or before its start.
     after: Option<Position>,
+    /// Its drop was read: nothing of it follows.
+    dropped: bool,
 }
+
+/// How a stretch is read.
+///
+/// Times between two ticks are not in order, so a stretch that has to be raised is kept until its tick. One that is too
+/// large for that is read twice: first for its timestamps, then, with the map that they give, for its messages.
+enum Pass {
+    /// Once; what has to be raised is kept.
+    Once,
+    /// For the timestamps, by lane, of what goes to these lanes. What goes to others is sent.
+    Times(HashMap<String, Vec<u64>>),
+    /// With the maps, by lane, up to the tick at this position. What goes to other lanes was sent the first time.
+    Mapped {
+        maps: HashMap<String, Arc<TsMap>>,
+        end: Position,
+        tick: Tso,
+        /// Where this second reading goes on.
+        next: Start,
+    },
+}
+
+/// How a message is sent.
+enum Take {
+    Plain,
+    /// With the map of its stretch, which ends with this tick.
+    Mapped(Arc<TsMap>, Tso),
+}
+
+/// A message as it was read, with its size.
+type Read = (Position, usize, Result<Event, DecodeError>);
 
 pub(crate) struct Inner {
     attached: HashMap<CollectionId, Attached>,
@@ -67,6 +111,9 @@ pub(crate) struct Inner {
     pub(crate) at: Option<Position>,
     /// Tickets of messages that could not be carried: the checkpoint must not pass them.
     stuck: Vec<(CollectionId, Ticket)>,
+    pass: Pass,
+    /// Read, and put off: they could not be worked on while the channel's main reader was held.
+    put_off: VecDeque<Read>,
 }
 
 /// One reader, as the conductor and its like see it.
@@ -85,6 +132,8 @@ pub(crate) struct Reader {
     in_doubt: Tso,
     start: Position,
     followers: TaskTracker,
+    /// It reads no more.
+    pub(crate) over: AtomicBool,
 }
 
 impl Reader {
@@ -101,6 +150,8 @@ impl Reader {
             edges: Edges::new(ctx.clone(), progress, holds),
             at: progress.after.then_some(progress.position),
             stuck: Vec::new(),
+            pass: Pass::Once,
+            put_off: VecDeque::new(),
         };
         if let Scope::One(route) = &scope {
             inner.attached.insert(
@@ -108,6 +159,7 @@ impl Reader {
                 Attached {
                     route: route.clone(),
                     after: None,
+                    dropped: false,
                 },
             );
         }
@@ -124,26 +176,49 @@ impl Reader {
             start: progress.position,
             in_doubt: progress.sent,
             followers: TaskTracker::new(),
+            over: AtomicBool::new(false),
         })
     }
 
     /// Adds a collection whose messages up to `after` need not be carried. Only to a main reader.
     pub(crate) fn attach(&self, inner: &mut Inner, route: Arc<Route>, after: Option<Position>) {
         for shard in route.shards_on(&self.channel) {
-            inner.edges.join(&route.shards[shard].lane);
+            inner.edges.join(&route.shards[shard]);
         }
-        inner
-            .attached
-            .insert(route.source, Attached { route, after });
+        let dropped = false;
+        inner.attached.insert(
+            route.source,
+            Attached {
+                route,
+                after,
+                dropped,
+            },
+        );
     }
 
     /// Whether a new collection, created at `position` with timestamp `ts`, lies wholly before this main reader.
     pub(crate) fn is_before(&self, inner: &Inner, position: Position, ts: Tso) -> bool {
-        ts > self.applied && inner.at.map_or(position >= self.start, |at| at < position)
+        // In a second reading what goes to other lanes is not looked at.
+        !matches!(inner.pass, Pass::Mapped { .. })
+            && ts > self.applied
+            && inner.at.map_or(position >= self.start, |at| at < position)
     }
 
     pub(crate) fn carries(&self, inner: &Inner, collection: CollectionId) -> bool {
         inner.attached.contains_key(&collection)
+    }
+
+    /// Whether it carries a collection by this very route.
+    pub(crate) fn carries_by(&self, inner: &Inner, route: &Arc<Route>) -> bool {
+        inner
+            .attached
+            .get(&route.source)
+            .is_some_and(|a| Arc::ptr_eq(&a.route, route))
+    }
+
+    /// Carries nothing, and nothing of it is under way.
+    pub(crate) fn is_idle(&self, inner: &Inner) -> bool {
+        inner.attached.is_empty() && self.books.lock().is_clean()
     }
 
     pub(crate) fn collections(&self, inner: &Inner) -> Vec<CollectionId> {
@@ -153,6 +228,7 @@ impl Reader {
     /// Takes a collection out. Its stuck tickets are returned: to be dropped once the store says where it goes on.
     pub(crate) fn detach(&self, inner: &mut Inner, collection: CollectionId) -> Vec<Ticket> {
         inner.attached.remove(&collection);
+        let mut tickets = inner.edges.take_back(collection);
         let channel = &self.channel;
         inner.edges.keep_only(
             inner
@@ -164,7 +240,8 @@ impl Reader {
         let (taken, kept): (Vec<_>, Vec<_>) =
             stuck.into_iter().partition(|(c, _)| *c == collection);
         inner.stuck = kept;
-        taken.into_iter().map(|(_, ticket)| ticket).collect()
+        tickets.extend(taken.into_iter().map(|(_, ticket)| ticket));
+        tickets
     }
 
     /// What to store of this reader's progress.
@@ -188,6 +265,14 @@ impl Reader {
 
     /// Reads until it is stopped or has nothing more to do.
     pub(crate) async fn run(self: Arc<Self>, main: Option<Arc<Reader>>) -> End {
+        let end = self.read_on(main).await;
+        // Under the gate: who joins a collection to this reader looks there.
+        let _inner = self.gate.lock().await;
+        self.over.store(true, Ordering::Release);
+        end
+    }
+
+    async fn read_on(&self, main: Option<Arc<Reader>>) -> End {
         let mut backoff = Backoff::new();
         let mut last_read = Instant::now();
         loop {
@@ -220,6 +305,9 @@ impl Reader {
     }
 
     fn start(&self, inner: &Inner) -> Start {
+        if let Pass::Mapped { next, .. } = inner.pass {
+            return next;
+        }
         match inner.at {
             Some(position) => Start::After(position),
             None => Start::At(self.books.lock().progress().position),
@@ -235,15 +323,16 @@ impl Reader {
     ) -> Result<End, SourceError> {
         let start = self.start(&*self.gate.lock().await);
         let mut log = self.ctx.parts.source.open(&self.channel, start).await?;
-        let reserve = (self.ctx.budget.total() / 32).max(64 << 10);
+        let reserve = self.ctx.reserve();
         let own = self.gate.lock().await.edges.own.clone();
         let mut draining = false;
         loop {
             if !draining && !self.gate.lock().await.edges.is_gathering() {
                 self.ctx.budget.room(&own, reserve).await;
             }
+            let put_off = !self.gate.lock().await.put_off.is_empty();
             let batch = tokio::select! {
-                batch = tokio::time::timeout(PATIENCE, log.next(reserve)) => match batch {
+                batch = tokio::time::timeout(PATIENCE, log.next(reserve)), if !put_off => match batch {
                     Ok(batch) => batch?,
                     // A channel in use has ticks: this one is not, or its source is down. Others need not wait for it.
                     Err(_) => {
@@ -251,6 +340,7 @@ impl Reader {
                         continue;
                     }
                 },
+                () = std::future::ready(()), if put_off => Vec::new(),
                 () = self.ctx.drain.cancelled(), if !draining => {
                     draining = true;
                     // At a tick: nothing is sent behind it, no need to read on to the next.
@@ -264,67 +354,74 @@ impl Reader {
             *backoff = Backoff::new();
             *self.problem.lock() = None;
             let mut inner = self.gate.lock().await;
-            let mut end = self.work(&mut inner, batch, draining).await;
-            if let (None, Some(main)) = (&end, main)
+            let mut turn = self.work(&mut inner, batch, draining, false).await;
+            if let (None, Some(main)) = (&turn, main)
                 && self.near(&mut inner)
             {
-                end = self.join(&mut inner, main, &mut *log).await?;
+                turn = self.join(&mut inner, main, &mut *log).await?;
             }
-            match end {
-                Some(End::Dropped) => return Ok(self.last_words(&mut inner).await),
-                Some(end) => return Ok(end),
+            match turn {
+                Some(Turn::End(End::Dropped)) => return Ok(self.last_words(&mut inner).await),
+                Some(Turn::End(end)) => return Ok(end),
+                Some(Turn::Again) => {
+                    let start = self.start(&inner);
+                    drop(inner);
+                    log = self.ctx.parts.source.open(&self.channel, start).await?;
+                }
                 None => {}
             }
         }
     }
 
-    /// Works on a batch. `Some` when the reader is through.
-    async fn work(&self, inner: &mut Inner, batch: Vec<RawMessage>, draining: bool) -> Option<End> {
-        use std::sync::atomic::Ordering::Relaxed;
-        self.ctx
-            .meter
-            .messages_in
-            .fetch_add(batch.len() as u64, Relaxed);
-        let decoded: Vec<_> = batch
-            .into_iter()
-            .map(|m| {
-                self.ctx
-                    .meter
-                    .bytes_in
-                    .fetch_add(m.payload.len() as u64, Relaxed);
-                (m.position, m.payload.len(), decode(&m.payload))
-            })
-            .collect();
+    /// Works on a batch. `Some` when it is not the next batch that has to come.
+    ///
+    /// `joining`: while the main reader is held. What needs ticks of its lanes is put off then.
+    async fn work(
+        &self,
+        inner: &mut Inner,
+        batch: Vec<RawMessage>,
+        draining: bool,
+        joining: bool,
+    ) -> Option<Turn> {
+        let again = matches!(inner.pass, Pass::Mapped { .. });
+        let bytes: usize = batch.iter().map(|m| m.payload.len()).sum();
+        if !again {
+            let meter = &self.ctx.meter;
+            meter
+                .messages_in
+                .fetch_add(batch.len() as u64, Ordering::Relaxed);
+            meter.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        let mut todo: VecDeque<Read> = std::mem::take(&mut inner.put_off);
+        todo.extend(
+            batch
+                .into_iter()
+                .map(|m| (m.position, m.payload.len(), decode(&m.payload))),
+        );
         self.reserve(
             inner,
-            decoded
-                .iter()
-                .filter_map(|(_, _, event)| event.as_ref().ok()),
+            todo.iter().filter_map(|(_, _, event)| event.as_ref().ok()),
         )
         .await;
-        for (position, bytes, event) in decoded {
-            let mut end = None;
-            match event {
+        while let Some((position, bytes, event)) = todo.pop_front() {
+            self.see(inner, position, &event);
+            let turn = match event {
                 Ok(Event::Tick(tick)) => {
-                    if tick > inner.edges.tick {
-                        inner.edges.close(tick);
-                        self.books.lock().close(position, tick);
-                        if matches!(self.scope, Scope::Main) {
-                            let near = inner.edges.behind() < NEAR;
-                            self.hold(inner, near);
-                        }
-                        if draining && !self.books.lock().has_above() {
-                            end = Some(End::Stopped);
-                        }
+                    if joining && inner.edges.awaited(tick).is_some() {
+                        todo.push_front((position, bytes, Ok(Event::Tick(tick))));
+                        inner.put_off = todo;
+                        return None;
                     }
+                    self.tick(inner, position, tick, draining).await
                 }
-                Ok(Event::Rows(rows)) => self.rows(inner, position, bytes, rows).await,
+                Ok(Event::Rows(rows)) => {
+                    self.rows(inner, position, bytes, rows).await;
+                    None
+                }
                 Ok(Event::DropCollection { collection, ts }) => {
-                    if self.drop_collection(inner, position, collection, ts)
-                        && matches!(self.scope, Scope::One(_))
-                    {
-                        end = Some(End::Dropped);
-                    }
+                    let end = self.drop_collection(inner, position, collection, ts)
+                        && matches!(self.scope, Scope::One(_));
+                    end.then_some(Turn::End(End::Dropped))
                 }
                 Ok(Event::DropPartition {
                     collection,
@@ -333,8 +430,9 @@ impl Reader {
                 }) => {
                     self.drop_partition(inner, position, collection, partition, ts)
                         .await;
+                    None
                 }
-                Ok(Event::Other(_)) => {}
+                Ok(Event::Other(_)) => None,
                 Err(error) => {
                     let problem = Problem::new(
                         ErrorClass::Data,
@@ -345,28 +443,225 @@ impl Reader {
                         "resume the task with skip for this collection to go on behind the message, or recreate it",
                     );
                     self.poison(inner, position, error.collection, &problem);
+                    None
                 }
+            };
+            if matches!(turn, Some(Turn::Again)) {
+                return turn;
             }
-            inner.at = Some(position);
-            if end.is_some() {
-                return end;
+            match &mut inner.pass {
+                Pass::Mapped { next, .. } => *next = Start::After(position),
+                _ => inner.at = Some(position),
             }
+            if turn.is_some() {
+                return turn;
+            }
+            self.give_up_keeping(inner);
         }
         None
+    }
+
+    /// Where a main reader goes on has to be right for every collection that may be joined to it.
+    fn see(&self, inner: &Inner, position: Position, event: &Result<Event, DecodeError>) {
+        if matches!(self.scope, Scope::One(_)) || matches!(inner.pass, Pass::Mapped { .. }) {
+            return;
+        }
+        let ts = match event {
+            Ok(Event::Rows(rows)) => rows.max_ts(),
+            Ok(Event::DropCollection { ts, .. } | Event::DropPartition { ts, .. }) => *ts,
+            _ => return,
+        };
+        if ts > inner.edges.tick {
+            self.books.lock().seen(position, ts);
+        }
+    }
+
+    /// A tick of the source: the stretch before it is complete.
+    async fn tick(
+        &self,
+        inner: &mut Inner,
+        position: Position,
+        tick: Tso,
+        draining: bool,
+    ) -> Option<Turn> {
+        if tick <= inner.edges.tick {
+            return None;
+        }
+        match std::mem::replace(&mut inner.pass, Pass::Once) {
+            Pass::Once => {}
+            Pass::Times(times) => {
+                let mut maps = HashMap::new();
+                for (lane, mut times) in times {
+                    times.retain(|ts| *ts <= tick.0);
+                    if let Some(map) = inner.edges.raise(&lane, times) {
+                        maps.insert(lane, Arc::new(map));
+                    }
+                }
+                let next = match self.books.lock().begun_at() {
+                    (from, true) => Start::After(from),
+                    (from, false) => Start::At(from),
+                };
+                inner.pass = Pass::Mapped {
+                    maps,
+                    end: position,
+                    tick,
+                    next,
+                };
+                return Some(Turn::Again);
+            }
+            again @ Pass::Mapped { end, .. } if position < end => {
+                inner.pass = again;
+                return None;
+            }
+            Pass::Mapped { .. } => {}
+        }
+        if self.await_partitions(inner, tick).await.is_err() {
+            return None;
+        }
+        inner.edges.close(tick);
+        self.books.lock().close(position, tick);
+        if matches!(self.scope, Scope::Main) {
+            let near = inner.edges.behind() < NEAR;
+            self.hold(inner, near);
+        }
+        let books = self.books.lock();
+        let at_rest = draining && !books.has_above() && tick >= books.joined;
+        at_rest.then_some(Turn::End(End::Stopped))
+    }
+
+    /// Before a stretch ends: rows of partitions whose names are older ones' on the target wait until those are dropped
+    /// there, for which what lies before these rows has to be sent. `Err`: their stream has failed.
+    async fn await_partitions(&self, inner: &mut Inner, tick: Tso) -> Result<(), ()> {
+        let Scope::One(route) = &self.scope else {
+            return Ok(());
+        };
+        let deadline = Instant::now() + NAME_PATIENCE;
+        while let Some((first, partitions)) = inner.edges.awaited(tick) {
+            // The drop needs ticks on the lanes, which must not wait for this reader.
+            inner.edges.set_holds(false);
+            inner.edges.send_below(first);
+            // Registered before the look, so that a drop that ends in between is not missed.
+            let freed = self.objects.freed.notified();
+            for partition in partitions {
+                match self.objects.partition(route, partition).await {
+                    PartitionAnswer::Known(found) => inner.edges.resolve(partition, Some(&found)),
+                    PartitionAnswer::Gone => inner.edges.resolve(partition, None),
+                    PartitionAnswer::NameTaken(holder) if Instant::now() < deadline => {
+                        if tokio::time::timeout(DROP_READ_WITHIN, freed).await.is_err()
+                            && let Err(problem) = self.objects.clear_partition(route, holder).await
+                        {
+                            tracing::debug!(task = %self.ctx.spec.id, "{problem}");
+                        }
+                        break;
+                    }
+                    PartitionAnswer::NameTaken(_) => {
+                        self.stick(inner, route, &name_taken(partition));
+                        return Err(());
+                    }
+                    PartitionAnswer::Failed(problem) => {
+                        self.stick(inner, route, &problem);
+                        return Err(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// When what is kept of a stretch is too much for the budget, only its timestamps are kept.
+    fn give_up_keeping(&self, inner: &mut Inner) {
+        let gathered = inner.edges.gathered();
+        let budget = &self.ctx.budget;
+        let too_much = gathered > self.ctx.reserve()
+            && (budget.used() > budget.total() / 4 * 3 || gathered > budget.total() / 2);
+        if !too_much || matches!(inner.pass, Pass::Mapped { .. }) {
+            return;
+        }
+        let times = match &mut inner.pass {
+            Pass::Times(times) => times,
+            pass => {
+                *pass = Pass::Times(HashMap::new());
+                match pass {
+                    Pass::Times(times) => times,
+                    _ => return,
+                }
+            }
+        };
+        for (lane, more) in inner.edges.give_up() {
+            times.entry(lane).or_default().extend(more);
+        }
+        // Read again, with the rest.
+        for attached in inner.attached.values_mut() {
+            attached.dropped = false;
+        }
+    }
+
+    /// How a message to this shard is taken in the present pass. `None`: not at all.
+    fn passes(
+        &self,
+        inner: &mut Inner,
+        shard: &TargetShard,
+        position: Position,
+        ts: Tso,
+        times: impl FnOnce() -> Vec<u64>,
+    ) -> Option<Take> {
+        let lane = shard.lane.channel().as_str();
+        match &mut inner.pass {
+            Pass::Once => Some(Take::Plain),
+            Pass::Times(of) => match of.get_mut(lane) {
+                Some(all) => {
+                    all.extend(times());
+                    self.books.lock().read(position, ts);
+                    None
+                }
+                None => Some(Take::Plain),
+            },
+            Pass::Mapped { maps, tick, .. } => {
+                // Up to the last tick it was sent with the stretch before.
+                let due = ts > inner.edges.tick;
+                maps.get(lane)
+                    .filter(|_| due)
+                    .map(|map| Take::Mapped(map.clone(), *tick))
+            }
+        }
+    }
+
+    fn take(&self, inner: &mut Inner, planned: Planned, take: Take) {
+        match take {
+            Take::Plain => inner.edges.take(planned),
+            Take::Mapped(map, tick) => inner.edges.send_mapped(planned, &map, tick),
+        }
     }
 
     /// The collection this message is for, if this reader is to carry the message.
     fn wanted(
         &self,
-        inner: &Inner,
+        inner: &mut Inner,
         position: Position,
         collection: CollectionId,
         ts: Tso,
     ) -> Option<Arc<Route>> {
         let attached = inner.attached.get(&collection)?;
-        let before = attached.after.is_some_and(|after| position <= after);
-        (!before && ts > self.applied && !attached.route.stream.failed())
-            .then(|| attached.route.clone())
+        let before = attached.dropped || attached.after.is_some_and(|after| position <= after);
+        if before || ts <= self.applied {
+            return None;
+        }
+        let route = attached.route.clone();
+        if route.stream.failed() {
+            // Another channel's reader or a lane has failed it. It goes on from what is stored for this channel, which
+            // must not pass this message.
+            self.hold_back(inner, &route);
+            return None;
+        }
+        Some(route)
+    }
+
+    /// The checkpoint does not pass this stretch until the collection is detached.
+    fn hold_back(&self, inner: &mut Inner, route: &Route) {
+        if inner.stuck.iter().all(|(c, _)| *c != route.source) {
+            let ticket = inner.edges.ticket(self.books.lock().cell(), 0);
+            inner.stuck.push((route.source, ticket));
+        }
     }
 
     /// W on disk above everything in this batch, before any of it is sent.
@@ -426,64 +721,61 @@ impl Reader {
             );
             return self.poison(inner, position, Some(rows.collection), &problem);
         };
-        let partition = match self.partition(inner, &route, rows.partition).await {
-            Ok(Some(partition)) => partition,
+        let times = || rows.timestamps.clone();
+        let Some(take) = self.passes(inner, &route.shards[shard], position, ts, times) else {
+            return;
+        };
+        let place = match self.place(inner, &route, rows.partition, &take).await {
+            Ok(Some(place)) => place,
             Ok(None) => return,
             Err(problem) => return self.stick(inner, &route, &problem),
         };
-        self.books.lock().read(position, ts);
+        if matches!(take, Take::Plain) {
+            self.books.lock().read(position, ts);
+        }
         let ticket = inner.edges.ticket(self.books.lock().cell(), bytes);
         let in_doubt = ts <= self.in_doubt;
-        inner.edges.take(Planned {
+        let planned = Planned {
             route,
             shard,
+            origin: (self.channel.clone(), position),
             act: Act::Rows {
                 rows,
-                partition,
+                place,
                 in_doubt,
             },
+            bytes,
             ticket,
             ticked: None,
-        });
+        };
+        self.take(inner, planned, take);
     }
 
     /// `None`: the partition is gone on the source.
-    async fn partition(
+    async fn place(
         &self,
-        inner: &mut Inner,
+        inner: &Inner,
         route: &Route,
         id: PartitionId,
-    ) -> Result<Option<PartitionRoute>, Problem> {
+        take: &Take,
+    ) -> Result<Option<Place>, Problem> {
         if id.0 < 0 {
-            return Ok(Some(all_partitions()));
+            return Ok(Some(Place::Known(all_partitions())));
         }
-        let deadline = Instant::now() + NAME_PATIENCE;
-        loop {
-            // Registered before the look, so that a drop that ends in between is not missed.
-            let freed = self.objects.freed.notified();
-            match self.objects.partition(route, id).await {
-                PartitionAnswer::Known(partition) => return Ok(Some(partition)),
-                PartitionAnswer::Gone => return Ok(None),
-                PartitionAnswer::Failed(problem) => return Err(problem),
-                PartitionAnswer::NameTaken => {
-                    // The drop of the older one needs ticks on its lanes, which a main reader holds while it waits here.
-                    if matches!(self.scope, Scope::Main) || Instant::now() > deadline {
-                        let why = format!(
-                            "partition {id} waits until the older one of its name is dropped on the target"
-                        );
-                        return Err(Problem::new(
-                            ErrorClass::Transient,
-                            why,
-                            "goes on by itself",
-                        ));
-                    }
-                    // The older one's drop may stand in this same stretch: it goes out now, and its tick must not wait
-                    // for this reader.
-                    inner.edges.set_holds(false);
-                    inner.edges.send_drops();
-                    let _ = tokio::time::timeout(Duration::from_secs(1), freed).await;
-                }
+        match self.objects.partition(route, id).await {
+            PartitionAnswer::Known(partition) => Ok(Some(Place::Known(partition))),
+            PartitionAnswer::Gone => Ok(None),
+            PartitionAnswer::Failed(problem) => Err(problem),
+            // The drop of the older one needs ticks on its lanes. A reader that holds them has sent what it read of
+            // this stretch with source timestamps, which a tick must not pass before the stretch is whole.
+            PartitionAnswer::NameTaken(_)
+                if matches!(self.scope, Scope::Main)
+                    || inner.edges.holds
+                    || matches!(take, Take::Mapped(..)) =>
+            {
+                Err(name_taken(id))
             }
+            PartitionAnswer::NameTaken(_) => Ok(Some(Place::Awaited(id))),
         }
     }
 
@@ -508,9 +800,8 @@ impl Reader {
             .map(|a| a.route.clone())
             .collect();
         for route in hit {
+            self.hold_back(inner, &route);
             if !route.stream.failed() {
-                let ticket = inner.edges.ticket(self.books.lock().cell(), 0);
-                inner.stuck.push((route.source, ticket));
                 route
                     .stream
                     .fail_at(&self.channel, position, problem.clone());
@@ -519,14 +810,13 @@ impl Reader {
     }
 
     fn stick(&self, inner: &mut Inner, route: &Route, problem: &Problem) {
+        self.hold_back(inner, route);
         if !route.stream.failed() {
-            let ticket = inner.edges.ticket(self.books.lock().cell(), 0);
-            inner.stuck.push((route.source, ticket));
             route.stream.fail(problem.clone());
         }
     }
 
-    /// Forwards the drop to the shards on this channel. `false` if it is none of ours.
+    /// Forwards the drop to the shards on this channel. `false` if it is none of ours, or not sent yet.
     fn drop_collection(
         &self,
         inner: &mut Inner,
@@ -537,8 +827,13 @@ impl Reader {
         let Some(route) = self.wanted(inner, position, id, ts) else {
             return false;
         };
-        self.books.lock().read(position, ts);
+        let mut taken = 0;
         for shard in route.shards_on(&self.channel).collect::<Vec<_>>() {
+            let times = || vec![ts.0];
+            let Some(take) = self.passes(inner, &route.shards[shard], position, ts, times) else {
+                continue;
+            };
+            taken += 1;
             let (ticket, ticked) = self.follow(inner, {
                 let (objects, ctx, route) = (self.objects.clone(), self.ctx.clone(), route.clone());
                 async move {
@@ -546,22 +841,28 @@ impl Reader {
                     ctx.wake.notify_one();
                 }
             });
-            let act = Act::DropCollection { ts };
-            inner.edges.take(Planned {
+            if matches!(take, Take::Plain) {
+                self.books.lock().read(position, ts);
+            }
+            let planned = Planned {
                 route: route.clone(),
                 shard,
-                act,
+                origin: (self.channel.clone(), position),
+                act: Act::DropCollection { ts },
+                bytes: 0,
                 ticket,
                 ticked,
-            });
+            };
+            self.take(inner, planned, take);
         }
-        if matches!(self.scope, Scope::Main) {
+        if taken > 0
+            && matches!(self.scope, Scope::Main)
+            && let Some(attached) = inner.attached.get_mut(&id)
+        {
             // Nothing of it follows; its lanes are left once the drop has been shown to them, with the next tick.
-            if let Some(attached) = inner.attached.get_mut(&id) {
-                attached.after = Some(position_max(position));
-            }
+            attached.dropped = true;
         }
-        true
+        taken > 0
     }
 
     async fn drop_partition(
@@ -579,8 +880,11 @@ impl Reader {
         let Some(known) = self.objects.bury(&route, partition).await else {
             return;
         };
-        self.books.lock().read(position, ts);
         for shard in route.shards_on(&self.channel).collect::<Vec<_>>() {
+            let times = || vec![ts.0];
+            let Some(take) = self.passes(inner, &route.shards[shard], position, ts, times) else {
+                continue;
+            };
             let (ticket, ticked) = self.follow(inner, {
                 let (objects, route) = (self.objects.clone(), route.clone());
                 async move {
@@ -593,17 +897,22 @@ impl Reader {
                     }
                 }
             });
-            let act = Act::DropPartition {
-                partition: known.clone(),
-                ts,
-            };
-            inner.edges.take(Planned {
+            if matches!(take, Take::Plain) {
+                self.books.lock().read(position, ts);
+            }
+            let planned = Planned {
                 route: route.clone(),
                 shard,
-                act,
+                origin: (self.channel.clone(), position),
+                act: Act::DropPartition {
+                    partition: known.clone(),
+                    ts,
+                },
+                bytes: 0,
                 ticket,
                 ticked,
-            });
+            };
+            self.take(inner, planned, take);
         }
     }
 
@@ -635,6 +944,12 @@ impl Reader {
     /// The end of a collection that has a reader of its own: what it sent is acknowledged, then its record goes.
     async fn last_words(&self, inner: &mut Inner) -> End {
         self.followers.close();
+        // What waits for a partition's name goes with the collection.
+        if let Some((_, partitions)) = inner.edges.awaited(Tso::MAX) {
+            for partition in partitions {
+                inner.edges.resolve(partition, None);
+            }
+        }
         // It must not hold its lanes below the drop's own (raised) time; their other readers show it, or the lane does.
         inner.edges.set_holds(false);
         inner.edges.close(Tso::MAX);
@@ -656,22 +971,29 @@ impl Reader {
         inner: &mut Inner,
         main: &Reader,
         log: &mut dyn crate::source::LogReader,
-    ) -> Result<Option<End>, SourceError> {
+    ) -> Result<Option<Turn>, SourceError> {
         let Scope::One(route) = &self.scope else {
             return Ok(None);
         };
         let deadline = Instant::now() + Duration::from_secs(2);
         let mut theirs = main.gate.lock().await;
+        if main.over.load(Ordering::Acquire) {
+            return Ok(None);
+        }
         // The main reader stands still now; read up to where it is, to the next tick from there.
         while theirs.at > inner.at || !(inner.edges.is_natural() && self.at_tick(inner)) {
             let batch = match tokio::time::timeout_at(deadline, log.next(256 << 10)).await {
                 Ok(batch) => batch?,
                 Err(_) => return Ok(None),
             };
-            if let Some(end) = self.work(inner, batch, false).await {
-                return Ok(Some(end));
+            if let Some(turn) = self.work(inner, batch, false, true).await {
+                return Ok(Some(turn));
+            }
+            if !inner.put_off.is_empty() {
+                return Ok(None);
             }
         }
+        // What it sent is acknowledged within a call or two.
         while !self.books.lock().is_clean() {
             if Instant::now() > deadline || route.stream.failed() {
                 return Ok(None);
@@ -679,6 +1001,9 @@ impl Reader {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let guard = self.ctx.progress.lock().await;
+        if route.stream.failed() || self.cancel.is_cancelled() {
+            return Ok(None);
+        }
         let (task, channel) = (self.ctx.spec.id.clone(), self.channel.clone());
         let sent = self.books.lock().sent;
         self.ctx
@@ -704,7 +1029,7 @@ impl Reader {
         self.books.lock().retired = true;
         inner.edges.leave();
         drop(guard);
-        Ok(Some(End::Joined))
+        Ok(Some(Turn::End(End::Joined)))
     }
 
     fn hold(&self, inner: &mut Inner, near: bool) {
@@ -728,16 +1053,12 @@ impl Reader {
     }
 }
 
-/// A position behind every other of the same queue.
-fn position_max(like: Position) -> Position {
-    match like {
-        Position::Natsmq(_) => Position::Natsmq(u64::MAX),
-        Position::Rocksmq(_) => Position::Rocksmq(i64::MAX),
-        Position::Kafka(_) => Position::Kafka(i64::MAX),
-        Position::Pulsar { .. } => Position::Pulsar {
-            ledger: u64::MAX,
-            entry: u64::MAX,
-            batch: i32::MAX,
-        },
-    }
+fn name_taken(partition: PartitionId) -> Problem {
+    Problem::new(
+        ErrorClass::Transient,
+        format!(
+            "partition {partition} waits until the older one of its name is dropped on the target"
+        ),
+        "goes on by itself",
+    )
 }

@@ -4,36 +4,41 @@
 //! come back to the loop. Everything the loop does can be done again: it compares what should be with what is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::objects::{Objects, Obstacle, Opened, Route};
-use super::reader::{End, Reader, Scope};
+use super::objects::{Objects, Obstacle, Route};
+use super::opening::{self, Answer, Opening, Ready, Stop};
+use super::reader::{End, Reader};
 use super::status::Board;
 use super::{Meter, TaskContext, converge, flushes};
 use crate::backoff::Backoff;
-use crate::catalog::{Collection, ObjectState, View};
+use crate::catalog::{CatalogError, Collection, ObjectState, View};
 use crate::engine::Parts;
 use crate::error::{ErrorClass, Problem};
-use crate::ids::{CollectionId, PChannel};
+use crate::ids::{CollectionId, DbId, PChannel};
 use crate::lane::Budget;
 use crate::position::Position;
-use crate::source::{SourceError, Start};
-use crate::store::{Change, ObjectPhase, Progress, TaskProgress};
+use crate::store::{Change, CollectionObject, ObjectPhase, TaskProgress};
 use crate::target::hub::{Hubs, store_problem};
-use crate::task::{Choice, CollectionState, OnConflict, StartPoint, TaskSpec, TaskStatus};
-use crate::tso::Tso;
+use crate::task::{Choice, CollectionState, TaskSpec, TaskStatus};
 
-/// Collections made on the target, or caught up, at the same time.
+/// Collections made or dropped on the target at the same time.
 const JOBS: usize = 8;
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(1000);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// A collection that the source has dropped and whose drop is not read from the queue by then is dropped all the same.
+const DROP_PATIENCE: Duration = Duration::from_secs(60);
+/// A collection that streamed for this long has left its earlier failures behind.
+const STEADY: Duration = Duration::from_secs(60);
 
 type Command = (String, String, Choice, oneshot::Sender<Result<(), Problem>>);
 
@@ -48,7 +53,7 @@ pub(crate) struct TaskRunner {
 
 impl TaskRunner {
     pub(crate) fn spawn(spec: TaskSpec, parts: Arc<Parts>, hubs: Arc<Hubs>) -> Self {
-        let (commands, inbox) = mpsc::channel(16);
+        let (commands, mut inbox) = mpsc::channel(16);
         let runner = Self {
             cancel: CancellationToken::new(),
             drain: CancellationToken::new(),
@@ -63,10 +68,37 @@ impl TaskRunner {
             runner.done.clone(),
         );
         tokio::spawn(async move {
-            let stopped = cancel.clone();
-            tokio::select! {
-                () = conduct(spec, parts, hubs, cancel, drain, board, inbox) => {}
-                () = stopped.cancelled() => {}
+            let mut backoff = Backoff::new();
+            while !cancel.is_cancelled() {
+                // Ends what this conductor has started, and no other's.
+                let own = cancel.child_token();
+                let objects = Arc::new(Mutex::new(None));
+                let conducted = AssertUnwindSafe(conduct(
+                    spec.clone(),
+                    parts.clone(),
+                    hubs.clone(),
+                    (own.clone(), drain.clone()),
+                    board.clone(),
+                    &mut inbox,
+                    objects.clone(),
+                ));
+                let outcome = tokio::select! {
+                    outcome = conducted.catch_unwind() => outcome,
+                    () = own.cancelled() => Ok(()),
+                };
+                own.cancel();
+                let objects: Option<Arc<Objects>> = objects.lock().take();
+                // What is left in lanes that other tasks share is read again from where the store says.
+                for route in objects.iter().flat_map(|o| o.routes()) {
+                    for shard in &route.shards {
+                        shard.lane.purge(&route.stream);
+                    }
+                }
+                if outcome.is_ok() {
+                    break;
+                }
+                board.lock().task_problem(Some(broke_off("the task")));
+                backoff.wait().await;
             }
             done.cancel();
         });
@@ -100,15 +132,24 @@ impl TaskRunner {
     }
 }
 
+/// A promise inside this program was broken: said, and the work is begun again.
+pub(super) fn broke_off(what: &str) -> Problem {
+    Problem::new(
+        ErrorClass::Bug,
+        format!("{what} broke off inside; it is begun again"),
+        "please report it, with the log",
+    )
+}
+
 /// Connects, loads what is stored, conducts. Returns when the task is drained.
 async fn conduct(
     spec: TaskSpec,
     parts: Arc<Parts>,
     hubs: Arc<Hubs>,
-    cancel: CancellationToken,
-    drain: CancellationToken,
+    (cancel, drain): (CancellationToken, CancellationToken),
     board: Arc<Mutex<Board>>,
-    inbox: mpsc::Receiver<Command>,
+    inbox: &mut mpsc::Receiver<Command>,
+    slot: Arc<Mutex<Option<Arc<Objects>>>>,
 ) {
     let mut backoff = Backoff::new();
     let (hub, stored) = loop {
@@ -139,10 +180,12 @@ async fn conduct(
     });
     board.lock().attach(ctx.clone());
     let objects = Arc::new(Objects::new(ctx.clone(), &stored));
+    *slot.lock() = Some(objects.clone());
     let mut conductor = Conductor {
         objects,
         board,
         inbox,
+        first: None,
         stored,
         mains: BTreeMap::new(),
         catching: BTreeMap::new(),
@@ -156,8 +199,18 @@ async fn conduct(
     conductor.run().await;
 }
 
+/// Why a collection waits for a person.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum Held {
+    Conflict,
+    /// The queue no longer holds where it would go on, on these channels.
+    Lost(BTreeSet<PChannel>),
+    Quarantined,
+}
+
 /// Where a collection stands.
-enum Phase {
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum Phase {
     /// To be opened as soon as a job is free.
     Due,
     /// A job is making or finding it on the target.
@@ -167,53 +220,57 @@ enum Phase {
     Streaming,
     /// Tried again at this time.
     Retry(Instant),
-    /// Waits for a person.
-    Held,
-    /// Its drop is complete on all shards; the RPC is on its way.
+    /// It is stored, but the source's metadata of it cannot be read; asked again at this time.
+    Unread(Instant),
+    Held(Held),
+    /// It goes from the target.
     Dropping,
     Dropped,
 }
 
-struct Entry {
-    source: Arc<Collection>,
-    database: String,
-    phase: Phase,
-    route: Option<Arc<Route>>,
-    on_conflict: OnConflict,
+pub(super) struct Entry {
+    pub(super) source: Arc<Collection>,
+    pub(super) database: String,
+    pub(super) phase: Phase,
+    pub(super) route: Option<Arc<Route>>,
+    /// A person's, as it is stored.
+    pub(super) answer: Answer,
     /// The message that keeps it from going on.
-    poison: Option<(PChannel, Position)>,
-    /// Set when the collection is taken over as it is on the target: everything up to here is in doubt.
-    adopted_at: Option<Tso>,
-    start: StartPoint,
-    positions: BTreeMap<PChannel, Position>,
+    pub(super) poison: Option<(PChannel, Position)>,
     backoff: Backoff,
     failing_since: Option<SystemTime>,
-    /// First seen as dropped on the source, while its drop message has not come.
+    pub(super) streaming_since: Option<Instant>,
+    /// First seen as dropped on the source.
     dropping_since: Option<Instant>,
 }
 
-enum Outcome {
-    Opened(CollectionId, Result<Opened, Obstacle>),
+pub(super) enum Outcome {
+    Opened(CollectionId, Result<Ready, Stop>),
     Dropped(CollectionId, Result<(), Problem>),
+    /// What the source says of a collection that is stored and not in the view.
+    Read(CollectionId, Result<Option<Collection>, CatalogError>),
+    BrokeOff(CollectionId),
 }
 
-struct Conductor {
-    ctx: Arc<TaskContext>,
-    objects: Arc<Objects>,
-    board: Arc<Mutex<Board>>,
-    inbox: mpsc::Receiver<Command>,
-    /// As loaded at the start; consulted until every stored stream has its reader.
-    stored: TaskProgress,
-    mains: BTreeMap<PChannel, Arc<Reader>>,
-    catching: BTreeMap<(PChannel, CollectionId), Arc<Reader>>,
-    entries: BTreeMap<CollectionId, Entry>,
+pub(super) struct Conductor<'a> {
+    pub(super) ctx: Arc<TaskContext>,
+    pub(super) objects: Arc<Objects>,
+    pub(super) board: Arc<Mutex<Board>>,
+    inbox: &'a mut mpsc::Receiver<Command>,
+    /// Stored collections that have not been opened or read for the first time.
+    first: Option<BTreeSet<CollectionId>>,
+    /// As loaded at the start; its records of detached collections are kept as they are stored.
+    pub(super) stored: TaskProgress,
+    pub(super) mains: BTreeMap<PChannel, Arc<Reader>>,
+    pub(super) catching: BTreeMap<(PChannel, CollectionId), Arc<Reader>>,
+    pub(super) entries: BTreeMap<CollectionId, Entry>,
     jobs: JoinSet<Outcome>,
-    readers: JoinSet<(PChannel, Option<CollectionId>, End)>,
-    side: JoinSet<()>,
-    first_round: bool,
+    pub(super) readers: JoinSet<(Arc<Reader>, End)>,
+    side: JoinSet<&'static str>,
+    pub(super) first_round: bool,
 }
 
-impl Conductor {
+impl Conductor<'_> {
     async fn run(&mut self) {
         let mut views = self.ctx.parts.catalog.subscribe();
         // The first view that was really read has a revision.
@@ -231,13 +288,8 @@ impl Conductor {
             }
         }
         self.board.lock().task_problem(None);
-        self.side
-            .spawn(converge::run(self.ctx.clone(), self.objects.clone()));
-        self.side.spawn(flushes::run(
-            self.ctx.clone(),
-            self.objects.clone(),
-            self.stored.replicate,
-        ));
+        self.start_side("the convergence");
+        self.start_side("the flushes");
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut checkpoint = tokio::time::interval(CHECKPOINT_EVERY);
         loop {
@@ -249,8 +301,13 @@ impl Conductor {
                 () = self.ctx.wake.notified() => {}
                 _ = checkpoint.tick() => self.checkpoint(false).await,
                 Some(Ok(outcome)) = self.jobs.join_next(), if !self.jobs.is_empty() => self.outcome(outcome).await,
-                Some(Ok((channel, one, end))) = self.readers.join_next(), if !self.readers.is_empty() => {
-                    self.ended(channel, one, end).await;
+                Some(Ok((reader, end))) = self.readers.join_next(), if !self.readers.is_empty() => {
+                    self.ended(reader, end).await;
+                }
+                Some(Ok(what)) = self.side.join_next(), if !self.side.is_empty() => {
+                    if !self.ctx.drain.is_cancelled() {
+                        self.start_side(what);
+                    }
                 }
                 Some((database, name, choice, answer)) = self.inbox.recv() => {
                     let _ = answer.send(self.choose(&database, &name, choice).await);
@@ -260,43 +317,31 @@ impl Conductor {
         }
     }
 
-    /// Intake ends at the next tick of each channel; then what is in flight is awaited and stored.
-    async fn drain(&mut self) {
-        while let Some(ended) = self.readers.join_next().await {
-            if let Ok((channel, one, end)) = ended {
-                self.ended(channel, one, end).await;
+    /// Work beside the conductor. It ends only with the task; if it breaks off, it is begun again after a moment.
+    fn start_side(&mut self, what: &'static str) {
+        let (ctx, objects) = (self.ctx.clone(), self.objects.clone());
+        let at = self.stored.replicate;
+        let board = self.board.clone();
+        self.side.spawn(async move {
+            let work = async {
+                match what {
+                    "the flushes" => flushes::run(ctx, objects, at).await,
+                    _ => converge::run(ctx, objects).await,
+                }
+            };
+            if AssertUnwindSafe(work).catch_unwind().await.is_err() {
+                board.lock().task_problem(Some(broke_off(what)));
+                tokio::time::sleep(Duration::from_secs(1)).await;
             }
-        }
-        let all_done = || {
-            self.mains
-                .values()
-                .chain(self.catching.values())
-                .all(|r| r.books.lock().is_clean())
-        };
-        while !all_done() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        self.checkpoint(true).await;
+            what
+        });
     }
 
-    async fn checkpoint(&mut self, clean: bool) {
-        let _guard = self.ctx.progress.lock().await;
-        let mut changes = Vec::new();
-        for reader in self.mains.values().chain(self.catching.values()) {
-            let mut books = reader.books.lock();
-            if clean && books.is_clean() {
-                let mut progress = books.progress();
-                progress.sent = progress.applied;
-                changes.push(reader.put(progress, true));
-            } else if let Some(progress) = books.news() {
-                changes.push(reader.put(progress, false));
-            }
-        }
-        if changes.is_empty() {
-            return;
-        }
-        self.ctx.commit(changes).await;
-        self.board.lock().checkpoint_moved();
+    fn start_job(&mut self, id: CollectionId, job: impl Future<Output = Outcome> + Send + 'static) {
+        self.jobs.spawn(async move {
+            let outcome = AssertUnwindSafe(job).catch_unwind().await;
+            outcome.unwrap_or(Outcome::BrokeOff(id))
+        });
     }
 
     /// Compares what should be with what is.
@@ -305,26 +350,26 @@ impl Conductor {
         self.failures().await;
         self.drops(view).await;
         self.open_due();
-        if self.first_round
-            && self
-                .entries
-                .values()
-                .all(|e| !matches!(e.phase, Phase::Due | Phase::Opening))
-        {
+        if self.first_round && self.first.as_ref().is_some_and(BTreeSet::is_empty) {
             self.first_round = false;
             self.begin().await;
         }
         if !self.first_round {
             self.attach_ready().await;
+            self.close_idle().await;
         }
+        self.forget_gone(view).await;
         self.show();
     }
 
-    /// New collections of the view that belong to this task.
+    /// New collections of the view that belong to this task; in the first view also those that are stored.
     fn meet(&mut self, view: &View) {
         for collection in view.collections.values() {
             if let Some(entry) = self.entries.get_mut(&collection.id) {
                 entry.source = collection.clone();
+                if matches!(entry.phase, Phase::Unread(_)) {
+                    entry.phase = Phase::Due;
+                }
                 continue;
             }
             let known = self.objects.get(collection.id);
@@ -346,153 +391,222 @@ impl Conductor {
                 Some(object) => object.phase != ObjectPhase::Dropped,
                 None => ours && alive,
             };
-            if !wanted {
+            if wanted {
+                self.enter(collection.clone(), database, Phase::Due);
+            }
+        }
+        if self.first.is_some() {
+            return;
+        }
+        let mut first = BTreeSet::new();
+        for object in self.objects.all() {
+            if object.phase == ObjectPhase::Dropped {
                 continue;
             }
-            let entry = Entry {
-                source: collection.clone(),
-                database,
-                phase: Phase::Due,
-                route: None,
-                on_conflict: self.ctx.spec.on_conflict,
-                poison: None,
-                adopted_at: None,
-                start: self.ctx.spec.start,
-                positions: self.ctx.spec.positions.clone(),
-                backoff: Backoff::new(),
-                failing_since: None,
-                dropping_since: None,
-            };
-            self.entries.insert(collection.id, entry);
+            let id = object.source;
+            if object.phase != ObjectPhase::Creating {
+                first.insert(id);
+            }
+            if !self.entries.contains_key(&id) {
+                let phase = Phase::Unread(Instant::now());
+                self.enter(Arc::new(unread(&object)), object.database, phase);
+            }
         }
+        self.first = Some(first);
+    }
+
+    fn enter(&mut self, source: Arc<Collection>, database: String, phase: Phase) {
+        let note = self.stored.notes.get(&source.id);
+        let answer = note.and_then(|note| serde_json::from_str(note).ok());
+        let entry = Entry {
+            database,
+            phase,
+            route: None,
+            answer: answer.unwrap_or_default(),
+            poison: None,
+            backoff: Backoff::new(),
+            failing_since: None,
+            streaming_since: None,
+            dropping_since: None,
+            source,
+        };
+        for (channel, position) in &entry.answer.skipped {
+            self.objects.skip(entry.source.id, channel, *position);
+        }
+        self.entries.insert(entry.source.id, entry);
     }
 
     fn open_due(&mut self) {
         let now = Instant::now();
+        let mut under_way: BTreeSet<(String, String)> = self
+            .entries
+            .values()
+            .filter(|e| e.phase == Phase::Opening)
+            .map(|e| (e.database.clone(), e.source.name.clone()))
+            .collect();
+        let mut start = Vec::new();
         for (id, entry) in &mut self.entries {
-            if self.jobs.len() >= JOBS {
-                return;
+            if self.jobs.len() + start.len() >= JOBS {
+                break;
             }
-            let due = match entry.phase {
-                Phase::Due => true,
-                Phase::Retry(at) => at <= now,
-                _ => false,
-            };
-            if !due {
+            let key = (entry.database.clone(), entry.source.name.clone());
+            match entry.phase {
+                Phase::Unread(at) if at <= now => {}
+                // Two of one name would find each other's half on the target.
+                Phase::Due if !under_way.contains(&key) => {}
+                Phase::Retry(at) if at <= now && !under_way.contains(&key) => {}
+                _ => continue,
+            }
+            if matches!(entry.phase, Phase::Unread(_)) {
+                entry.phase = Phase::Unread(now + Duration::from_secs(5));
+                start.push((*id, None));
                 continue;
             }
+            under_way.insert(key);
             entry.phase = Phase::Opening;
-            let (objects, source, database) = (
-                self.objects.clone(),
-                entry.source.clone(),
-                entry.database.clone(),
-            );
-            let (id, choice) = (*id, entry.on_conflict);
-            self.jobs.spawn(async move {
-                Outcome::Opened(id, objects.open(&source, &database, choice).await)
-            });
+            let opening = Opening {
+                source: entry.source.clone(),
+                database: entry.database.clone(),
+                answer: entry.answer.clone(),
+            };
+            start.push((*id, Some(opening)));
+        }
+        for (id, opening) in start {
+            let (ctx, objects) = (self.ctx.clone(), self.objects.clone());
+            match opening {
+                Some(opening) => self.start_job(id, async move {
+                    Outcome::Opened(id, opening::open(ctx, objects, opening).await)
+                }),
+                None => self.start_job(id, async move {
+                    Outcome::Read(id, ctx.catalog().read_collection(id).await)
+                }),
+            }
         }
     }
 
     async fn outcome(&mut self, outcome: Outcome) {
+        let id = match &outcome {
+            Outcome::Opened(id, _)
+            | Outcome::Dropped(id, _)
+            | Outcome::Read(id, _)
+            | Outcome::BrokeOff(id) => *id,
+        };
         match outcome {
-            Outcome::Opened(id, Ok(opened)) => self.opened(id, opened).await,
-            Outcome::Opened(id, Err(obstacle)) => match obstacle {
-                Obstacle::Gone => self.forget_entry(id).await,
-                Obstacle::NameTaken => {
-                    if let Some(entry) = self.entries.get_mut(&id) {
-                        entry.phase = Phase::Retry(Instant::now() + Duration::from_millis(100));
-                    }
+            Outcome::Opened(_, Ok(ready)) => self.opened(id, ready).await,
+            Outcome::Opened(_, Err(Stop::Lost(lost))) => self.lost(id, &lost),
+            Outcome::Opened(_, Err(Stop::Unread(error))) => self.failed(id, error.problem()),
+            Outcome::Opened(_, Err(Stop::Target(obstacle))) => self.obstacle(id, obstacle).await,
+            Outcome::Dropped(_, Ok(())) => self.forget_entry(id).await,
+            Outcome::Dropped(_, Err(problem)) => self.failed(id, problem),
+            Outcome::Read(_, Ok(Some(collection))) => {
+                if let Some(entry) = self.entries.get_mut(&id)
+                    && matches!(entry.phase, Phase::Unread(_))
+                {
+                    entry.source = Arc::new(collection);
+                    entry.phase = Phase::Due;
+                    return;
                 }
-                Obstacle::Conflict(problem) => {
-                    if let Some(entry) = self.entries.get_mut(&id) {
-                        entry.phase = Phase::Held;
-                        entry.on_conflict = OnConflict::Ask;
-                        let choices = vec!["adopt".to_owned(), "recreate".to_owned()];
-                        self.board.lock().set(
-                            id,
-                            CollectionState::Conflict {
-                                problem: problem.clone(),
-                                choices,
-                            },
-                        );
-                        self.board.lock().error(id, problem);
-                    }
+            }
+            Outcome::Read(_, Ok(None)) => self.drop_from_table(id).await,
+            Outcome::Read(_, Err(error)) => {
+                let mut board = self.board.lock();
+                board.error(id, error.problem());
+            }
+            Outcome::BrokeOff(_) => self.failed(id, broke_off("the work on this collection")),
+        }
+        if let Some(first) = &mut self.first {
+            first.remove(&id);
+        }
+    }
+
+    async fn obstacle(&mut self, id: CollectionId, obstacle: Obstacle) {
+        match obstacle {
+            Obstacle::Gone => self.forget_entry(id).await,
+            Obstacle::NameTaken(holder) => {
+                let alive = self.entries.get(&holder).filter(|h| {
+                    h.dropping_since.is_none() && h.source.state == ObjectState::Created
+                });
+                if let Some(holder) = alive {
+                    let why = format!(
+                        "its name on the target belongs to {}, which was renamed on the source; renames are not carried yet",
+                        holder.source.name
+                    );
+                    let hint = "drop one of the two on the source, or give this one another name";
+                    return self.failed(id, Problem::new(ErrorClass::Conflict, why, hint));
                 }
-                Obstacle::Failed(problem) => self.failed(id, problem),
-            },
-            Outcome::Dropped(id, Ok(())) => self.forget_entry(id).await,
-            Outcome::Dropped(id, Err(problem)) => self.failed(id, problem),
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.phase = Phase::Retry(Instant::now() + Duration::from_millis(100));
+                    let why = "the older one of its name is dropped on the target first".to_owned();
+                    self.board.lock().set(id, CollectionState::Waiting { why });
+                }
+            }
+            Obstacle::Conflict(problem) => {
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.phase = Phase::Held(Held::Conflict);
+                }
+                let choices = vec!["adopt".to_owned(), "recreate".to_owned()];
+                let state = CollectionState::Conflict {
+                    problem: problem.clone(),
+                    choices,
+                };
+                let mut board = self.board.lock();
+                board.set(id, state);
+                board.error(id, problem);
+            }
+            Obstacle::Failed(problem) => self.failed(id, problem),
         }
     }
 
     /// A collection is there. A fresh one is stored together with the places where its reading begins: one without them
     /// would be taken for one that its channels' main readers carry.
-    async fn opened(&mut self, id: CollectionId, opened: Opened) {
-        let Opened {
+    async fn opened(&mut self, id: CollectionId, ready: Ready) {
+        let Ready {
             route,
-            adopted,
             fresh,
-        } = opened;
-        if adopted {
-            match self.adopt(&route).await {
-                Ok(at) => {
-                    if let Some(entry) = self.entries.get_mut(&id) {
-                        entry.adopted_at = at.max(entry.adopted_at);
-                    }
-                }
-                Err(problem) => return self.failed(id, problem),
-            }
-        }
-        if let Some(object) = fresh {
-            let channels: BTreeSet<_> = route.shards.iter().map(|s| s.source.clone()).collect();
-            let mut records = Vec::new();
-            for channel in channels {
-                match self.first_progress(id, &channel).await {
-                    Ok(progress) => records.push((channel, progress)),
-                    Err(lost @ SourceError::PositionLost { .. }) => return self.lost(id, &lost),
-                    Err(error) => return self.failed(id, error.problem()),
-                }
-            }
-            let task = &self.ctx.spec.id;
-            let put = |(channel, progress): &(PChannel, Progress)| Change::PutDetached {
+            records,
+        } = ready;
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        let task = &self.ctx.spec.id;
+        let mut changes: Vec<Change> = records
+            .iter()
+            .map(|(channel, progress)| Change::PutDetached {
                 task: task.clone(),
                 channel: channel.clone(),
                 collection: id,
                 progress: *progress,
-            };
-            self.objects
-                .put_with(object, records.iter().map(put).collect())
-                .await;
-            for (channel, progress) in records {
-                self.stored.detached.insert((channel, id), progress);
-            }
+            })
+            .collect();
+        let answer = entry.answer.done();
+        if answer != entry.answer {
+            changes.push(note(&self.ctx, id, &answer));
         }
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.route = Some(route);
-            entry.phase = Phase::Ready;
+        match fresh {
+            Some(object) => self.objects.put_with(object, changes).await,
+            None if !changes.is_empty() => self.ctx.commit(changes).await,
+            None => {}
         }
+        for (channel, progress) in records {
+            self.stored.detached.insert((channel, id), progress);
+        }
+        entry.answer = answer;
+        entry.route = Some(route);
+        entry.phase = Phase::Ready;
     }
 
-    /// A collection taken over as it is: its rows may carry any time up to now, ours or the source's.
-    async fn adopt(&self, route: &Route) -> Result<Option<Tso>, Problem> {
-        let source = self
-            .ctx
-            .catalog()
-            .tso_bound()
-            .await
-            .map_err(|e| e.problem())?;
-        let target = self.ctx.hub.target.now().await.map_err(|e| e.problem())?;
-        for shard in &route.shards {
-            shard.lane.lift(source.max(target));
-        }
-        Ok(Some(source))
-    }
-
-    fn failed(&mut self, id: CollectionId, problem: Problem) {
+    pub(super) fn failed(&mut self, id: CollectionId, problem: Problem) {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
+        if entry
+            .streaming_since
+            .take()
+            .is_some_and(|since| since.elapsed() > STEADY)
+        {
+            entry.backoff = Backoff::new();
+            entry.failing_since = None;
+        }
         let since = *entry.failing_since.get_or_insert_with(SystemTime::now);
         entry.phase = Phase::Retry(Instant::now() + entry.backoff.step());
         let attempt = entry.backoff.attempt;
@@ -531,7 +645,7 @@ impl Conductor {
             };
             entry.route = None;
             if let Some((channel, position)) = route.stream.poison() {
-                entry.phase = Phase::Held;
+                entry.phase = Phase::Held(Held::Quarantined);
                 entry.poison = Some((channel.clone(), position));
                 let position = position.to_string();
                 let state = CollectionState::Quarantined {
@@ -543,99 +657,65 @@ impl Conductor {
                 board.set(id, state);
                 board.error(id, problem);
             } else {
+                entry.poison = route.stream.refused();
                 self.failed(id, problem);
             }
         }
     }
 
-    /// Takes a collection off all its readers. Its place in each channel is on disk before the channel may pass it.
-    async fn detach(&mut self, id: CollectionId, route: &Arc<Route>) {
-        let mut tickets = Vec::new();
-        for (channel, main) in &self.mains {
-            let mut inner = main.gate.lock().await;
-            if !main.carries(&inner, id) {
-                continue;
-            }
-            let _guard = self.ctx.progress.lock().await;
-            let progress = {
-                let mut books = main.books.lock();
-                books.progress()
-            };
-            let (task, channel) = (self.ctx.spec.id.clone(), channel.clone());
-            let change = Change::PutDetached {
-                task,
-                channel: channel.clone(),
-                collection: id,
-                progress,
-            };
-            self.ctx.commit(vec![change]).await;
-            self.stored.detached.insert((channel, id), progress);
-            tickets.extend(main.detach(&mut inner, id));
-        }
-        let own: Vec<_> = self
-            .catching
-            .keys()
-            .filter(|(_, c)| *c == id)
-            .cloned()
-            .collect();
-        for key in own {
-            if let Some(reader) = self.catching.remove(&key) {
-                reader.cancel.cancel();
-                // The gate first: what it was working on is then either in its books or not sent.
-                let mut inner = reader.gate.lock().await;
-                let _guard = self.ctx.progress.lock().await;
-                if reader.books.lock().retired {
-                    continue;
-                }
-                let progress = reader.books.lock().progress();
-                self.ctx.commit(vec![reader.put(progress, false)]).await;
-                self.stored.detached.insert(key, progress);
-                tickets.extend(reader.detach(&mut inner, id));
-                inner.edges.leave();
-            }
-        }
-        for shard in &route.shards {
-            shard.lane.purge(&route.stream);
-        }
-        drop(tickets);
-    }
-
-    /// Collections whose drop is complete on all shards, and those whose drop message never came.
+    /// Collections whose drop is complete on all shards, and those whose drop is not read from the queue.
     async fn drops(&mut self, view: &View) {
         let mut finish = Vec::new();
+        let mut from_table = Vec::new();
         for (id, entry) in &mut self.entries {
-            if matches!(
+            let busy = matches!(
                 entry.phase,
-                Phase::Dropping | Phase::Dropped | Phase::Opening
-            ) {
-                continue;
-            }
-            let Some(object) = self.objects.get(*id) else {
-                // Not made yet: gone on the source, gone here.
-                let alive = view
-                    .collections
-                    .get(id)
-                    .is_some_and(|c| c.state != ObjectState::Dropping);
-                if !alive {
-                    entry.phase = Phase::Dropped;
-                }
-                continue;
-            };
-            let shards = entry.source.shards.len();
-            if object.phase == ObjectPhase::Dropping && object.dropped_shards.len() >= shards {
-                finish.push(*id);
+                Phase::Dropping | Phase::Dropped | Phase::Opening | Phase::Unread(_)
+            );
+            if busy {
                 continue;
             }
             let gone = view
                 .collections
                 .get(id)
                 .is_none_or(|c| c.state == ObjectState::Dropping);
-            if gone && entry.dropping_since.is_none() {
-                entry.dropping_since = Some(Instant::now());
+            let Some(object) = self.objects.get(*id) else {
+                // Not made yet: gone on the source, gone here.
+                if gone {
+                    entry.phase = Phase::Dropped;
+                    self.board.lock().set(*id, CollectionState::Dropped);
+                }
+                continue;
+            };
+            let shards = object.target_vchannels.len();
+            if object.phase == ObjectPhase::Dropping
+                && shards > 0
+                && object.dropped_shards.len() >= shards
+            {
+                finish.push(*id);
+                continue;
+            }
+            if !gone {
+                entry.dropping_since = None;
+                continue;
+            }
+            let since = *entry.dropping_since.get_or_insert_with(Instant::now);
+            let now = match entry.phase {
+                Phase::Streaming | Phase::Ready => since.elapsed() > DROP_PATIENCE,
+                Phase::Retry(at) => at <= Instant::now(),
+                _ => true,
+            };
+            if now {
+                from_table.push(*id);
             }
         }
         for id in finish {
             self.finish_drop(id).await;
+        }
+        for id in from_table {
+            if self.jobs.len() < JOBS {
+                self.drop_from_table(id).await;
+            }
         }
     }
 
@@ -651,8 +731,23 @@ impl Conductor {
             }
         }
         let objects = self.objects.clone();
-        self.jobs
-            .spawn(async move { Outcome::Dropped(id, objects.finish_drop(id).await) });
+        self.start_job(id, async move {
+            Outcome::Dropped(id, objects.finish_drop(id).await)
+        });
+    }
+
+    async fn drop_from_table(&mut self, id: CollectionId) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        entry.phase = Phase::Dropping;
+        if let Some(route) = entry.route.take() {
+            self.detach(id, &route).await;
+        }
+        let objects = self.objects.clone();
+        self.start_job(id, async move {
+            Outcome::Dropped(id, objects.drop_from_table(id).await)
+        });
     }
 
     async fn forget_entry(&mut self, id: CollectionId) {
@@ -663,7 +758,12 @@ impl Conductor {
             .filter(|(_, c)| *c == id)
             .cloned()
             .collect();
-        let mut changes = Vec::new();
+        let task = self.ctx.spec.id.clone();
+        let mut changes = vec![Change::PutNote {
+            task: task.clone(),
+            collection: id,
+            note: String::new(),
+        }];
         for key in keys {
             if let Some(reader) = self.catching.remove(&key) {
                 reader.cancel.cancel();
@@ -671,14 +771,12 @@ impl Conductor {
             self.stored.detached.remove(&key);
             let (channel, collection) = key;
             changes.push(Change::DeleteDetached {
-                task: self.ctx.spec.id.clone(),
+                task: task.clone(),
                 channel,
                 collection,
             });
         }
-        if !changes.is_empty() {
-            self.ctx.commit(changes).await;
-        }
+        self.ctx.commit(changes).await;
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.phase = Phase::Dropped;
             entry.route = None;
@@ -686,481 +784,43 @@ impl Conductor {
         self.board.lock().set(id, CollectionState::Dropped);
     }
 
-    /// First round: every stored channel gets its main reader, with everything that belongs to it attached before it
-    /// reads. What is not ready by then is detached first.
-    async fn begin(&mut self) {
-        let channels: Vec<_> = self.stored.channels.clone().into_iter().collect();
-        for (channel, progress) in channels {
-            let main = Reader::new(
-                self.ctx.clone(),
-                self.objects.clone(),
-                channel.clone(),
-                Scope::Main,
-                progress,
-            );
-            let mut inner = main.gate.lock().await;
-            let mut detach = Vec::new();
-            for object in self.objects.all() {
-                let id = object.source;
-                let Some(entry) = self.entries.get_mut(&id) else {
-                    continue;
-                };
-                let here = entry.source.shards.iter().any(|s| s.pchannel == channel);
-                if !here
-                    || object.phase == ObjectPhase::Dropped
-                    || self.stored.detached.contains_key(&(channel.clone(), id))
-                {
-                    continue;
-                }
-                if self
-                    .stored
-                    .collections
-                    .get(&id)
-                    .is_none_or(|o| o.phase == ObjectPhase::Creating)
-                {
-                    // Met in this round: no reader has anything of it yet.
-                    continue;
-                }
-                match (&entry.phase, &entry.route) {
-                    (Phase::Ready, Some(route)) => main.attach(&mut inner, route.clone(), None),
-                    _ => detach.push(id),
-                }
-            }
-            drop(inner);
-            let task = self.ctx.spec.id.clone();
-            let changes: Vec<_> = detach
-                .iter()
-                .map(|id| Change::PutDetached {
-                    task: task.clone(),
-                    channel: channel.clone(),
-                    collection: *id,
-                    progress,
-                })
-                .collect();
-            if !changes.is_empty() {
-                self.ctx.commit(changes).await;
-            }
-            for id in detach {
-                self.stored.detached.insert((channel.clone(), id), progress);
-            }
-            self.start_main(main);
-        }
-    }
-
-    fn start_main(&mut self, main: Arc<Reader>) {
-        let channel = main.channel.clone();
-        self.mains.insert(channel.clone(), main.clone());
-        self.readers
-            .spawn(async move { (channel, None, main.run(None).await) });
-    }
-
-    /// Gives every ready collection its readers: earliest start first, so that one main reader serves all.
-    async fn attach_ready(&mut self) {
-        let mut ready = BTreeSet::new();
-        for (id, entry) in &self.entries {
-            if matches!(entry.phase, Phase::Ready) {
-                ready.insert((entry.source.create_ts, *id));
-            }
-        }
-        for (_, id) in ready {
-            let Some(entry) = self.entries.get(&id) else {
-                continue;
-            };
-            let (Some(route), source) = (entry.route.clone(), entry.source.clone()) else {
-                continue;
-            };
-            let mut problem = None;
-            let channels: BTreeSet<_> = source.shards.iter().map(|s| s.pchannel.clone()).collect();
-            let dropped = self
-                .objects
-                .get(id)
-                .map(|o| o.dropped_shards)
-                .unwrap_or_default();
-            for channel in channels {
-                if source
-                    .shards
-                    .iter()
-                    .enumerate()
-                    .all(|(i, s)| s.pchannel != channel || dropped.contains(&i))
-                {
-                    continue;
-                }
-                if let Err(error) = self.attach_shard(id, &route, &channel).await {
-                    problem = Some(error);
-                    break;
-                }
-            }
-            match problem {
-                None => {
-                    if let Some(entry) = self.entries.get_mut(&id) {
-                        entry.phase = Phase::Streaming;
-                        entry.failing_since = None;
-                        entry.backoff = Backoff::new();
-                    }
-                }
-                Some(lost @ SourceError::PositionLost { .. }) => self.lost(id, &lost),
-                Some(error) => {
-                    self.detach(id, &route).await;
-                    self.failed(id, error.problem());
-                }
-            }
-        }
-    }
-
-    async fn attach_shard(
-        &mut self,
-        id: CollectionId,
-        route: &Arc<Route>,
-        channel: &PChannel,
-    ) -> Result<(), SourceError> {
-        let key = (channel.clone(), id);
-        if self.catching.contains_key(&key) {
-            return Ok(());
-        }
-        let main = self.mains.get(channel).cloned();
-        if let Some(main) = &main
-            && main.carries(&*main.gate.lock().await, id)
-        {
-            return Ok(());
-        }
-        let task = self.ctx.spec.id.clone();
-        let Some(progress) = self.stored.detached.get(&key).copied() else {
-            // Its drop on this channel is done, or it is being dropped: nothing to read.
-            return Ok(());
-        };
-        let fresh = progress.applied == Tso::ZERO && progress.sent == Tso::ZERO && !progress.after;
-        let created = self
-            .entries
-            .get(&id)
-            .map_or(Tso::ZERO, |e| e.source.create_ts);
-        let forget = Change::DeleteDetached {
-            task: task.clone(),
-            channel: channel.clone(),
-            collection: id,
-        };
-        match main {
-            None if fresh => {
-                let change = Change::PutChannel {
-                    task,
-                    channel: channel.clone(),
-                    progress,
-                    clean: true,
-                };
-                self.ctx.commit(vec![change, forget]).await;
-                self.stored.detached.remove(&key);
-                let (ctx, objects) = (self.ctx.clone(), self.objects.clone());
-                let main = Reader::new(ctx, objects, channel.clone(), Scope::Main, progress);
-                main.attach(&mut *main.gate.lock().await, route.clone(), None);
-                self.start_main(main);
-                return Ok(());
-            }
-            Some(main) if fresh => {
-                let mut inner = main.gate.lock().await;
-                if main.is_before(&inner, progress.position, created) {
-                    self.ctx.commit(vec![forget]).await;
-                    self.stored.detached.remove(&key);
-                    main.attach(&mut inner, route.clone(), None);
-                    return Ok(());
-                }
-            }
-            _ => {}
-        }
-        // It goes by itself, from its record, until it meets the main reader.
-        let main = match self.mains.get(channel) {
-            Some(main) => main.clone(),
-            None => {
-                let start = Progress {
-                    sent: Tso::ZERO,
-                    ..progress
-                };
-                let change = Change::PutChannel {
-                    task,
-                    channel: channel.clone(),
-                    progress: start,
-                    clean: true,
-                };
-                self.ctx.commit(vec![change]).await;
-                let (ctx, objects) = (self.ctx.clone(), self.objects.clone());
-                let main = Reader::new(ctx, objects, channel.clone(), Scope::Main, start);
-                self.start_main(main.clone());
-                main
-            }
-        };
-        let scope = Scope::One(route.clone());
-        let reader = Reader::new(
-            self.ctx.clone(),
-            self.objects.clone(),
-            channel.clone(),
-            scope,
-            progress,
-        );
-        self.catching.insert(key, reader.clone());
-        let channel = channel.clone();
-        self.readers
-            .spawn(async move { (channel, Some(id), reader.run(Some(main)).await) });
-        Ok(())
-    }
-
-    /// Where a collection that was never read begins on a channel.
-    async fn first_progress(
-        &self,
-        id: CollectionId,
-        channel: &PChannel,
-    ) -> Result<Progress, SourceError> {
-        let source = &self.ctx.parts.source;
-        let configuration = |cause: String| SourceError::Configuration {
-            address: String::new(),
-            cause,
-            hint: "check that sourceConfig names the queue of this source".to_owned(),
-        };
-        let Some(entry) = self.entries.get(&id) else {
-            return Err(configuration("no such collection".into()));
-        };
-        let sent = entry.adopted_at.unwrap_or(Tso::ZERO);
-        let bounds = source.bounds(channel).await?;
-        if let Some(position) = entry.positions.get(channel) {
-            return Ok(Progress {
-                position: *position,
-                after: false,
-                applied: Tso::ZERO,
-                sent,
-            });
-        }
-        let progress = match (entry.start, bounds) {
-            (StartPoint::Earliest, Some(bounds)) => Progress {
-                position: bounds.first,
-                after: false,
-                applied: Tso::ZERO,
-                sent,
-            },
-            (StartPoint::Now, Some(bounds)) => Progress {
-                position: bounds.last,
-                after: true,
-                applied: Tso::ZERO,
-                sent,
-            },
-            _ => {
-                let bytes = entry.source.start_positions.get(channel).ok_or_else(|| {
-                    configuration(format!(
-                        "{}.{} has no start position on {channel}",
-                        entry.database, entry.source.name
-                    ))
-                })?;
-                let position = Position::from_bytes(source.kind(), bytes)
-                    .map_err(|e| configuration(e.to_string()))?;
-                Progress {
-                    position,
-                    after: false,
-                    applied: Tso::ZERO,
-                    sent,
-                }
-            }
-        };
-        // A quick look tells whether it is still there, before anything is built on it.
-        let start = if progress.after {
-            Start::After(progress.position)
-        } else {
-            Start::At(progress.position)
-        };
-        if !progress.after && bounds.is_none_or(|b| progress.position < b.first) {
-            let (first, last) = (bounds.map(|b| b.first), bounds.map(|b| b.last));
-            return Err(SourceError::PositionLost {
-                channel: channel.clone(),
-                wanted: progress.position,
-                first,
-                last,
-            });
-        }
-        source.open(channel, start).await.map(drop)?;
-        Ok(progress)
-    }
-
-    fn lost(&mut self, id: CollectionId, lost: &SourceError) {
-        let SourceError::PositionLost {
-            channel,
-            wanted,
-            first,
-            last,
-        } = lost
-        else {
-            return;
-        };
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.phase = Phase::Held;
-        }
-        let choices = vec![
-            "earliest: go on at the first message the queue holds; what was written between is missed".to_owned(),
-            "now: go on behind the last message; everything up to now is missed".to_owned(),
-            "positions: go on at given messages; what was written before them is missed".to_owned(),
-        ];
-        let state = CollectionState::PositionLost {
-            channel: channel.clone(),
-            wanted: wanted.to_string(),
-            first: first.map(|p| p.to_string()),
-            last: last.map(|p| p.to_string()),
-            choices,
-        };
-        let mut board = self.board.lock();
-        board.set(id, state);
-        board.error(id, lost.problem());
-    }
-
-    /// A reader ended by itself.
-    async fn ended(&mut self, channel: PChannel, one: Option<CollectionId>, end: End) {
-        let _ = &end;
-        match (one, end) {
-            (Some(id), End::Joined) => {
-                self.catching.remove(&(channel.clone(), id));
-                self.stored.detached.remove(&(channel, id));
-            }
-            (Some(id), End::Dropped) => {
-                let key = (channel.clone(), id);
-                self.catching.remove(&key);
-                self.stored.detached.remove(&key);
-                let change = Change::DeleteDetached {
-                    task: self.ctx.spec.id.clone(),
-                    channel,
-                    collection: id,
-                };
-                self.ctx.commit(vec![change]).await;
-            }
-            (Some(id), End::Lost(lost)) => {
-                if let Some(route) = self.entries.get(&id).and_then(|e| e.route.clone()) {
-                    self.detach(id, &route).await;
-                }
-                if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.route = None;
-                }
-                self.lost(id, &lost);
-            }
-            (None, End::Lost(lost)) => {
-                let Some(main) = self.mains.get(&channel).cloned() else {
-                    return;
-                };
-                let ids = main.collections(&*main.gate.lock().await);
-                for id in ids {
-                    if let Some(route) = self.entries.get(&id).and_then(|e| e.route.clone()) {
-                        self.detach(id, &route).await;
-                    }
-                    if let Some(entry) = self.entries.get_mut(&id) {
-                        entry.route = None;
-                    }
-                    self.lost(id, &lost);
-                }
-                self.mains.remove(&channel);
-                let change = Change::DeleteChannel {
-                    task: self.ctx.spec.id.clone(),
-                    channel,
-                };
-                self.ctx.commit(vec![change]).await;
-            }
-            (_, End::Stopped | End::Joined | End::Dropped) => {}
-        }
-    }
-
-    /// A person's answer.
-    async fn choose(&mut self, database: &str, name: &str, choice: Choice) -> Result<(), Problem> {
-        let found = self
+    /// What was dropped, and is no longer in the source's metadata either, is forgotten.
+    async fn forget_gone(&mut self, view: &View) {
+        let gone: Vec<CollectionId> = self
             .entries
             .iter()
-            .find(|(_, e)| {
-                e.database == database
-                    && e.source.name == name
-                    && !matches!(e.phase, Phase::Dropped)
-            })
-            .map(|(id, _)| *id);
-        let Some(id) = found else {
-            let why = format!("the task has no collection {database}.{name}");
-            return Err(Problem::new(
-                ErrorClass::Configuration,
-                why,
-                "see the task's collections",
-            ));
-        };
-        let waits = self
-            .entries
-            .get(&id)
-            .is_some_and(|e| matches!(e.phase, Phase::Held));
-        if !waits {
-            let why = format!("{database}.{name} does not wait for a choice");
-            return Err(Problem::new(ErrorClass::Conflict, why, "see its state"));
-        }
-        let task = self.ctx.spec.id.clone();
-        let records: Vec<_> = self
-            .stored
-            .detached
-            .keys()
-            .filter(|(_, c)| *c == id)
-            .cloned()
+            .filter(|(id, e)| e.phase == Phase::Dropped && !view.collections.contains_key(id))
+            .map(|(id, _)| *id)
             .collect();
-        if !matches!(choice, Choice::Skip) {
-            // It begins anew; what an earlier stretch of it sent stays in doubt.
-            let sent = records
-                .iter()
-                .filter_map(|key| self.stored.detached.get(key))
-                .map(|p| p.sent)
-                .max();
-            let changes = records.iter().map(|(channel, c)| Change::DeleteDetached {
-                task: task.clone(),
-                channel: channel.clone(),
-                collection: *c,
-            });
-            self.ctx.commit(changes.collect()).await;
-            self.stored.detached.retain(|(_, c), _| *c != id);
-            if let Some(entry) = self.entries.get_mut(&id) {
-                entry.adopted_at = entry.adopted_at.max(sent.filter(|s| *s > Tso::ZERO));
-            }
+        for id in gone {
+            self.objects.forget(id, Vec::new()).await;
+            self.entries.remove(&id);
+            self.board.lock().remove(id);
         }
-        match &choice {
-            Choice::Conflict(answer) => {
-                self.objects.forget(id).await;
-                if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.on_conflict = *answer;
-                }
-            }
-            Choice::Start(start) => {
-                self.objects.forget(id).await;
-                if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.start = *start;
-                    entry.on_conflict = OnConflict::Adopt;
-                }
-            }
-            Choice::At(positions) => {
-                self.objects.forget(id).await;
-                if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.positions = positions.clone();
-                    entry.on_conflict = OnConflict::Adopt;
-                }
-            }
-            Choice::Skip => {
-                let poison = self.entries.get_mut(&id).and_then(|e| e.poison.take());
-                let Some((channel, position)) = poison else {
-                    let why = format!("{database}.{name} is not stopped by a message");
-                    return Err(Problem::new(
-                        ErrorClass::Conflict,
-                        why,
-                        "see its state for the choices there are",
-                    ));
-                };
-                self.objects.skip(id, &channel, position);
-            }
-        }
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.phase = Phase::Due;
-        }
-        Ok(())
     }
 
     /// Brings the board up to date.
     fn show(&mut self) {
+        let health = self.ctx.catalog().health();
         let mut board = self.board.lock();
+        board.source(&health);
+        let unequal = self.objects.unequal();
         for (id, entry) in &self.entries {
             board.collection(
                 *id,
                 &entry.database,
-                &entry.source.name,
+                &entry.source,
                 entry.route.as_ref(),
+                unequal.get(id),
             );
+            let waits = matches!(entry.phase, Phase::Held(_) | Phase::Retry(_));
+            let stored = self
+                .stored
+                .detached
+                .iter()
+                .filter(|((_, c), _)| waits && c == id);
+            let places = stored.map(|((channel, _), p)| (channel.clone(), *p));
+            board.places(*id, places.collect());
             match entry.phase {
                 Phase::Due | Phase::Opening | Phase::Ready if entry.failing_since.is_none() => {
                     board.set(
@@ -1183,5 +843,38 @@ impl Conductor {
         }
         self.objects.moved.notify_waiters();
         board.readers(self.mains.values().chain(self.catching.values()));
+    }
+}
+
+/// A person's answer as the store keeps it.
+pub(super) fn note(ctx: &TaskContext, collection: CollectionId, answer: &Answer) -> Change {
+    let note = if *answer == Answer::default() {
+        String::new()
+    } else {
+        serde_json::to_string(answer).unwrap_or_default()
+    };
+    Change::PutNote {
+        task: ctx.spec.id.clone(),
+        collection,
+        note,
+    }
+}
+
+/// What is known of a collection whose metadata is not in the view.
+fn unread(object: &CollectionObject) -> Collection {
+    Collection {
+        id: object.source,
+        db: DbId(0),
+        name: object.name.clone(),
+        state: ObjectState::Created,
+        schema: Default::default(),
+        create_ts: object.created,
+        shards: Vec::new(),
+        start_positions: Default::default(),
+        consistency_level: 0,
+        properties: Vec::new(),
+        partitions: BTreeMap::new(),
+        indexes: BTreeMap::new(),
+        load: Default::default(),
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 use super::TaskContext;
 use super::objects::Route;
 use super::reader::{Reader, Scope};
+use crate::catalog::{CatalogError, CatalogHealth, Collection};
 use crate::error::Problem;
 use crate::ids::{CollectionId, PChannel};
 use crate::store::Progress;
@@ -23,6 +24,10 @@ struct Line {
     route: Option<Arc<Route>>,
     /// Rows of earlier streams.
     rows: u64,
+    /// Where it goes on, on the channels on which nobody reads it now.
+    places: Vec<(PChannel, Progress)>,
+    /// On the source.
+    created: Tso,
     last_error: Option<LastError>,
 }
 
@@ -33,6 +38,8 @@ pub(crate) struct Board {
     lines: BTreeMap<CollectionId, Line>,
     channels: BTreeMap<(PChannel, Option<CollectionId>), (Progress, Option<Problem>)>,
     problem: Option<Problem>,
+    /// Of the source's metadata, while they last.
+    source: Vec<Problem>,
     errors: BTreeMap<String, u64>,
     checkpoint: Option<Instant>,
 }
@@ -64,23 +71,64 @@ impl Board {
         self.checkpoint = Some(Instant::now());
     }
 
+    /// What the source's metadata says of itself: not reachable, or objects that cannot be read.
+    pub(crate) fn source(&mut self, health: &CatalogHealth) {
+        let mut problems: Vec<Problem> = health.error.iter().map(|e| e.problem()).collect();
+        problems.extend(health.undecodable.iter().map(|(key, cause)| {
+            CatalogError::Undecodable {
+                key: key.clone(),
+                cause: cause.clone(),
+            }
+            .problem()
+        }));
+        self.source = problems;
+    }
+
+    /// A collection that is gone on the source and on the target.
+    pub(crate) fn remove(&mut self, id: CollectionId) {
+        self.lines.remove(&id);
+    }
+
+    /// Where a collection goes on, on the channels on which nobody reads it now.
+    pub(crate) fn places(&mut self, id: CollectionId, places: Vec<(PChannel, Progress)>) {
+        if let Some(line) = self.lines.get_mut(&id) {
+            line.places = places;
+        }
+    }
+
+    /// `unequal`: what keeps its indexes or load state from being as on the source.
     pub(crate) fn collection(
         &mut self,
         id: CollectionId,
         database: &str,
-        name: &str,
+        source: &Collection,
         route: Option<&Arc<Route>>,
+        unequal: Option<&Problem>,
     ) {
+        let name = source.name.as_str();
         let line = self.lines.entry(id).or_insert_with(|| Line {
             database: database.to_owned(),
             name: name.to_owned(),
             state: CollectionState::Waiting { why: String::new() },
             route: None,
             rows: 0,
+            places: Vec::new(),
+            created: source.create_ts,
             last_error: None,
         });
         if line.name != name {
             line.name = name.to_owned();
+        }
+        if let Some(problem) = unequal
+            && line
+                .last_error
+                .as_ref()
+                .is_none_or(|e| e.problem != *problem)
+        {
+            line.last_error = Some(LastError {
+                at: SystemTime::now(),
+                problem: problem.clone(),
+            });
         }
         let same = match (&line.route, route) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
@@ -145,6 +193,7 @@ impl Board {
 
     pub(crate) fn status(&self) -> TaskStatus {
         let mut collections = Vec::new();
+        let mut lag_seconds: Option<f64> = None;
         for (id, line) in &self.lines {
             let mut positions = BTreeMap::new();
             let mut worst: Option<f64> = None;
@@ -162,9 +211,22 @@ impl Board {
                     applied: progress.applied,
                 };
                 positions.insert(shard.source.clone(), position);
-                if progress.applied > Tso::ZERO {
-                    worst = Some(worst.unwrap_or(0.0).max(lag(progress.applied)));
-                }
+                // Of what is not read at all yet it is as old as the collection.
+                let applied = progress.applied.max(line.created);
+                worst = Some(worst.unwrap_or(0.0).max(lag(applied)));
+            }
+            // One that goes on later goes on from here.
+            for (channel, progress) in &line.places {
+                let position = ChannelPosition {
+                    position: progress.position,
+                    applied: progress.applied,
+                };
+                positions.entry(channel.clone()).or_insert(position);
+                let applied = progress.applied.max(line.created);
+                worst = Some(worst.unwrap_or(0.0).max(lag(applied)));
+            }
+            if !matches!(line.state, CollectionState::Dropped) {
+                lag_seconds = lag_seconds.into_iter().chain(worst).reduce(f64::max);
             }
             let state = match &line.state {
                 CollectionState::Streaming { raised, .. } => CollectionState::Streaming {
@@ -187,13 +249,7 @@ impl Board {
                 last_error: line.last_error.clone(),
             });
         }
-        let lag_seconds = self
-            .channels
-            .values()
-            .filter(|(p, _)| p.applied > Tso::ZERO)
-            .map(|(p, _)| lag(p.applied))
-            .reduce(f64::max);
-        let mut problems: Vec<Problem> = self.problem.iter().cloned().collect();
+        let mut problems: Vec<Problem> = self.problem.iter().chain(&self.source).cloned().collect();
         for (_, problem) in self.channels.values() {
             if let Some(problem) = problem
                 && !problems.contains(problem)

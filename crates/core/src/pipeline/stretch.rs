@@ -1,6 +1,6 @@
 //! From decoded messages to what a lane takes: one stretch between two source ticks, of one reader.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,18 +11,27 @@ use super::TaskContext;
 use super::objects::{PartitionRoute, Route, TargetShard};
 use crate::decode::{Rows, RowsKind, keys};
 use crate::error::{ErrorClass, Problem};
-use crate::ids::PartitionId;
+use crate::ids::{CollectionId, PChannel, PartitionId};
 use crate::lane::{Cell, EdgeId, Lane, Outgoing, Ticket};
+use crate::position::Position;
 use crate::route::encode;
 use crate::route::tsmap::TsMap;
 use crate::store::Progress;
 use crate::tso::Tso;
 
+/// Where rows go within their collection.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    Known(PartitionRoute),
+    /// A partition whose name still is an older one's on the target: it is made when that is dropped.
+    Awaited(PartitionId),
+}
+
 /// What is to be sent, before its target time is known.
 pub(crate) enum Act {
     Rows {
         rows: Rows,
-        partition: PartitionRoute,
+        place: Place,
         in_doubt: bool,
     },
     DropCollection {
@@ -37,7 +46,10 @@ pub(crate) enum Act {
 pub(crate) struct Planned {
     pub(crate) route: Arc<Route>,
     pub(crate) shard: usize,
+    pub(crate) origin: (PChannel, Position),
     pub(crate) act: Act,
+    /// Of the source message.
+    pub(crate) bytes: usize,
     pub(crate) ticket: Ticket,
     pub(crate) ticked: Option<oneshot::Sender<Ticket>>,
 }
@@ -77,7 +89,7 @@ impl Edge {
 /// A reader's ways into all its lanes.
 pub(crate) struct Edges {
     ctx: Arc<TaskContext>,
-    pub(crate) edges: HashMap<String, Edge>,
+    edges: HashMap<String, Edge>,
     pub(crate) own: Arc<AtomicUsize>,
     /// The last source tick passed.
     pub(crate) tick: Tso,
@@ -99,14 +111,21 @@ impl Edges {
         }
     }
 
-    pub(crate) fn join(&mut self, lane: &Arc<Lane>) -> &mut Edge {
+    pub(crate) fn join(&mut self, shard: &TargetShard) -> &mut Edge {
         let (tick, holds) = (self.tick, self.holds);
+        // What an earlier process sent here without hearing of it may still be carried out.
+        let hush = self.in_doubt > tick;
         self.edges
-            .entry(lane.channel().as_str().to_owned())
-            .or_insert_with(|| Edge {
-                lane: lane.clone(),
-                id: lane.join(tick, holds),
-                waiting: Vec::new(),
+            .entry(shard.lane.channel().as_str().to_owned())
+            .or_insert_with(|| {
+                if hush {
+                    shard.lane.hush(self.ctx.hub.earlier_calls_end());
+                }
+                Edge {
+                    lane: shard.lane.clone(),
+                    id: shard.lane.join(tick, holds, shard.floor),
+                    waiting: Vec::new(),
+                }
             })
     }
 
@@ -118,9 +137,13 @@ impl Edges {
     pub(crate) fn take(&mut self, planned: Planned) {
         let (tick, in_doubt) = (self.tick, self.in_doubt);
         let ctx = self.ctx.clone();
-        let lane = planned.route.shards[planned.shard].lane.clone();
-        let edge = self.join(&lane);
-        if edge.waiting.is_empty() && tick >= in_doubt && edge.lane.is_natural(edge.id, tick) {
+        let route = planned.route.clone();
+        let edge = self.join(&route.shards[planned.shard]);
+        if edge.waiting.is_empty()
+            && !planned.is_awaiting()
+            && tick >= in_doubt
+            && edge.lane.is_natural(edge.id, tick)
+        {
             send(&ctx, &edge.lane, planned, &TsMap::Natural);
         } else {
             edge.waiting.push(planned);
@@ -138,22 +161,51 @@ impl Edges {
         self.tick = self.tick.max(tick);
     }
 
-    /// Sends what waits up to the last drop of a partition, before its stretch ends: what comes behind it needs the drop
-    /// to be done. (Two unordered requests for one key on both sides of this point could change places; their order was
-    /// never defined by their client.)
-    pub(crate) fn send_drops(&mut self) {
+    /// The first source timestamp up to `tick` of rows whose partition cannot be made yet, and the partitions awaited.
+    pub(crate) fn awaited(&self, tick: Tso) -> Option<(Tso, BTreeSet<PartitionId>)> {
+        let awaiting = self
+            .edges
+            .values()
+            .flat_map(|e| &e.waiting)
+            .filter(|p| p.act.ts() <= tick)
+            .filter_map(|p| match p.act {
+                Act::Rows {
+                    place: Place::Awaited(id),
+                    ..
+                } => Some((p.act.first_ts(), id)),
+                _ => None,
+            });
+        let all: Vec<_> = awaiting.collect();
+        let first = all.iter().map(|(ts, _)| *ts).min()?;
+        Some((first, all.into_iter().map(|(_, id)| id).collect()))
+    }
+
+    /// Sends what waits below source timestamp `cut`, before its stretch ends: what follows needs some of it to be done.
+    /// Halves of an upsert share their timestamp and so are on one side of the cut.
+    pub(crate) fn send_below(&mut self, cut: Tso) {
         let tick = self.tick;
         for edge in self.edges.values_mut() {
-            let drop = edge
-                .waiting
-                .iter()
-                .filter(|p| matches!(p.act, Act::DropPartition { .. }))
-                .map(|p| p.act.ts())
-                .max();
-            if let Some(drop) = drop {
-                edge.send_up_to(&self.ctx, drop);
-                edge.lane.passed(edge.id, tick);
-            }
+            edge.send_up_to(&self.ctx, Tso(cut.0.saturating_sub(1)));
+            edge.lane.passed(edge.id, tick);
+        }
+    }
+
+    /// An awaited partition is there (`Some`), or is gone on the source, with its rows.
+    pub(crate) fn resolve(&mut self, partition: PartitionId, found: Option<&PartitionRoute>) {
+        for edge in self.edges.values_mut() {
+            edge.waiting.retain_mut(|planned| {
+                let Act::Rows { place, .. } = &mut planned.act else {
+                    return true;
+                };
+                match place {
+                    Place::Awaited(id) if *id == partition => {}
+                    _ => return true,
+                }
+                if let Some(route) = found {
+                    *place = Place::Known(route.clone());
+                }
+                found.is_some()
+            });
         }
     }
 
@@ -167,6 +219,62 @@ impl Edges {
     /// Whether it keeps messages to the end of the stretch.
     pub(crate) fn is_gathering(&self) -> bool {
         self.edges.values().any(|e| !e.waiting.is_empty())
+    }
+
+    /// Bytes of the messages kept to the end of the stretch.
+    pub(crate) fn gathered(&self) -> usize {
+        self.edges
+            .values()
+            .flat_map(|e| &e.waiting)
+            .map(|p| p.bytes)
+            .sum()
+    }
+
+    /// Gives up what it keeps: per lane the timestamps, to raise them all when the stretch is known to its end. What was
+    /// kept is read again then.
+    pub(crate) fn give_up(&mut self) -> HashMap<String, Vec<u64>> {
+        let mut times: HashMap<String, Vec<u64>> = HashMap::new();
+        for (lane, edge) in &mut self.edges {
+            for planned in std::mem::take(&mut edge.waiting) {
+                times
+                    .entry(lane.clone())
+                    .or_default()
+                    .extend(planned.act.timestamps());
+            }
+        }
+        times
+    }
+
+    /// The re-stamping of a whole stretch on a lane, from its timestamps alone.
+    pub(crate) fn raise(&mut self, lane: &str, times: Vec<u64>) -> Option<TsMap> {
+        let in_doubt = self.tick < self.in_doubt;
+        let edge = self.edges.get(lane)?;
+        Some(edge.lane.raise(edge.id, times, in_doubt))
+    }
+
+    /// Sends a message of a stretch that was raised as a whole before; what is above its tick is kept.
+    pub(crate) fn send_mapped(&mut self, planned: Planned, map: &TsMap, tick: Tso) {
+        let ctx = self.ctx.clone();
+        let route = planned.route.clone();
+        let edge = self.join(&route.shards[planned.shard]);
+        if planned.act.ts() > tick {
+            edge.waiting.push(planned);
+        } else {
+            send(&ctx, &edge.lane, planned, map);
+        }
+    }
+
+    /// Takes out what is kept of a collection.
+    pub(crate) fn take_back(&mut self, collection: CollectionId) -> Vec<Ticket> {
+        let mut tickets = Vec::new();
+        for edge in self.edges.values_mut() {
+            let (taken, kept) = std::mem::take(&mut edge.waiting)
+                .into_iter()
+                .partition::<Vec<_>, _>(|p| p.route.source == collection);
+            edge.waiting = kept;
+            tickets.extend(taken.into_iter().map(|p| p.ticket));
+        }
+        tickets
     }
 
     pub(crate) fn is_natural(&self) -> bool {
@@ -210,7 +318,29 @@ impl Drop for Edges {
     }
 }
 
+impl Planned {
+    fn is_awaiting(&self) -> bool {
+        matches!(
+            self.act,
+            Act::Rows {
+                place: Place::Awaited(_),
+                ..
+            }
+        )
+    }
+}
+
 impl Act {
+    /// Its smallest source timestamp.
+    fn first_ts(&self) -> Tso {
+        match self {
+            Act::Rows { rows, .. } => {
+                Tso(rows.timestamps.iter().copied().min().unwrap_or_default())
+            }
+            Act::DropCollection { ts } | Act::DropPartition { ts, .. } => *ts,
+        }
+    }
+
     /// Its largest source timestamp.
     pub(crate) fn ts(&self) -> Tso {
         match self {
@@ -219,7 +349,7 @@ impl Act {
         }
     }
 
-    fn timestamps(&self) -> Vec<u64> {
+    pub(crate) fn timestamps(&self) -> Vec<u64> {
         match self {
             Act::Rows { rows, .. } => rows.timestamps.clone(),
             Act::DropCollection { ts } | Act::DropPartition { ts, .. } => vec![ts.0],
@@ -233,9 +363,11 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
     let Planned {
         route,
         shard,
+        origin,
         act,
         ticket,
         ticked,
+        ..
     } = planned;
     let to = &route.shards[shard].to;
     let push = |bytes: Bytes, ts: Tso, rows: u64, is_insert: bool, ticket, ticked| {
@@ -244,23 +376,33 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
             .bytes_out
             .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         ctx.meter.rows_out.fetch_add(rows, Ordering::Relaxed);
-        let stream = route.stream.clone();
         lane.push(Outgoing {
-            stream,
+            stream: route.stream.clone(),
             bytes,
             ts,
             rows,
             is_insert,
-            ticket: Some(ticket),
+            origin: Some(origin.clone()),
+            ticket,
             ticked,
         });
     };
     match act {
         Act::Rows {
             rows,
-            partition,
+            place,
             in_doubt,
         } => {
+            let Place::Known(partition) = place else {
+                // Never sent before it is resolved; kept in flight if it were, so that nothing passes it.
+                route.stream.fail(Problem::new(
+                    ErrorClass::Bug,
+                    format!("rows of {}.{} without a partition", to.database, to.name),
+                    "please report it",
+                ));
+                push(Bytes::new(), Tso::ZERO, 0, false, Some(ticket), ticked);
+                return;
+            };
             let ts = Tso(rows
                 .timestamps
                 .iter()
@@ -280,7 +422,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
                         "please report it with the source's version",
                     ));
                     // Kept in flight: the checkpoint must not pass it.
-                    push(Bytes::new(), ts, 0, false, ticket, ticked);
+                    push(Bytes::new(), ts, 0, false, Some(ticket), ticked);
                     return;
                 };
                 let delete = encode::delete_of(
@@ -294,16 +436,8 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
                 );
                 let insert = encode::rows(&rows, to, *target, name, map, ctx.hub.message_id());
                 // Both before any tick: they have one time, and a tick is never between messages of one stretch's time.
-                lane.push(Outgoing {
-                    stream: route.stream.clone(),
-                    bytes: delete,
-                    ts,
-                    rows: 0,
-                    is_insert: false,
-                    ticket: None,
-                    ticked: None,
-                });
-                push(insert, ts, count, true, ticket, ticked);
+                push(delete, ts, 0, false, None, None);
+                push(insert, ts, count, true, Some(ticket), ticked);
                 return;
             }
             let bytes = encode::rows(&rows, to, *target, name, map, ctx.hub.message_id());
@@ -312,7 +446,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
                 ts,
                 count,
                 rows.kind == RowsKind::Insert,
-                ticket,
+                Some(ticket),
                 ticked,
             );
         }
@@ -323,7 +457,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
                 Tso(ts),
                 0,
                 false,
-                ticket,
+                Some(ticket),
                 ticked,
             );
         }
@@ -333,7 +467,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
         } => {
             let ts = map.get(ts.0);
             let bytes = encode::drop_partition(to, target, &name, ts, ctx.hub.message_id());
-            push(bytes, Tso(ts), 0, false, ticket, ticked);
+            push(bytes, Tso(ts), 0, false, Some(ticket), ticked);
         }
     }
 }

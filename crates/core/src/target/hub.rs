@@ -26,8 +26,8 @@ const CLOCK_AGE: Duration = Duration::from_millis(500);
 pub struct Hubs {
     connector: Arc<dyn TargetConnector>,
     store: SharedStore,
-    hubs: tokio::sync::Mutex<HashMap<TargetKey, Weak<Hub>>>,
-    keys: Mutex<Vec<TargetKey>>,
+    /// One lock a target: a target that does not answer keeps nobody else waiting.
+    hubs: Mutex<HashMap<TargetKey, Arc<tokio::sync::Mutex<Weak<Hub>>>>>,
 }
 
 impl Hubs {
@@ -35,15 +35,15 @@ impl Hubs {
         Self {
             connector,
             store,
-            hubs: Default::default(),
-            keys: Mutex::default(),
+            hubs: Mutex::default(),
         }
     }
 
     /// The hub of this target: the one in use, or a new one.
     pub async fn get(&self, spec: &TargetSpec) -> Result<Arc<Hub>, Problem> {
-        let mut hubs = self.hubs.lock().await;
-        if let Some(hub) = hubs.get(&spec.key()).and_then(Weak::upgrade) {
+        let slot = self.hubs.lock().entry(spec.key()).or_default().clone();
+        let mut slot = slot.lock().await;
+        if let Some(hub) = slot.upgrade() {
             return Ok(hub);
         }
         let target = self
@@ -74,18 +74,11 @@ impl Hubs {
             // could send: starting at it, ids of two runs never overlap, and nothing has to be written for them.
             message_id: AtomicI64::new(FIRST_MESSAGE_ID + now.0 as i64),
             lanes: Mutex::default(),
+            begun: Instant::now(),
+            unanswered: Arc::default(),
         });
-        hubs.insert(spec.key(), Arc::downgrade(&hub));
-        *self.keys.lock() = hubs
-            .iter()
-            .filter(|(_, h)| h.strong_count() > 0)
-            .map(|(k, _)| k.clone())
-            .collect();
+        *slot = Arc::downgrade(&hub);
         Ok(hub)
-    }
-
-    pub fn keys(&self) -> Vec<TargetKey> {
-        self.keys.lock().clone()
     }
 }
 
@@ -116,6 +109,31 @@ pub struct Hub {
     clock: Mutex<(Tso, Instant)>,
     message_id: AtomicI64,
     lanes: Mutex<HashMap<PChannel, Weak<Lane>>>,
+    /// When this process began to write to the target.
+    begun: Instant,
+    /// Channels with a call whose answer nobody waited for any more, and until when it may still be carried out.
+    unanswered: Arc<Mutex<HashMap<PChannel, Instant>>>,
+}
+
+/// A call under way. Dropped without [`Unanswered::answered`], its channel is noted.
+pub(crate) struct Unanswered {
+    note: Option<(Arc<Mutex<HashMap<PChannel, Instant>>>, PChannel, Instant)>,
+}
+
+impl Unanswered {
+    pub(crate) fn answered(mut self) {
+        self.note = None;
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some((noted, channel, until)) = self.note.take() {
+            let mut noted = noted.lock();
+            let at = noted.entry(channel).or_insert(until);
+            *at = until.max(*at);
+        }
+    }
 }
 
 impl Hub {
@@ -130,15 +148,34 @@ impl Hub {
         if let Some(lane) = lanes.get(channel).and_then(Weak::upgrade) {
             return lane;
         }
-        let floor = self
-            .floors
-            .lock()
-            .get(channel)
-            .copied()
-            .unwrap_or(self.first_floor);
+        let floor = self.floor(channel);
         let lane = Lane::spawn(self.clone(), channel.clone(), floor);
         lanes.insert(channel.clone(), Arc::downgrade(&lane));
         lane
+    }
+
+    /// Notes a call on this channel that may be carried out until `until`, unless its answer is seen.
+    pub(crate) fn unanswered(&self, channel: &PChannel, until: Instant) -> Unanswered {
+        let note = Some((self.unanswered.clone(), channel.clone(), until));
+        Unanswered { note }
+    }
+
+    /// Before this moment a call of ours whose answer was not seen may still be carried out on this channel.
+    pub(crate) fn quiet_until(&self, channel: &PChannel) -> Instant {
+        let mut noted = self.unanswered.lock();
+        noted.retain(|_, until| *until > Instant::now());
+        noted.get(channel).copied().unwrap_or_else(Instant::now)
+    }
+
+    /// Before this moment a call of a process before this one may still be carried out.
+    pub(crate) fn earlier_calls_end(&self) -> Instant {
+        self.begun + self.call_timeout + crate::lane::LATE
+    }
+
+    /// F of a channel: nothing that was ever sent there lies above.
+    pub fn floor(&self, channel: &PChannel) -> Tso {
+        let floors = self.floors.lock();
+        floors.get(channel).copied().unwrap_or(self.first_floor)
     }
 
     /// Raises F of a channel, on disk, before anything up to `floor` is sent there.

@@ -5,6 +5,8 @@
 
 pub mod grpc;
 pub mod hub;
+#[cfg(any(test, feature = "testkit"))]
+pub mod memory;
 
 use std::sync::Arc;
 
@@ -78,6 +80,12 @@ impl TargetError {
     /// Whether the target may have carried the call out.
     pub fn outcome_unknown(&self) -> bool {
         matches!(self, TargetError::Unknown { .. })
+    }
+
+    /// The messages of a call may be what the target refused, rather than the moment: it says so, or gives no reason
+    /// (65535 is what servers of 2.3 to 2.5 have for every error without a code of its own).
+    pub fn is_about_messages(&self) -> bool {
+        self.class() == ErrorClass::Data || matches!(self, TargetError::Refused { code: 65535, .. })
     }
 
     /// What the call was about does not exist.

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use cdc_core::error::Problem;
+use cdc_core::error::{ErrorClass, Problem, ProblemCode};
 use serde_json::{Map, Value, json};
 
 use super::{Api, answer, answer_error, body, show};
@@ -86,7 +86,7 @@ fn parse(limits: &request::Limits, bytes: &[u8]) -> Result<Request, Failure> {
         );
     }
     let empty = Map::new();
-    let data = match envelope.object("request_data") {
+    let data = match envelope.secret_object("request_data") {
         Some(data) => data,
         None => Fields::element("request_data".to_owned(), &empty, &errors),
     };
@@ -165,7 +165,14 @@ async fn handle(api: &Api, bytes: &[u8]) -> Result<Value, Failure> {
             Ok(json!({}))
         }
         Request::Get(id) => {
-            let task = api.tasks.get(&id).map_err(failure)?;
+            let task = match api.tasks.get(&id) {
+                Err(TaskError::Unreadable { .. }) => {
+                    let all = api.tasks.unreadable();
+                    let found = all.iter().find(|task| task.id.as_str() == id);
+                    return Ok(json!({ "task": found.map(show::failed) }));
+                }
+                other => other.map_err(failure)?,
+            };
             let status = api.tasks.status(&task.spec.id);
             let events = api
                 .tasks
@@ -194,12 +201,13 @@ async fn handle(api: &Api, bytes: &[u8]) -> Result<Value, Failure> {
             ))
         }
         Request::List => {
-            let tasks: Vec<Value> = api
+            let mut tasks: Vec<Value> = api
                 .tasks
                 .list()
                 .iter()
                 .map(|task| Value::Object(show::brief(task)))
                 .collect();
+            tasks.extend(api.tasks.unreadable().iter().map(show::failed));
             Ok(json!({ "tasks": tasks }))
         }
     }
@@ -237,14 +245,29 @@ fn failure(error: TaskError) -> Failure {
             StatusCode::NOT_FOUND,
             format!("{error}; list shows what there is"),
         ),
-        TaskError::Refused(problem) => (StatusCode::BAD_REQUEST, with_hint(problem)),
+        TaskError::Refused(problem) => (refused(problem), with_hint(problem)),
         TaskError::Conflict(problem) => (StatusCode::CONFLICT, with_hint(problem)),
+        TaskError::Unreadable { .. } => (
+            StatusCode::CONFLICT,
+            format!("{error}; delete it and create it again"),
+        ),
         TaskError::Store(cause) => {
             tracing::error!(%cause, "the store failed");
             (
                 StatusCode::INTERNAL_SERVER_ERROR,
-                format!("{cause}; nothing was changed, try again"),
+                format!("{cause}; see get for what is in effect, then try again"),
             )
         }
+    }
+}
+
+/// The HTTP status of something that cannot be carried out now or ever.
+fn refused(problem: &Problem) -> StatusCode {
+    match (problem.code, problem.class) {
+        (Some(ProblemCode::Login), _) => StatusCode::UNAUTHORIZED,
+        (None, ErrorClass::Transient) => StatusCode::SERVICE_UNAVAILABLE,
+        (None, ErrorClass::Conflict) => StatusCode::CONFLICT,
+        (None, ErrorClass::Bug) => StatusCode::INTERNAL_SERVER_ERROR,
+        (None, ErrorClass::Configuration | ErrorClass::Data) => StatusCode::BAD_REQUEST,
     }
 }

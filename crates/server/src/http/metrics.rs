@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::{Api, answer_error, show};
+use crate::states;
 use crate::store::Desired;
 
 type Labels = Vec<(&'static str, String)>;
@@ -21,7 +22,7 @@ type Float = Gauge<f64, AtomicU64>;
 
 pub(super) async fn metrics(State(api): State<Api>) -> Response {
     let mut text = String::new();
-    match encode(&mut text, &registry(&api)) {
+    match encode(&mut text, &registry(&api).await) {
         Ok(()) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
@@ -33,7 +34,7 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
     }
 }
 
-fn registry(api: &Api) -> Registry {
+async fn registry(api: &Api) -> Registry {
     let mut registry = Registry::with_prefix("milvus_cdc");
     let running = Family::<Labels, Gauge>::default();
     let collections = Family::<Labels, Gauge>::default();
@@ -41,6 +42,7 @@ fn registry(api: &Api) -> Registry {
     let age = Family::<Labels, Float>::default();
     let in_flight = Family::<Labels, Gauge>::default();
     let errors = Family::<Labels, Counter>::default();
+    let unreadable = Gauge::<i64>::default();
     type Pick = fn(&Counters) -> u64;
     let counters: [(&str, &str, Pick, Family<Labels, Counter>); 5] = [
         (
@@ -79,29 +81,41 @@ fn registry(api: &Api) -> Registry {
         running
             .get_or_create(&label)
             .set(i64::from(task.desired == Desired::Running));
-        let Some(status) = api.tasks.status(&task.spec.id) else {
-            continue;
-        };
-        for (.., pick, family) in &counters {
-            family.get_or_create(&label).inc_by(pick(&status.counters));
-        }
-        in_flight
-            .get_or_create(&label)
-            .set(i64::try_from(status.counters.in_flight_bytes).unwrap_or(i64::MAX));
-        if let Some(seconds) = status.lag_seconds {
-            lag.get_or_create(&label).set(seconds);
-        }
-        if let Some(seconds) = status.checkpoint_age_seconds {
-            age.get_or_create(&label).set(seconds);
-        }
-        for (class, n) in &status.errors {
-            let mut label = label.clone();
-            label.push(("class", class.clone()));
-            errors.get_or_create(&label).inc_by(*n);
-        }
         let mut states: BTreeMap<&str, i64> = BTreeMap::new();
-        for c in &status.collections {
-            *states.entry(show::state_name(&c.state)).or_default() += 1;
+        let mut count = |state| *states.entry(state).or_default() += 1;
+        match api.tasks.status(&task.spec.id) {
+            Some(status) => {
+                for (.., pick, family) in &counters {
+                    family.get_or_create(&label).inc_by(pick(&status.counters));
+                }
+                in_flight
+                    .get_or_create(&label)
+                    .set(i64::try_from(status.counters.in_flight_bytes).unwrap_or(i64::MAX));
+                if let Some(seconds) = status.lag_seconds {
+                    lag.get_or_create(&label).set(seconds);
+                }
+                if let Some(seconds) = status.checkpoint_age_seconds {
+                    age.get_or_create(&label).set(seconds);
+                }
+                for (class, n) in &status.errors {
+                    let mut label = label.clone();
+                    label.push(("class", class.clone()));
+                    errors.get_or_create(&label).inc_by(*n);
+                }
+                for c in &status.collections {
+                    count(states::name(&c.state));
+                }
+            }
+            // A paused task falls behind, which is what its lag is for. A store that does not answer costs these
+            // lines, not the scrape.
+            None => {
+                if let Ok(progress) = api.tasks.progress(&task.spec.id).await {
+                    show::stored_states(&progress).for_each(count);
+                    if let Some(seconds) = show::stored_lag(&progress) {
+                        lag.get_or_create(&label).set(seconds);
+                    }
+                }
+            }
         }
         for (state, n) in states {
             let mut label = label.clone();
@@ -109,6 +123,7 @@ fn registry(api: &Api) -> Registry {
             collections.get_or_create(&label).set(n);
         }
     }
+    unreadable.set(i64::try_from(api.tasks.unreadable().len()).unwrap_or(i64::MAX));
     for (name, help, _, family) in counters {
         registry.register(name, help, family);
     }
@@ -116,6 +131,11 @@ fn registry(api: &Api) -> Registry {
         "task_running",
         "1 if the task shall run, 0 if it is paused",
         running,
+    );
+    registry.register(
+        "tasks_unreadable",
+        "Stored tasks that cannot be read",
+        unreadable,
     );
     registry.register("collections", "Collections by state", collections);
     registry.register("lag_seconds", "Source time not applied yet", lag);

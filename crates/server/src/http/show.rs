@@ -1,18 +1,19 @@
 //! Tasks as JSON, in the Go server's field names. No token, no password.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cdc_core::ids::PChannel;
+use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::position::Position;
-use cdc_core::store::TaskProgress;
-use cdc_core::task::{CollectionState, CollectionStatus, Selection, TaskStatus};
+use cdc_core::store::{ObjectPhase, TaskProgress};
+use cdc_core::task::{CollectionState, CollectionStatus, TaskStatus};
 use cdc_core::tso::Tso;
 use serde_json::{Map, Value, json};
 
 use crate::request::encode_position;
-use crate::store::{Desired, Event};
-use crate::tasks::Task;
+use crate::states;
+use crate::store::{Desired, Event, Unreadable};
+use crate::tasks::{Task, unix_ms};
 
 /// The Go server's task object.
 pub(super) fn brief(task: &Task) -> Map<String, Value> {
@@ -20,26 +21,17 @@ pub(super) fn brief(task: &Task) -> Map<String, Value> {
     let mut out = Map::new();
     let mut put = |key: &str, value: Value| out.insert(key.to_owned(), value);
     put("task_id", json!(spec.id));
-    let timeout = spec.target.connect_timeout.as_secs();
     put(
         "milvus_connect_param",
-        json!({ "uri": spec.target.uri, "connect_timeout": timeout }),
+        Value::Object(task.given.milvus_connect_param.clone()),
     );
-    match &spec.selection {
-        Selection::All => {
-            put("collection_infos", json!([{ "name": "*" }]));
-        }
-        Selection::Collections(list) => {
-            let mut databases: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
-            for (database, name) in list {
-                databases
-                    .entry(database)
-                    .or_default()
-                    .push(json!({ "name": name }));
-            }
-            put("db_collections", json!(databases));
-        }
-    }
+    // The empty form of its structure: there is no such target here.
+    put(
+        "kafka_connect_param",
+        json!({ "address": "", "topic": "", "enable_sasl": false, "sasl": {} }),
+    );
+    put("collection_infos", json!(task.given.collection_infos));
+    put("db_collections", json!(task.given.db_collections));
     put("start", json!(spec.start));
     put("on_conflict", json!(spec.on_conflict));
     put("created", json!(task.created));
@@ -58,6 +50,15 @@ pub(super) fn brief(task: &Task) -> Map<String, Value> {
     out
 }
 
+/// A stored task that cannot be read.
+pub(super) fn failed(task: &Unreadable) -> Value {
+    json!({
+        "task_id": task.id,
+        "state": "Failed",
+        "reason": format!("{}; delete the task and create it again, or go back to the version that wrote it", task.cause),
+    })
+}
+
 /// The task object with all that is known of its collections.
 pub(super) fn full(
     task: &Task,
@@ -66,36 +67,49 @@ pub(super) fn full(
     events: &[Event],
 ) -> Value {
     let mut out = brief(task);
-    if let Some(status) = status {
-        let collections: Vec<Value> = status.collections.iter().map(collection).collect();
-        out.insert("collections".to_owned(), Value::Array(collections));
-        out.insert("problems".to_owned(), json!(status.problems));
-        out.insert("lag_seconds".to_owned(), json!(status.lag_seconds));
-        out.insert(
-            "checkpoint_age_seconds".to_owned(),
-            json!(status.checkpoint_age_seconds),
-        );
-        out.insert("counters".to_owned(), json!(status.counters));
-        out.insert("errors".to_owned(), json!(status.errors));
+    let mut put = |key: &str, value: Value| out.insert(key.to_owned(), value);
+    let shown = status.map_or(&[][..], |s| &s.collections);
+    let seen: BTreeSet<CollectionId> = shown.iter().map(|c| c.source_id).collect();
+    let mut collections: Vec<Value> = shown.iter().map(|c| collection(c, progress)).collect();
+    let runs = task.desired == Desired::Running;
+    let others = stored_ids(progress)
+        .into_iter()
+        .filter(|id| !seen.contains(id));
+    collections.extend(others.filter_map(|id| stored_collection(id, progress, runs)));
+    put("collections", Value::Array(collections));
+    match status {
+        Some(status) => {
+            put("problems", json!(status.problems));
+            put("lag_seconds", json!(status.lag_seconds));
+            put(
+                "checkpoint_age_seconds",
+                json!(status.checkpoint_age_seconds),
+            );
+            put("counters", json!(status.counters));
+            put("errors", json!(status.errors));
+        }
+        None => {
+            put("lag_seconds", json!(stored_lag(progress)));
+        }
     }
     let channels = progress
         .channels
         .iter()
         .map(|(channel, p)| position(0, channel, &p.position, p.applied));
-    out.insert("positions".to_owned(), channels.collect());
-    out.insert("history".to_owned(), json!(events));
+    put("positions", channels.collect());
+    put("history", json!(events));
     Value::Object(out)
 }
 
-fn collection(c: &CollectionStatus) -> Value {
+fn collection(c: &CollectionStatus, progress: &TaskProgress) -> Value {
     let mut out = json!({
         "collection_id": c.source_id,
         "db": c.database,
         "name": c.name,
         "rows": c.rows,
-        "state": state_name(&c.state),
+        "state": states::name(&c.state),
         "detail": detail(&c.state),
-        "positions": c.positions.iter().map(|(channel, p)| position(c.source_id.0, channel, &p.position, p.applied)).collect::<Vec<_>>(),
+        "positions": positions_of(c, progress),
     });
     if let (CollectionState::Streaming { lag_seconds, .. }, Some(map)) =
         (&c.state, out.as_object_mut())
@@ -114,16 +128,83 @@ fn collection(c: &CollectionStatus) -> Value {
     out
 }
 
-pub(super) fn state_name(state: &CollectionState) -> &'static str {
-    match state {
-        CollectionState::Waiting { .. } => "Waiting",
-        CollectionState::Streaming { .. } => "Streaming",
-        CollectionState::Failing { .. } => "Failing",
-        CollectionState::Conflict { .. } => "Conflict",
-        CollectionState::PositionLost { .. } => "PositionLost",
-        CollectionState::Quarantined { .. } => "Quarantined",
-        CollectionState::Dropped => "Dropped",
+/// Where a collection's streams are; one that is held has only its stored places.
+fn positions_of(c: &CollectionStatus, progress: &TaskProgress) -> Vec<Value> {
+    if c.positions.is_empty() {
+        return detached(c.source_id, progress);
     }
+    c.positions
+        .iter()
+        .map(|(channel, p)| position(c.source_id.0, channel, &p.position, p.applied))
+        .collect()
+}
+
+fn detached(id: CollectionId, progress: &TaskProgress) -> Vec<Value> {
+    progress
+        .detached
+        .iter()
+        .filter(|((_, of), _)| *of == id)
+        .map(|((channel, _), p)| position(id.0, channel, &p.position, p.applied))
+        .collect()
+}
+
+/// Every collection of which something is stored.
+fn stored_ids(progress: &TaskProgress) -> BTreeSet<CollectionId> {
+    let objects = progress.collections.keys().copied();
+    let detached = progress.detached.keys().map(|(_, id)| *id);
+    objects
+        .chain(detached)
+        .chain(progress.notes.keys().copied())
+        .collect()
+}
+
+/// The state of a collection that nobody carries at the moment, from what is stored of it.
+pub(super) fn stored_states(progress: &TaskProgress) -> impl Iterator<Item = &'static str> {
+    stored_ids(progress)
+        .into_iter()
+        .map(|id| stored_state(id, progress, false))
+}
+
+fn stored_state(id: CollectionId, progress: &TaskProgress, runs: bool) -> &'static str {
+    let phase = progress.collections.get(&id).map(|object| object.phase);
+    match phase {
+        Some(ObjectPhase::Dropped) => "Dropped",
+        _ if runs => "Waiting",
+        _ => "Paused",
+    }
+}
+
+/// A collection of which nothing but the stored is known: the task is paused, or has yet to find it. `None` for what a
+/// running task has dropped before.
+fn stored_collection(id: CollectionId, progress: &TaskProgress, runs: bool) -> Option<Value> {
+    let object = progress.collections.get(&id);
+    let state = stored_state(id, progress, runs);
+    if runs && state == "Dropped" {
+        return None;
+    }
+    let note = progress
+        .notes
+        .get(&id)
+        .map(|note| serde_json::from_str(note).unwrap_or_else(|_| Value::String(note.clone())));
+    let named = |key: &str| note.as_ref().and_then(|n| n.get(key)).cloned();
+    Some(json!({
+        "collection_id": id,
+        "db": object.map(|o| json!(o.database)).or_else(|| named("database")),
+        "name": object.map(|o| json!(o.name)).or_else(|| named("name")),
+        "state": state,
+        "detail": { "phase": object.map(|o| o.phase), "note": note },
+        "positions": detached(id, progress),
+    }))
+}
+
+/// Seconds of source time between now and the oldest thing that is not applied; grows while a task is paused.
+pub(super) fn stored_lag(progress: &TaskProgress) -> Option<f64> {
+    let applied = progress.channels.values().chain(progress.detached.values());
+    let oldest = applied
+        .map(|p| p.applied)
+        .filter(|applied| *applied > Tso::ZERO)
+        .min()?;
+    Some(unix_ms().saturating_sub(oldest.millis()) as f64 / 1000.0)
 }
 
 /// What the state says beside its name; times in unix milliseconds.
@@ -161,34 +242,26 @@ fn position(collection: i64, channel: &PChannel, position: &Position, applied: T
     })
 }
 
-/// The answer to `position`: per collection while the task runs, else per channel as stored (collection id 0).
+/// The answer to `position`: per collection as far as known, else per channel as stored (collection id 0).
 pub(super) fn positions(
     status: Option<&TaskStatus>,
     progress: &TaskProgress,
     replicate: &str,
 ) -> Value {
-    let mut found: Vec<Value> = Vec::new();
-    for c in status.into_iter().flat_map(|s| &s.collections) {
-        found.extend(
-            c.positions
-                .iter()
-                .map(|(ch, p)| position(c.source_id.0, ch, &p.position, p.applied)),
-        );
+    let shown = status.map_or(&[][..], |s| &s.collections);
+    let seen: BTreeSet<CollectionId> = shown.iter().map(|c| c.source_id).collect();
+    let mut found: Vec<Value> = shown
+        .iter()
+        .flat_map(|c| positions_of(c, progress))
+        .collect();
+    if shown.iter().all(|c| c.positions.is_empty()) {
+        let channels = progress.channels.iter();
+        found.extend(channels.map(|(ch, p)| position(0, ch, &p.position, p.applied)));
     }
-    if found.is_empty() {
-        found.extend(
-            progress
-                .channels
-                .iter()
-                .map(|(ch, p)| position(0, ch, &p.position, p.applied)),
-        );
-        found.extend(
-            progress
-                .detached
-                .iter()
-                .map(|((ch, id), p)| position(id.0, ch, &p.position, p.applied)),
-        );
-    }
+    let others = stored_ids(progress)
+        .into_iter()
+        .filter(|id| !seen.contains(id));
+    found.extend(others.flat_map(|id| detached(id, progress)));
     if let Some(at) = &progress.replicate {
         // -10 is the Go server's id for the replicate channel.
         found.push(position(-10, &PChannel::new(replicate), at, Tso::ZERO));

@@ -1,5 +1,6 @@
 //! The store: tasks, their history and their progress in one SQLite file.
 
+mod header;
 mod schema;
 mod sqlite;
 mod write;
@@ -33,6 +34,14 @@ pub struct StoredTask {
     /// Unix milliseconds.
     pub created: u64,
     pub updated: u64,
+}
+
+/// A stored task that cannot be read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unreadable {
+    pub id: TaskId,
+    /// Shows nothing of what is stored: there is a token in it.
+    pub cause: String,
 }
 
 /// One line of a task's history.

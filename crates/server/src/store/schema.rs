@@ -1,7 +1,6 @@
 //! Opening the file: whose it is, which version it has, and bringing it up to ours.
 
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
-use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,8 +8,10 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
 
+use super::header;
+
 /// `PRAGMA application_id`: "MCDC".
-const APPLICATION: i64 = 0x4d43_4443;
+pub(super) const APPLICATION: i64 = 0x4d43_4443;
 
 /// The steps from an empty file to the newest schema; the version is their number. Steps are only ever added.
 ///
@@ -66,24 +67,31 @@ pub enum OpenError {
 
 /// How every connection is opened.
 pub(crate) fn options(path: &Path) -> SqliteConnectOptions {
+    set_up_options(path).journal_mode(SqliteJournalMode::Wal)
+}
+
+/// In the journal mode the file has.
+fn set_up_options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(Duration::from_secs(5))
         .disable_statement_logging()
 }
 
-/// Makes the file if it is missing, checks whose it is, locks it against a second process, brings it up to
-/// [`VERSION`]. The lock lasts as long as the file that is given back.
+/// Checks whose the file is, makes it if it is missing, locks it against a second process, brings it up to [`VERSION`].
+/// The lock lasts as long as the file that is given back.
 pub(crate) async fn prepare(path: &Path) -> Result<(SqliteConnection, File), OpenError> {
+    // Before anything is touched.
+    header::check(path)?;
     let lock = open_files(path)?;
     let sqlite = |cause| OpenError::Sqlite {
         path: path.to_owned(),
         cause,
     };
-    let mut connection = options(path)
+    // Not in WAL mode yet: the mark that says whose it is has to be in the file itself, see `header`.
+    let mut connection = set_up_options(path)
         .connect()
         .await
         .map_err(|cause| match &cause {
@@ -134,6 +142,10 @@ pub(crate) async fn prepare(path: &Path) -> Result<(SqliteConnection, File), Ope
         .await
         .map_err(sqlite)?;
     transaction.commit().await.map_err(sqlite)?;
+    sqlx::raw_sql("PRAGMA journal_mode = WAL")
+        .execute(&mut connection)
+        .await
+        .map_err(sqlite)?;
     Ok((connection, lock))
 }
 
@@ -163,20 +175,10 @@ fn open_files(path: &Path) -> Result<File, OpenError> {
             .mode(0o600)
             .open(path)
     };
-    let mut file = open(path).map_err(io)?;
-    let mut head = [0u8; 16];
-    let read = file.read(&mut head).map_err(io)?;
-    if read > 0 && head != *b"SQLite format 3\0" {
-        return Err(OpenError::NotOurs {
-            path: path.to_owned(),
-            what: "not a SQLite file".to_owned(),
-        });
-    }
+    let file = open(path).map_err(io)?;
     file.set_permissions(Permissions::from_mode(0o600))
         .map_err(io)?;
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock = open(Path::new(&name)).map_err(io)?;
+    let lock = open(&beside(path, ".lock")).map_err(io)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse {
@@ -184,4 +186,11 @@ fn open_files(path: &Path) -> Result<File, OpenError> {
         }),
         Err(TryLockError::Error(cause)) => Err(io(cause)),
     }
+}
+
+/// The path with something added to its name.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }

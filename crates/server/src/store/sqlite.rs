@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::schema::{self, OpenError};
 use super::write::{TaskWrite, Write, apply};
-use super::{Event, StoredTask};
+use super::{Event, StoredTask, Unreadable};
 
 /// Jobs that may wait for the writer; whoever comes then waits with its job in hand.
 const QUEUE: usize = 256;
@@ -96,8 +96,8 @@ impl SqliteStore {
         result.await.map_err(|_| gone())?
     }
 
-    /// Every task.
-    pub async fn tasks(&self) -> Result<Vec<StoredTask>, StoreError> {
+    /// Every task; one that cannot be read does not hide the others.
+    pub async fn tasks(&self) -> Result<Vec<Result<StoredTask, Unreadable>>, StoreError> {
         let rows = sqlx::query(
             "SELECT id, spec, desired, created, updated FROM tasks ORDER BY created, id",
         )
@@ -106,13 +106,11 @@ impl SqliteStore {
         .map_err(unavailable)?;
         rows.iter()
             .map(|row| {
-                Ok(StoredTask {
-                    id: TaskId::new(text(row, "id")?),
-                    spec: text(row, "spec")?,
-                    desired: parse(row, "desired")?,
-                    created: number(row, "created")? as u64,
-                    updated: number(row, "updated")? as u64,
-                })
+                let id = TaskId::new(text(row, "id")?);
+                Ok(stored_task(row, &id).map_err(|error| {
+                    let cause = error.to_string();
+                    Unreadable { id, cause }
+                }))
             })
             .collect()
     }
@@ -204,6 +202,16 @@ fn tso(row: &SqliteRow, column: &str) -> Result<Tso, StoreError> {
 
 fn parse<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
     serde_json::from_str(&text(row, column)?).map_err(|e| corrupt(column, e))
+}
+
+fn stored_task(row: &SqliteRow, id: &TaskId) -> Result<StoredTask, StoreError> {
+    Ok(StoredTask {
+        id: id.clone(),
+        spec: text(row, "spec")?,
+        desired: parse(row, "desired")?,
+        created: number(row, "created")? as u64,
+        updated: number(row, "updated")? as u64,
+    })
 }
 
 fn progress(row: &SqliteRow) -> Result<Progress, StoreError> {

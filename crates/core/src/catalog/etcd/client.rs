@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, Error, GetOptions, GetResponse, KeyValue, KvClient};
+use etcd_client::{
+    Client, ConnectOptions, Error, GetOptions, GetResponse, KeyValue, KvClient, TlsOptions,
+};
 use tokio::sync::Mutex;
 use tonic::Code;
 
@@ -51,6 +53,15 @@ impl Link {
             .with_connect_timeout(config.connect_timeout)
             .with_keep_alive(PING_EVERY, PING_TIMEOUT)
             .with_keep_alive_while_idle(false);
+        // Only https takes these options. Those it has of itself hold no roots and trust nobody.
+        let https = config
+            .endpoints
+            .iter()
+            .any(|endpoint| endpoint.starts_with("https://"));
+        let plain = match https {
+            true => plain.with_tls(TlsOptions::new().with_native_roots()),
+            false => plain,
+        };
         if !config.username.is_empty() {
             let login = plain
                 .clone()

@@ -1,27 +1,27 @@
 //! The tasks: what a person wants of them, kept in the store, and carried out by the corelib.
 
+mod answers;
+mod stored;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cdc_core::error::{ErrorClass, Problem};
-use cdc_core::ids::{PChannel, TaskId};
-use cdc_core::position::Position;
-use cdc_core::secret::Secret;
+use cdc_core::ids::TaskId;
 use cdc_core::store::{ProgressStore, StoreError, TaskProgress};
-use cdc_core::task::{OnConflict, Selection, StartPoint, TargetSpec, TaskSpec, TaskStatus};
+use cdc_core::task::{TargetSpec, TaskSpec, TaskStatus};
+use cdc_core::tso::Tso;
 use parking_lot::RwLock;
-use serde::{Deserialize, Serialize};
 
-use crate::request::{Answer, CreateTask};
+use crate::request::{Answer, CreateTask, Given};
 use crate::runtime::Replication;
-use crate::store::{Desired, Event, SqliteStore, StoredTask, TaskWrite};
+use crate::store::{Desired, Event, SqliteStore, TaskWrite, Unreadable};
+use stored::{decode, encode};
 
 /// How long a pause or delete waits for what is in flight.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
-/// How long an answer waits until a task that was just resumed knows its collections.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Settings that go into every task.
 #[derive(Clone, Debug)]
@@ -29,11 +29,14 @@ pub struct TaskLimits {
     pub max_task_num: usize,
     pub memory_budget: usize,
     pub call_timeout: Duration,
+    /// How long a person's answer waits for its collection to ask, and again for its confirmation.
+    pub answer_deadline: Duration,
 }
 
 #[derive(Clone, PartialEq, Debug)]
 pub struct Task {
     pub spec: TaskSpec,
+    pub given: Given,
     pub desired: Desired,
     /// Unix milliseconds.
     pub created: u64,
@@ -51,20 +54,10 @@ pub enum TaskError {
     /// It contradicts what is there.
     #[error("{0}")]
     Conflict(Problem),
+    #[error("task {id} cannot be read: {cause}")]
+    Unreadable { id: String, cause: String },
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// The form in which a task is stored. It holds the token; it has no `Debug`.
-#[derive(Serialize, Deserialize)]
-struct StoredSpec {
-    uri: String,
-    token: String,
-    connect_timeout_s: u64,
-    selection: Selection,
-    start: StartPoint,
-    on_conflict: OnConflict,
-    positions: BTreeMap<PChannel, Position>,
 }
 
 /// All tasks of this server. Cheap to clone.
@@ -78,6 +71,8 @@ struct Inner {
     replication: Arc<dyn Replication>,
     limits: TaskLimits,
     tasks: RwLock<BTreeMap<TaskId, Task>>,
+    /// Stored tasks that this program does not understand. They are shown and can be deleted.
+    unreadable: RwLock<BTreeMap<TaskId, Unreadable>>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
     ready: AtomicBool,
@@ -90,6 +85,7 @@ impl Tasks {
             replication,
             limits,
             tasks: RwLock::default(),
+            unreadable: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
             ready: AtomicBool::new(false),
         };
@@ -102,21 +98,25 @@ impl Tasks {
     pub async fn recover(&self) -> Result<(), StoreError> {
         let inner = &self.inner;
         let _changing = inner.changing.lock().await;
-        for stored in inner.store.tasks().await? {
-            let spec = inner.decode(&stored)?;
-            let StoredTask {
-                id,
-                desired,
-                created,
-                updated,
-                ..
-            } = stored;
-            let task = Task {
-                spec: spec.clone(),
-                desired,
-                created,
-                updated,
+        for row in inner.store.tasks().await? {
+            let task = row.and_then(|stored| {
+                let id = stored.id.clone();
+                decode(stored, &inner.limits).map_err(|cause| Unreadable { id, cause })
+            });
+            let task = match task {
+                Ok(task) => task,
+                Err(unreadable) => {
+                    let Unreadable { id, cause } = &unreadable;
+                    tracing::error!(task = %id, %cause, "a stored task cannot be read; the others go on");
+                    inner
+                        .unreadable
+                        .write()
+                        .insert(unreadable.id.clone(), unreadable);
+                    continue;
+                }
             };
+            let spec = task.spec.clone();
+            let id = spec.id.clone();
             let runs = task.desired == Desired::Running;
             inner.tasks.write().insert(id.clone(), task);
             if runs && let Err(problem) = inner.replication.start(spec) {
@@ -136,9 +136,21 @@ impl Tasks {
         self.inner.tasks.read().values().cloned().collect()
     }
 
+    /// Stored tasks that cannot be read.
+    pub fn unreadable(&self) -> Vec<Unreadable> {
+        self.inner.unreadable.read().values().cloned().collect()
+    }
+
     pub fn get(&self, id: &str) -> Result<Task, TaskError> {
-        let task = self.inner.tasks.read().get(&TaskId::new(id)).cloned();
-        task.ok_or_else(|| TaskError::NotFound(crate::fields::clip(id)))
+        let key = TaskId::new(id);
+        let task = self.inner.tasks.read().get(&key).cloned();
+        task.ok_or_else(|| match self.inner.unreadable.read().get(&key) {
+            Some(Unreadable { id, cause }) => TaskError::Unreadable {
+                id: id.to_string(),
+                cause: cause.clone(),
+            },
+            None => TaskError::NotFound(crate::fields::clip(id)),
+        })
     }
 
     /// What a running task says of itself.
@@ -161,13 +173,21 @@ impl Tasks {
             .id
             .clone()
             .unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
+        let now = unix_ms();
         let spec = TaskSpec {
             id: TaskId::new(id),
-            target: inner.target(request.uri, request.token, request.connect_timeout),
+            target: TargetSpec {
+                uri: request.uri,
+                token: request.token,
+                connect_timeout: request.connect_timeout,
+                call_timeout: inner.limits.call_timeout,
+            },
             selection: request.selection,
             start: request.start,
+            starts: request.starts,
             positions: request.positions,
             on_conflict: request.on_conflict,
+            created: Tso::from_millis(now),
             memory_budget: inner.limits.memory_budget,
         };
         if let Some(same) = inner.check_room(&spec)? {
@@ -189,9 +209,9 @@ impl Tasks {
         if let Some(same) = inner.check_room(&spec)? {
             return Ok(same);
         }
-        let now = unix_ms();
         let task = Task {
             spec: spec.clone(),
+            given: request.given,
             desired: Desired::Running,
             created: now,
             updated: now,
@@ -204,12 +224,17 @@ impl Tasks {
                 event(&spec.id, "created", text),
             ])
             .await?;
-        inner.tasks.write().insert(spec.id.clone(), task);
+        if let Err(problem) = inner.replication.start(spec.clone()) {
+            // Refused as a whole: an error that leaves a task behind would be taken for no task.
+            let delete = vec![TaskWrite::Delete(spec.id.clone())];
+            if let Err(error) = inner.store.write_tasks(delete).await {
+                tracing::error!(task = %spec.id, %error, "a task that could not be started is still stored");
+                inner.tasks.write().insert(spec.id.clone(), task);
+            }
+            return Err(TaskError::Refused(problem));
+        }
         tracing::info!(task = %spec.id, target = %spec.target.uri, "task created");
-        inner
-            .replication
-            .start(spec.clone())
-            .map_err(TaskError::Refused)?;
+        inner.tasks.write().insert(spec.id.clone(), task);
         Ok(spec.id)
     }
 
@@ -235,36 +260,50 @@ impl Tasks {
 
     /// Lets a task run, and hands it a person's answers. A running task goes on.
     pub async fn resume(&self, id: &str, answers: Vec<Answer>) -> Result<(), TaskError> {
+        let (id, fresh) = self.let_run(id).await?;
+        if answers.is_empty() {
+            return Ok(());
+        }
+        // With nothing locked: collections may take a while until they know what they wait for.
+        self.inner.answer(&id, &answers, fresh).await
+    }
+
+    /// Says whether the task had to be started.
+    async fn let_run(&self, id: &str) -> Result<(TaskId, bool), TaskError> {
         let inner = &self.inner;
         let _changing = inner.changing.lock().await;
         let task = self.get(id)?;
+        let id = task.spec.id.clone();
         if task.desired != Desired::Running {
+            let text = "resumed by a request".to_owned();
             inner
-                .set_desired(
-                    &task.spec.id,
-                    Desired::Running,
-                    "resumed",
-                    "resumed by a request".to_owned(),
-                )
+                .set_desired(&id, Desired::Running, "resumed", text)
                 .await?;
         }
-        if inner.replication.status(&task.spec.id).is_none() {
-            inner
-                .replication
-                .start(task.spec.clone())
-                .map_err(TaskError::Refused)?;
+        if inner.replication.status(&id).is_some() {
+            return Ok((id, false));
         }
-        for answer in answers {
-            inner.answer(&task.spec.id, answer).await?;
-        }
-        Ok(())
+        inner
+            .replication
+            .start(task.spec)
+            .map_err(TaskError::Refused)?;
+        Ok((id, true))
     }
 
     /// Stops a task and forgets it, with its progress. What is known of the target's time stays.
     pub async fn delete(&self, id: &str) -> Result<(), TaskError> {
         let inner = &self.inner;
         let _changing = inner.changing.lock().await;
-        let task = self.get(id)?;
+        let task = match self.get(id) {
+            Err(TaskError::Unreadable { .. }) => {
+                let id = TaskId::new(id);
+                let delete = vec![TaskWrite::Delete(id.clone())];
+                inner.store.write_tasks(delete).await?;
+                inner.unreadable.write().remove(&id);
+                return Ok(());
+            }
+            other => other?,
+        };
         inner.replication.stop(&task.spec.id, STOP_DEADLINE).await;
         let deleted = inner
             .store
@@ -284,29 +323,33 @@ impl Tasks {
 
     /// Stops everything; what a person wants stays as it is.
     pub async fn shut_down(&self, deadline: Duration) {
-        self.inner.replication.stop_all(deadline).await;
+        // Whoever does not keep the deadline is left in doubt, which the next start sorts out.
+        let grace = deadline + Duration::from_millis(600);
+        let stop = self.inner.replication.stop_all(deadline);
+        if tokio::time::timeout(grace, stop).await.is_err() {
+            tracing::warn!("some tasks did not stop in time");
+        }
         self.inner.store.close(Duration::from_millis(300)).await;
     }
 }
 
 impl Inner {
-    fn target(&self, uri: String, token: Secret, connect_timeout: Duration) -> TargetSpec {
-        TargetSpec {
-            uri,
-            token,
-            connect_timeout,
-            call_timeout: self.limits.call_timeout,
-        }
-    }
-
     /// Whether there is room for this task; the id of one that is the same already.
     fn check_room(&self, spec: &TaskSpec) -> Result<Option<TaskId>, TaskError> {
         let conflict = |message: String, hint: &str| {
             TaskError::Conflict(Problem::new(ErrorClass::Conflict, message, hint))
         };
         let tasks = self.tasks.read();
+        if self.unreadable.read().contains_key(&spec.id) {
+            let message = format!("task {} exists and cannot be read", spec.id);
+            return Err(conflict(message, "delete it first, or leave out task_id"));
+        }
         if let Some(there) = tasks.get(&spec.id) {
-            if there.spec == *spec {
+            let asked = TaskSpec {
+                created: there.spec.created,
+                ..spec.clone()
+            };
+            if there.spec == asked {
                 return Ok(Some(spec.id.clone()));
             }
             let message = format!("task {} exists and asks for something else", spec.id);
@@ -325,8 +368,9 @@ impl Inner {
                 "delete that task first, or choose other collections or another target",
             ));
         }
-        if tasks.len() >= self.limits.max_task_num {
-            let message = format!("there are {} tasks, which is maxTaskNum", tasks.len());
+        let count = tasks.len() + self.unreadable.read().len();
+        if count >= self.limits.max_task_num {
+            let message = format!("there are {count} tasks, which is maxTaskNum");
             return Err(conflict(
                 message,
                 "delete a task, or raise maxTaskNum and restart",
@@ -358,95 +402,6 @@ impl Inner {
         tracing::info!(task = %id, "task {kind}");
         Ok(())
     }
-
-    async fn answer(&self, id: &TaskId, answer: Answer) -> Result<(), TaskError> {
-        let Answer {
-            database,
-            name,
-            choice,
-        } = answer;
-        let known = || {
-            let status = self.replication.status(id);
-            status.is_some_and(|s| {
-                s.collections
-                    .iter()
-                    .any(|c| c.database == database && c.name == name)
-            })
-        };
-        let deadline = tokio::time::Instant::now() + ANSWER_DEADLINE;
-        while !known() {
-            if tokio::time::Instant::now() > deadline {
-                let message = format!("task {id} has no collection {database}.{name}");
-                return Err(TaskError::Conflict(Problem::new(
-                    ErrorClass::Conflict,
-                    message,
-                    "see get",
-                )));
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let text = format!("{database}.{name}: {choice:?}");
-        self.replication
-            .choose(id, &database, &name, choice)
-            .await
-            .map_err(TaskError::Conflict)?;
-        self.store
-            .write_tasks(vec![event(id, "answered", text)])
-            .await?;
-        Ok(())
-    }
-
-    fn decode(&self, stored: &StoredTask) -> Result<TaskSpec, StoreError> {
-        let spec: StoredSpec = serde_json::from_str(&stored.spec).map_err(|e| {
-            StoreError::Corrupt(format!(
-                "task {}: unreadable at column {}",
-                stored.id,
-                e.column()
-            ))
-        })?;
-        Ok(TaskSpec {
-            id: stored.id.clone(),
-            target: self.target(
-                spec.uri,
-                Secret::new(spec.token),
-                Duration::from_secs(spec.connect_timeout_s),
-            ),
-            selection: spec.selection,
-            start: spec.start,
-            positions: spec.positions,
-            on_conflict: spec.on_conflict,
-            memory_budget: self.limits.memory_budget,
-        })
-    }
-}
-
-fn encode(task: &Task) -> Result<StoredTask, StoreError> {
-    let TaskSpec {
-        id,
-        target,
-        selection,
-        start,
-        positions,
-        on_conflict,
-        ..
-    } = task.spec.clone();
-    let spec = StoredSpec {
-        uri: target.uri,
-        token: target.token.expose().to_owned(),
-        connect_timeout_s: target.connect_timeout.as_secs(),
-        selection,
-        start,
-        on_conflict,
-        positions,
-    };
-    let spec = serde_json::to_string(&spec).map_err(|e| StoreError::Corrupt(e.to_string()))?;
-    Ok(StoredTask {
-        id,
-        spec,
-        desired: task.desired.clone(),
-        created: task.created,
-        updated: task.updated,
-    })
 }
 
 fn event(task: &TaskId, kind: &str, text: String) -> TaskWrite {

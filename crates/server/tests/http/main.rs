@@ -1,140 +1,18 @@
 //! The HTTP interface through a real socket, with a stand-in for what carries the tasks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+mod answers;
+mod create;
+mod server;
+mod show;
 
-use async_trait::async_trait;
+use std::time::{Duration, Instant};
+
 use cdc_core::error::{ErrorClass, Problem};
 use cdc_core::ids::TaskId;
-use cdc_core::position::QueueKind;
-use cdc_core::task::{Choice, Counters, TargetSpec, TaskSpec, TaskStatus};
-use milvus_cdc::http::router;
-use milvus_cdc::request::Limits;
-use milvus_cdc::runtime::Replication;
-use milvus_cdc::store::{OpenError, SqliteStore};
-use milvus_cdc::tasks::{TaskLimits, Tasks};
-use parking_lot::Mutex;
-use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use serde_json::json;
 
-#[derive(Default)]
-struct Fake {
-    running: Mutex<BTreeMap<TaskId, TaskSpec>>,
-    refuse: Mutex<Option<Problem>>,
-}
-
-#[async_trait]
-impl Replication for Fake {
-    async fn check_target(&self, _: &TargetSpec) -> Result<(), Problem> {
-        self.refuse.lock().clone().map_or(Ok(()), Err)
-    }
-    async fn check_source(&self) -> Result<(), Problem> {
-        Ok(())
-    }
-    fn start(&self, spec: TaskSpec) -> Result<(), Problem> {
-        self.running.lock().insert(spec.id.clone(), spec);
-        Ok(())
-    }
-    async fn stop(&self, task: &TaskId, _: Duration) {
-        self.running.lock().remove(task);
-    }
-    async fn stop_all(&self, _: Duration) {
-        self.running.lock().clear();
-    }
-    fn status(&self, task: &TaskId) -> Option<TaskStatus> {
-        self.running.lock().contains_key(task).then(|| TaskStatus {
-            collections: vec![],
-            problems: vec![],
-            lag_seconds: Some(1.5),
-            checkpoint_age_seconds: None,
-            counters: Counters {
-                rows_out: 7,
-                ..Counters::default()
-            },
-            errors: BTreeMap::new(),
-        })
-    }
-    async fn choose(&self, _: &TaskId, _: &str, _: &str, _: Choice) -> Result<(), Problem> {
-        Ok(())
-    }
-}
-
-struct Server {
-    address: std::net::SocketAddr,
-    fake: Arc<Fake>,
-    tasks: Tasks,
-    running: tokio::task::JoinHandle<()>,
-}
-
-async fn start(path: &Path, recover: bool) -> Server {
-    let store = loop {
-        match SqliteStore::open(path).await {
-            Err(OpenError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
-            other => break other.unwrap(),
-        }
-    };
-    let fake = Arc::new(Fake::default());
-    let limits = TaskLimits {
-        max_task_num: 2,
-        memory_budget: 1 << 20,
-        call_timeout: Duration::from_secs(1),
-    };
-    let tasks = Tasks::new(store, fake.clone(), limits);
-    if recover {
-        tasks.recover().await.unwrap();
-    }
-    let limits = Limits {
-        max_name_length: 16,
-        queue: QueueKind::Natsmq,
-        replicate_channel: "r".to_owned(),
-    };
-    let router = router(tasks.clone(), limits);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let running = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    Server {
-        address,
-        fake,
-        tasks,
-        running,
-    }
-}
-
-impl Server {
-    async fn send(&self, method: &str, path: &str, body: &[u8]) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
-        let length = body.len();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
-        );
-        stream.write_all(head.as_bytes()).await.unwrap();
-        stream.write_all(body).await.unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.unwrap();
-        let status = text.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, text.split_once("\r\n\r\n").unwrap().1.to_owned())
-    }
-
-    async fn post(&self, body: impl AsRef<[u8]>) -> (u16, Value) {
-        let (status, text) = self.send("POST", "/cdc", body.as_ref()).await;
-        let body: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(body["code"], json!(status), "{text}");
-        (status, body)
-    }
-
-    async fn ask(&self, kind: &str, data: Value) -> (u16, Value) {
-        self.post(json!({ "request_type": kind, "request_data": data }).to_string())
-            .await
-    }
-}
-
-fn wanted(name: &str) -> Value {
-    json!({"milvus_connect_param": {"uri": "http://Target:19530", "token": "root:hush-hush"}, "collection_infos": [{"name": name}]})
-}
+use server::{start, wanted};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_input_is_named() {
@@ -181,6 +59,142 @@ async fn bad_input_is_named() {
             "{answer}"
         );
     }
+    for (field, value, part) in [
+        (
+            "collection_infos",
+            json!("x"),
+            "collection_infos: a list expected",
+        ),
+        (
+            "collection_infos",
+            json!([5]),
+            "collection_infos[0]: an object expected, not 5",
+        ),
+        (
+            "collection_infos",
+            json!([{}]),
+            "collection_infos[0].name: missing",
+        ),
+        (
+            "collection_infos",
+            json!([{"name": 5}]),
+            "collection_infos[0].name: a string expected, not 5",
+        ),
+        (
+            "collection_infos",
+            json!([{"nam": "a"}]),
+            "collection_infos[0].nam: unknown field",
+        ),
+        (
+            "collection_infos",
+            json!([{"name": "a", "positions": []}]),
+            "positions: an object expected",
+        ),
+        (
+            "collection_infos",
+            json!([{"name": "a", "use_start_position": 1}]),
+            "use_start_position: true or false",
+        ),
+        (
+            "collection_infos",
+            json!([{"name": "a.b.c"}]),
+            "\"b.c\" is not a legal name",
+        ),
+        (
+            "collection_infos",
+            json!([{"name": "dddddddddddddddddd.a"}]),
+            "maxNameLength allows 16",
+        ),
+        (
+            "collection_infos",
+            json!([{"name": "ä"}]),
+            "not a legal name",
+        ),
+        (
+            "db_collections",
+            json!([]),
+            "db_collections: an object expected",
+        ),
+        (
+            "db_collections",
+            json!({"dddddddddddddddddd": [{"name": "a"}]}),
+            "maxNameLength allows 16",
+        ),
+        (
+            "start",
+            json!(5),
+            "start: one of created, earliest, now expected, not 5",
+        ),
+        (
+            "positions",
+            json!("x"),
+            "request_data.positions: an object expected",
+        ),
+        ("task_id", json!(5), "task_id: a string expected, not 5"),
+        (
+            "disable_auto_start",
+            json!("no"),
+            "disable_auto_start: true or false expected",
+        ),
+        (
+            "extra",
+            json!(1),
+            "request_data.extra: unknown field; allowed here: buffer_config",
+        ),
+    ] {
+        let mut request = wanted("a");
+        request[field] = value;
+        let message = server.refused("create", request, 400).await;
+        assert!(message.contains(part), "{part} in {message}");
+    }
+    for (field, value, part) in [
+        ("uri", json!(5), "uri: a string expected"),
+        ("uri", json!("ftp://h:1"), "http://host:port"),
+        (
+            "port",
+            json!(70_000),
+            "port: a whole number from 0 to 65535 expected, not 70000",
+        ),
+        (
+            "connect_timeout",
+            json!(-1),
+            "connect_timeout: a whole number from 0 to 300 expected, not -1",
+        ),
+        (
+            "connect_timeout",
+            json!(1.5),
+            "connect_timeout: a whole number",
+        ),
+        (
+            "enable_tls",
+            json!("yes"),
+            "enable_tls: true or false expected",
+        ),
+        ("token", json!(5), "token: a string expected"),
+    ] {
+        let mut request = wanted("a");
+        request["milvus_connect_param"][field] = value;
+        let message = server.refused("create", request, 400).await;
+        assert!(message.contains(part), "{part} in {message}");
+    }
+    let lonely = json!({"milvus_connect_param": {"uri": "http://h:1", "username": "root"}, "collection_infos": [{"name": "a"}]});
+    let message = server.refused("create", lonely, 400).await;
+    assert!(message.contains("password: missing"), "{message}");
+    for body in [
+        &b"\xff\xfe"[..],
+        b"",
+        b"null",
+        b"{\"request_type\": \"list\"} x",
+    ] {
+        assert_eq!(server.post(body).await.0, 400, "{body:?}");
+    }
+    let deep = "[".repeat(100_000);
+    assert_eq!(server.post(deep).await.0, 400);
+    assert_eq!(
+        server.granted("list", json!({})).await["tasks"],
+        json!([]),
+        "something wrong was taken"
+    );
     let mut request = wanted("*");
     request["milvus_connect_param"]["port"] = json!("x");
     request["milvus_connect_param"]["tokn"] = json!("hush-hush");
@@ -210,7 +224,6 @@ async fn bad_input_is_named() {
     assert_eq!(server.send("GET", "/cdc", b"").await.0, 405);
     assert_eq!(server.send("GET", "/nothing", b"").await.0, 404);
     assert_eq!(server.send("GET", "/healthz", b"").await.0, 200);
-    server.running.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,7 +275,6 @@ async fn tasks_live_through_restarts_as_a_person_left_them() {
     );
     assert!(!format!("{:?}", server.tasks.list()).contains("hush"));
     server.tasks.shut_down(Duration::from_secs(1)).await;
-    server.running.abort();
     drop(server);
 
     let server = start(&path, false).await;
@@ -292,5 +304,19 @@ async fn tasks_live_through_restarts_as_a_person_left_them() {
     assert_eq!(server.fake.running.lock().len(), 2);
     assert_eq!(server.ask("delete", json!({"task_id": a})).await.0, 200);
     assert_eq!(server.ask("get", json!({"task_id": a})).await.0, 404);
-    server.running.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_who_does_not_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir.path().join("s.db"), true).await;
+    server.create(wanted("a")).await;
+    *server.fake.never_stops.lock() = true;
+    let began = Instant::now();
+    server.tasks.shut_down(Duration::from_millis(200)).await;
+    assert!(
+        began.elapsed() < Duration::from_millis(1500),
+        "{:?}",
+        began.elapsed()
+    );
 }

@@ -1,0 +1,238 @@
+//! The end of collections on the target: the message to every shard, a tick behind it, then the call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::objects::{Objects, Route};
+use crate::catalog::ObjectState;
+use crate::error::{ErrorClass, Problem};
+use crate::ids::{CollectionId, PartitionId};
+use crate::lane::{Lane, Outgoing, StreamCtl, Ticket};
+use crate::route::encode;
+use crate::store::{Change, ObjectPhase};
+use crate::target::TargetCollection;
+use crate::target::hub::store_problem;
+use crate::tso::Tso;
+
+/// How long a drop message may take to be shown on its lane before the drop is tried again.
+const SHOWN_WITHIN: Duration = Duration::from_secs(60);
+
+impl Objects {
+    /// Drops the target's collection by RPC, if it still is the one that was made for this source collection. Its drop
+    /// messages are through.
+    pub(crate) async fn finish_drop(&self, id: CollectionId) -> Result<(), Problem> {
+        let Some(mut object) = self.get(id) else {
+            return Ok(());
+        };
+        let target = &self.ctx.hub.target;
+        let found = target
+            .describe(&object.database, &object.name)
+            .await
+            .map_err(|e| e.problem())?;
+        if found.is_some_and(|found| Some(found.id) == object.target) {
+            let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
+            target
+                .drop_collection(&object.database, &object.name, now)
+                .await
+                .map_err(|e| e.problem())?;
+        }
+        object.phase = ObjectPhase::Dropped;
+        self.put(object).await;
+        self.routes.write().remove(&id);
+        self.forget_partitions(id).await
+    }
+
+    /// Drops a collection whose drop is not read from the queue: it waits for a person, or its messages are gone.
+    ///
+    /// Asks the source once more, for what was dropped there never comes back under its id.
+    pub(crate) async fn drop_from_table(&self, id: CollectionId) -> Result<(), Problem> {
+        let source = self.ctx.catalog().read_collection(id).await;
+        if let Some(source) = source.map_err(|e| e.problem())?
+            && source.state != ObjectState::Dropping
+        {
+            let why = format!("{} is there on the source after all", source.name);
+            return Err(Problem::new(
+                ErrorClass::Transient,
+                why,
+                "tried again by itself",
+            ));
+        }
+        let Some(mut object) = self.get(id) else {
+            return Ok(());
+        };
+        let target = &self.ctx.hub.target;
+        let found = target
+            .describe(&object.database, &object.name)
+            .await
+            .map_err(|e| e.problem())?;
+        if let Some(found) = found {
+            let ours = match object.target {
+                Some(target) => target == found.id,
+                // Its create call was made, or was about to be: nothing was sent to it yet.
+                None => !target
+                    .holds_rows(&object.database, &object.name)
+                    .await
+                    .map_err(|e| e.problem())?,
+            };
+            if ours {
+                object.target = Some(found.id);
+                self.put(object.clone()).await;
+                self.drop_on_target(&object.database, &found, &object.dropped_shards)
+                    .await?;
+            }
+        }
+        self.finish_drop(id).await
+    }
+
+    /// Drops a collection as the target describes it, whatever it was made for; its shards in `done` have had their
+    /// message.
+    pub(super) async fn drop_on_target(
+        &self,
+        database: &str,
+        found: &TargetCollection,
+        done: &[usize],
+    ) -> Result<(), Problem> {
+        let stream = StreamCtl::new(found.id, self.ctx.wake.clone());
+        for (i, (vchannel, pchannel)) in found.vchannels.iter().zip(&found.pchannels).enumerate() {
+            if done.contains(&vchannel.shard().unwrap_or(i)) {
+                continue;
+            }
+            let to = encode::Shard {
+                collection: found.id,
+                vchannel: vchannel.clone(),
+                database: database.to_owned(),
+                name: found.name.clone(),
+            };
+            let lane = self.ctx.hub.lane(pchannel);
+            let encode = |ts: Tso, msg_id| encode::drop_collection(&to, ts.0, msg_id);
+            if !self.show(&lane, &stream, encode).await {
+                let why = format!(
+                    "the drop of {database}.{} is not shown on {pchannel} yet",
+                    found.name
+                );
+                return Err(Problem::new(
+                    ErrorClass::Transient,
+                    why,
+                    "tried again by itself",
+                ));
+            }
+        }
+        let target = &self.ctx.hub.target;
+        let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
+        target
+            .release(database, &found.name, &[])
+            .await
+            .map_err(|e| e.problem())?;
+        target
+            .drop_collection(database, &found.name, now)
+            .await
+            .map_err(|e| e.problem())
+    }
+
+    /// Drops a partition whose name is needed by a newer one and whose drop is not read yet: the source takes the name as
+    /// free before it writes the drop to the channels, so that rows of the newer one may stand before it.
+    pub(super) async fn clear_partition(
+        &self,
+        route: &Route,
+        id: PartitionId,
+    ) -> Result<(), Problem> {
+        let _one = self.clearing.lock().await;
+        let Some(object) = self.partitions.lock().get(&id).cloned() else {
+            return Ok(());
+        };
+        let (Some(target), false) = (object.target, object.phase == ObjectPhase::Dropped) else {
+            return Ok(());
+        };
+        let stream = StreamCtl::new(route.source, self.ctx.wake.clone());
+        for (i, shard) in route.shards.iter().enumerate() {
+            if object.dropped_shards.contains(&i) {
+                continue;
+            }
+            let encode = |ts: Tso, msg_id| {
+                encode::drop_partition(&shard.to, target, &object.name, ts.0, msg_id)
+            };
+            if !self.show(&shard.lane, &stream, encode).await {
+                let why = format!(
+                    "the drop of partition {} of {}.{} is not shown yet",
+                    object.name, shard.to.database, shard.to.name
+                );
+                return Err(Problem::new(
+                    ErrorClass::Transient,
+                    why,
+                    "tried again by itself",
+                ));
+            }
+            self.partition_dropped(route, id, i).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends one message above everything sent on its lane, and waits until a tick has shown it.
+    async fn show(
+        &self,
+        lane: &Lane,
+        stream: &Arc<StreamCtl>,
+        encode: impl FnOnce(Tso, i64) -> Bytes,
+    ) -> bool {
+        let edge = lane.join(Tso::ZERO, false, self.ctx.hub.floor(lane.channel()));
+        let ts = Tso(lane.raise(edge, vec![1], true).get(1));
+        let (cell, own) = (Arc::default(), Arc::default());
+        let (ticked, shown) = oneshot::channel();
+        lane.push(Outgoing {
+            stream: stream.clone(),
+            bytes: encode(ts, self.ctx.hub.message_id()),
+            ts,
+            rows: 0,
+            is_insert: false,
+            origin: None,
+            ticket: Some(Ticket::new(&cell, &own, &self.ctx.budget, 0)),
+            ticked: Some(ticked),
+        });
+        lane.passed(edge, Tso(1));
+        let shown = tokio::time::timeout(SHOWN_WITHIN, shown).await;
+        lane.leave(edge);
+        if matches!(shown, Ok(Ok(_))) {
+            return true;
+        }
+        lane.purge(stream);
+        false
+    }
+
+    async fn forget_partitions(&self, id: CollectionId) -> Result<(), Problem> {
+        let changes = self.partition_deletes(id);
+        let store = &self.ctx.parts.store;
+        store.commit(changes).await.map_err(store_problem)?;
+        self.partitions.lock().retain(|_, p| p.collection != id);
+        Ok(())
+    }
+
+    fn partition_deletes(&self, id: CollectionId) -> Vec<Change> {
+        let task = &self.ctx.spec.id;
+        self.partitions
+            .lock()
+            .values()
+            .filter(|p| p.collection == id)
+            .map(|p| Change::DeletePartition {
+                task: task.clone(),
+                source: p.source,
+            })
+            .collect()
+    }
+
+    /// Forgets a collection, so that it is met anew, together with `also`: at once or not at all.
+    pub(crate) async fn forget(&self, id: CollectionId, also: Vec<Change>) {
+        let mut changes = also;
+        changes.push(Change::DeleteCollection {
+            task: self.ctx.spec.id.clone(),
+            source: id,
+        });
+        changes.extend(self.partition_deletes(id));
+        self.ctx.commit(changes).await;
+        self.collections.lock().remove(&id);
+        self.routes.write().remove(&id);
+        self.partitions.lock().retain(|_, p| p.collection != id);
+    }
+}

@@ -1,0 +1,236 @@
+//! From a collection of the source to one that can be read: where its reading begins, then its place on the target.
+//!
+//! In this order, so that nothing is made on the target for a collection that cannot be read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::TaskContext;
+use super::objects::{Objects, Obstacle, Opened, Route};
+use crate::catalog::{Collection, ObjectState};
+use crate::decode::{Event, decode};
+use crate::ids::{CollectionId, PChannel};
+use crate::position::Position;
+use crate::source::{SourceError, Start};
+use crate::store::{CollectionObject, ObjectPhase, Progress};
+use crate::task::{GivenPosition, OnConflict, StartPoint};
+use crate::tso::Tso;
+
+/// How long a channel in use may be without a tick.
+const TICKS_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a person has answered for a collection, as it is kept until it is carried out.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Answer {
+    pub(super) on_conflict: Option<OnConflict>,
+    /// Channels on which its reading begins anew.
+    pub(super) reset: BTreeMap<PChannel, Reset>,
+    /// Up to this source timestamp an earlier stretch of it may have been sent.
+    pub(super) sent: Tso,
+    /// Messages to leave out. Kept as long as the collection is.
+    pub(super) skipped: Vec<(PChannel, Position)>,
+}
+
+/// Where reading begins anew.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub(super) enum Reset {
+    Start(StartPoint),
+    At(GivenPosition),
+}
+
+impl Answer {
+    /// What is left to keep once it is carried out.
+    pub(super) fn done(&self) -> Self {
+        Self {
+            skipped: self.skipped.clone(),
+            ..Self::default()
+        }
+    }
+}
+
+pub(super) struct Opening {
+    pub(super) source: Arc<Collection>,
+    pub(super) database: String,
+    pub(super) answer: Answer,
+}
+
+/// A collection that can be read.
+pub(super) struct Ready {
+    pub(super) route: Arc<Route>,
+    /// Met for the first time: to be stored together with `records`, not before.
+    pub(super) fresh: Option<CollectionObject>,
+    /// Where its reading begins, on the channels where it does.
+    pub(super) records: Vec<(PChannel, Progress)>,
+}
+
+/// It cannot be read.
+pub(super) enum Stop {
+    /// On these channels the queue no longer holds where it would begin.
+    Lost(Vec<SourceError>),
+    Unread(SourceError),
+    Target(Obstacle),
+}
+
+pub(super) async fn open(
+    ctx: Arc<TaskContext>,
+    objects: Arc<Objects>,
+    opening: Opening,
+) -> Result<Ready, Stop> {
+    let Opening {
+        source,
+        database,
+        answer,
+    } = opening;
+    let known = objects
+        .get(source.id)
+        .filter(|o| o.phase != ObjectPhase::Creating);
+    if known.is_none() && source.state == ObjectState::Dropping {
+        return Err(Stop::Target(Obstacle::Gone));
+    }
+    let channels: BTreeSet<&PChannel> = match &known {
+        Some(_) => answer.reset.keys().collect(),
+        None => source.shards.iter().map(|s| &s.pchannel).collect(),
+    };
+    let mut records = Vec::new();
+    let mut lost = Vec::new();
+    let mut given = false;
+    for channel in channels {
+        let place = place(&ctx, &source, &database, &answer, channel);
+        given |= matches!(place, Reset::At(_));
+        match begin_at(&ctx, &source, &database, channel, place).await {
+            Ok(progress) => records.push((channel.clone(), progress)),
+            Err(error @ SourceError::PositionLost { .. }) => lost.push(error),
+            Err(error) => return Err(Stop::Unread(error)),
+        }
+    }
+    if !lost.is_empty() {
+        return Err(Stop::Lost(lost));
+    }
+    let spec = if given {
+        // Who says where to go on says what is there.
+        OnConflict::Adopt
+    } else {
+        ctx.spec.on_conflict
+    };
+    let Opened {
+        route,
+        adopted,
+        fresh,
+    } = objects
+        .open(&source, &database, answer.on_conflict.unwrap_or(spec))
+        .await
+        .map_err(Stop::Target)?;
+    let sent = answer.sent.max(adopted.unwrap_or_default());
+    for (_, progress) in &mut records {
+        progress.sent = progress.sent.max(sent);
+    }
+    Ok(Ready {
+        route,
+        fresh,
+        records,
+    })
+}
+
+fn place(
+    ctx: &TaskContext,
+    source: &Collection,
+    database: &str,
+    answer: &Answer,
+    channel: &PChannel,
+) -> Reset {
+    let given = |id: &CollectionId| ctx.spec.positions.get(id)?.get(channel).copied();
+    if let Some(reset) = answer.reset.get(channel) {
+        *reset
+    } else if let Some(given) = given(&source.id) {
+        Reset::At(given)
+    } else if source.create_ts > ctx.spec.created {
+        // Made while the task was there: all of it is wanted.
+        Reset::Start(StartPoint::Created)
+    } else {
+        Reset::Start(ctx.spec.start_of(database, &source.name))
+    }
+}
+
+/// Where a collection begins on a channel, checked against what the queue holds.
+async fn begin_at(
+    ctx: &TaskContext,
+    source: &Collection,
+    database: &str,
+    channel: &PChannel,
+    place: Reset,
+) -> Result<Progress, SourceError> {
+    let log = &ctx.parts.source;
+    let at = |position, applied| Progress {
+        position,
+        after: false,
+        applied,
+        sent: applied,
+    };
+    let progress = match place {
+        Reset::At(given) => at(given.position, given.applied),
+        Reset::Start(StartPoint::Earliest) => {
+            let Some(bounds) = log.bounds(channel).await? else {
+                return Err(silent(channel));
+            };
+            at(bounds.first, Tso::ZERO)
+        }
+        Reset::Start(StartPoint::Now) => return begin_now(ctx, channel).await,
+        Reset::Start(StartPoint::Created) => {
+            let configuration = |cause: String| SourceError::Configuration {
+                address: channel.to_string(),
+                cause,
+                hint: "check that sourceConfig names the queue of this source".to_owned(),
+            };
+            let bytes = source.start_positions.get(channel).ok_or_else(|| {
+                configuration(format!("{database}.{} has no start position", source.name))
+            })?;
+            let position = Position::from_bytes(log.kind(), bytes)
+                .map_err(|e| configuration(e.to_string()))?;
+            at(position, Tso::ZERO)
+        }
+    };
+    log.open(channel, Start::At(progress.position)).await?;
+    Ok(progress)
+}
+
+/// Behind the last message the queue holds now, at a tick that everything before has passed.
+///
+/// A tick is up to one interval older than its place in the queue, so messages before that place can be newer than the
+/// tick behind them. The second tick from here is not older than this moment: what is up to it is left out, wherever it
+/// stands, and an upsert's halves, which share a timestamp, are left out or carried together.
+async fn begin_now(ctx: &TaskContext, channel: &PChannel) -> Result<Progress, SourceError> {
+    let source = &ctx.parts.source;
+    let Some(bounds) = source.bounds(channel).await? else {
+        return Err(silent(channel));
+    };
+    let mut log = source.open(channel, Start::After(bounds.last)).await?;
+    let deadline = Instant::now() + TICKS_WITHIN;
+    let mut ticks = BTreeSet::new();
+    while ticks.len() < 2 {
+        let batch = tokio::time::timeout_at(deadline, log.next(ctx.reserve())).await;
+        for message in batch.map_err(|_| silent(channel))?? {
+            if let Ok(Event::Tick(tick)) = decode(&message.payload) {
+                ticks.insert(tick);
+            }
+        }
+    }
+    let applied = ticks.into_iter().nth(1).unwrap_or_default();
+    Ok(Progress {
+        position: bounds.last,
+        after: true,
+        applied,
+        sent: applied,
+    })
+}
+
+fn silent(channel: &PChannel) -> SourceError {
+    SourceError::Unreachable {
+        address: channel.to_string(),
+        cause: "the channel has no ticks at the moment; is the source up?".to_owned(),
+    }
+}

@@ -1,0 +1,242 @@
+//! `kill -9`: every call of one generation of the engine passes its gate, and none has an effect or an answer once the
+//! generation is dead.
+
+use std::collections::BTreeMap;
+use std::future::{Future, pending};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cdc_core::catalog::{Catalog, CatalogError, CatalogHealth, Collection, View};
+use cdc_core::ids::{CollectionId, PChannel, PartitionId, TargetKey, TaskId};
+use cdc_core::position::QueueKind;
+use cdc_core::source::{Bounds, LogReader, LogSource, RawMessage, SourceError, Start};
+use cdc_core::store::{Change, ProgressStore, SharedStore, StoreError, TaskProgress};
+use cdc_core::target::{
+    Loaded, Target, TargetCollection, TargetConnector, TargetError, TargetIndex,
+};
+use cdc_core::task::TargetSpec;
+use cdc_core::tso::Tso;
+use parking_lot::Mutex;
+use rand::Rng;
+use rand::rngs::StdRng;
+use tokio::sync::watch;
+
+/// Which calls count towards a kill.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Store,
+    Replicate,
+    Ddl,
+    Read,
+}
+
+/// Kills at the `after`-th call of a kind from now, before its effect or behind it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Trap {
+    pub(crate) kind: Kind,
+    pub(crate) after: u32,
+    pub(crate) behind: bool,
+}
+
+pub(crate) struct Gate {
+    dead: watch::Sender<bool>,
+    trap: Mutex<Option<Trap>>,
+    rng: Mutex<StdRng>,
+}
+
+impl Gate {
+    pub(crate) fn new(rng: StdRng) -> Arc<Self> {
+        Arc::new(Self {
+            dead: watch::Sender::new(false),
+            trap: Mutex::default(),
+            rng: Mutex::new(rng),
+        })
+    }
+
+    pub(crate) fn kill(&self) {
+        self.dead.send_replace(true);
+    }
+
+    pub(crate) fn set(&self, trap: Trap) {
+        *self.trap.lock() = Some(trap);
+    }
+
+    pub(crate) async fn died(&self) {
+        let _ = self.dead.subscribe().wait_for(|dead| *dead).await;
+    }
+
+    fn sprung(&self, kind: Kind) -> Option<Trap> {
+        let mut slot = self.trap.lock();
+        let trap = slot.as_mut().filter(|t| t.kind == kind)?;
+        trap.after = trap.after.saturating_sub(1);
+        if trap.after > 0 {
+            return None;
+        }
+        slot.take()
+    }
+
+    async fn pass<T>(&self, kind: Kind, call: impl Future<Output = T>) -> T {
+        let trap = self.sprung(kind);
+        if trap.is_some_and(|t| !t.behind) {
+            self.kill();
+        }
+        let answer = tokio::select! {
+            biased;
+            () = self.died() => pending().await,
+            answer = call => answer,
+        };
+        if trap.is_some() {
+            self.kill();
+        }
+        if *self.dead.borrow() {
+            return pending().await;
+        }
+        answer
+    }
+
+    async fn disk(&self) {
+        let wait = self.rng.lock().random_range(0..3000);
+        tokio::time::sleep(Duration::from_micros(wait)).await;
+    }
+}
+
+/// Something that is used through a gate.
+pub(crate) struct Gated<T: ?Sized> {
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) inner: Arc<T>,
+}
+
+#[async_trait]
+impl ProgressStore for Gated<dyn ProgressStore> {
+    async fn load(&self, task: &TaskId) -> Result<TaskProgress, StoreError> {
+        self.gate.pass(Kind::Read, self.inner.load(task)).await
+    }
+
+    async fn floors(&self, target: &TargetKey) -> Result<BTreeMap<PChannel, Tso>, StoreError> {
+        self.gate.pass(Kind::Read, self.inner.floors(target)).await
+    }
+
+    async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        let write = async {
+            self.gate.disk().await;
+            let done = self.inner.commit(changes).await;
+            self.gate.disk().await;
+            done
+        };
+        self.gate.pass(Kind::Store, write).await
+    }
+}
+
+#[async_trait]
+impl LogSource for Gated<dyn LogSource> {
+    fn kind(&self) -> QueueKind {
+        self.inner.kind()
+    }
+
+    async fn ping(&self) -> Result<(), SourceError> {
+        self.gate.pass(Kind::Read, self.inner.ping()).await
+    }
+
+    async fn bounds(&self, channel: &PChannel) -> Result<Option<Bounds>, SourceError> {
+        self.gate.pass(Kind::Read, self.inner.bounds(channel)).await
+    }
+
+    async fn open(
+        &self,
+        channel: &PChannel,
+        start: Start,
+    ) -> Result<Box<dyn LogReader>, SourceError> {
+        let inner = self.gate.pass(Kind::Read, self.inner.open(channel, start));
+        Ok(Box::new(GatedReader {
+            gate: self.gate.clone(),
+            inner: inner.await?,
+        }))
+    }
+}
+
+struct GatedReader {
+    gate: Arc<Gate>,
+    inner: Box<dyn LogReader>,
+}
+
+#[async_trait]
+impl LogReader for GatedReader {
+    async fn next(&mut self, max_bytes: usize) -> Result<Vec<RawMessage>, SourceError> {
+        self.gate.pass(Kind::Read, self.inner.next(max_bytes)).await
+    }
+}
+
+#[async_trait]
+impl Catalog for Gated<dyn Catalog> {
+    fn subscribe(&self) -> watch::Receiver<Arc<View>> {
+        self.inner.subscribe()
+    }
+
+    fn health(&self) -> CatalogHealth {
+        self.inner.health()
+    }
+
+    async fn read_collection(&self, id: CollectionId) -> Result<Option<Collection>, CatalogError> {
+        self.gate
+            .pass(Kind::Read, self.inner.read_collection(id))
+            .await
+    }
+
+    async fn tso_bound(&self) -> Result<Tso, CatalogError> {
+        self.gate.pass(Kind::Read, self.inner.tso_bound()).await
+    }
+}
+
+#[async_trait]
+impl TargetConnector for Gated<dyn TargetConnector> {
+    async fn connect(&self, spec: &TargetSpec) -> Result<Arc<dyn Target>, TargetError> {
+        let inner = self.gate.pass(Kind::Read, self.inner.connect(spec)).await?;
+        let gate = self.gate.clone();
+        Ok(Arc::new(Gated { gate, inner }))
+    }
+}
+
+macro_rules! through {
+    ($(($kind:ident) $name:ident($($arg:ident: $type:ty),*) -> $answer:ty;)*) => {
+        #[async_trait]
+        impl Target for Gated<dyn Target> {
+            $(async fn $name(&self, $($arg: $type),*) -> Result<$answer, TargetError> {
+                self.gate.pass(Kind::$kind, self.inner.$name($($arg),*)).await
+            })*
+        }
+    };
+}
+
+through! {
+    (Read) probe_standby() -> ();
+    (Replicate) replicate(channel: &PChannel, msgs: Vec<Bytes>, begin: Tso, end: Tso) -> ();
+    (Read) now() -> Tso;
+    (Read) databases() -> Vec<String>;
+    (Ddl) create_database(name: &str) -> ();
+    (Ddl) drop_database(name: &str) -> ();
+    (Read) collections(database: &str) -> Vec<String>;
+    (Read) describe(database: &str, name: &str) -> Option<TargetCollection>;
+    (Ddl) create_collection(database: &str, source: &Collection, ts: Tso) -> ();
+    (Ddl) drop_collection(database: &str, name: &str, ts: Tso) -> ();
+    (Read) holds_rows(database: &str, name: &str) -> bool;
+    (Read) partitions(database: &str, name: &str) -> Vec<(String, PartitionId)>;
+    (Ddl) create_partition(database: &str, name: &str, partition: &str, ts: Tso) -> ();
+    (Ddl) drop_partition(database: &str, name: &str, partition: &str, ts: Tso) -> ();
+    (Read) indexes(database: &str, name: &str) -> Vec<TargetIndex>;
+    (Ddl) create_index(database: &str, name: &str, index: &TargetIndex) -> ();
+    (Ddl) drop_index(database: &str, name: &str, index: &TargetIndex) -> ();
+    (Read) loaded(database: &str, name: &str, partitions: &[String]) -> Loaded;
+    (Ddl) load(database: &str, name: &str, partitions: &[String], replicas: i32) -> ();
+    (Ddl) release(database: &str, name: &str, partitions: &[String]) -> ();
+    (Ddl) flush(database: &str, names: &[String]) -> ();
+}
+
+/// A store behind a gate.
+pub(crate) fn store(gate: &Arc<Gate>, inner: SharedStore) -> SharedStore {
+    Arc::new(Gated {
+        gate: gate.clone(),
+        inner,
+    })
+}

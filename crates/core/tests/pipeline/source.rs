@@ -1,0 +1,477 @@
+//! A source Milvus 2.3.5, as far as its queue and its metadata go, and the truth about what it holds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cdc_core::catalog::memory::MemoryCatalog;
+use cdc_core::catalog::{Collection, LoadState, ObjectState, Partition, Shard};
+use cdc_core::ids::{CollectionId, DbId, PChannel, PartitionId, VChannel};
+use cdc_core::position::Position;
+use cdc_core::source::memory::MemoryLog;
+use cdc_core::target::memory::{Key, Row};
+use cdc_core::tso::Tso;
+use milvus::proto::schema::{CollectionSchema, DataType, FieldSchema};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+
+use super::messages;
+
+/// Messages that have their timestamp and are not in the queue yet: of one request to one shard, in their order.
+struct Request {
+    channel: PChannel,
+    ts: Tso,
+    messages: Vec<Bytes>,
+}
+
+pub(crate) struct Live {
+    pub(crate) catalog: Collection,
+    /// Key to version and partition.
+    pub(crate) rows: BTreeMap<i64, (i64, PartitionId)>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sent {
+    pub(crate) inserts: u64,
+    pub(crate) deletes: u64,
+}
+
+pub(crate) struct Source {
+    pub(crate) log: MemoryLog,
+    pub(crate) catalog: Arc<MemoryCatalog>,
+    pub(crate) live: BTreeMap<CollectionId, Live>,
+    pub(crate) sent: Sent,
+    pub(crate) rng: StdRng,
+    clock: Tso,
+    channels: Vec<PChannel>,
+    next_channel: usize,
+    /// Channels a collection has lived on; those without one get no ticks.
+    in_use: BTreeMap<PChannel, usize>,
+    outbox: Vec<Request>,
+    next_id: i64,
+    next_key: i64,
+    next_version: i64,
+    next_msg: i64,
+    /// Entries the watch shows a little later than a linearizable read: at this step.
+    unseen: Vec<(u64, CollectionId)>,
+    steps: u64,
+}
+
+impl Source {
+    pub(crate) fn new(channels: usize, epoch: Tso, seed: u64) -> Self {
+        let source = Self {
+            log: MemoryLog::new(),
+            catalog: Arc::new(MemoryCatalog::new()),
+            live: BTreeMap::new(),
+            sent: Sent::default(),
+            rng: StdRng::seed_from_u64(seed),
+            clock: epoch,
+            channels: (0..channels)
+                .map(|i| PChannel::new(format!("src-dml_{i}")))
+                .collect(),
+            next_channel: 0,
+            in_use: BTreeMap::new(),
+            outbox: Vec::new(),
+            next_id: 1000,
+            next_key: 0,
+            next_version: 0,
+            next_msg: 0,
+            unseen: Vec::new(),
+            steps: 0,
+        };
+        for channel in &source.channels {
+            source.log.create_channel(channel);
+        }
+        source.catalog.set_tso(epoch);
+        source
+    }
+
+    pub(crate) fn channel(&self, i: usize) -> PChannel {
+        self.channels[i].clone()
+    }
+
+    fn id(&mut self) -> i64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    pub(crate) fn msg_id(&mut self) -> i64 {
+        self.next_msg += 1;
+        self.next_msg
+    }
+
+    pub(crate) fn ts(&mut self) -> Tso {
+        self.clock = self.clock.next();
+        self.catalog.set_tso(self.clock);
+        self.clock
+    }
+
+    /// Moves the source's clock on.
+    pub(crate) fn advance(&mut self, ms: u64) {
+        self.clock = Tso::from_millis(self.clock.millis() + ms);
+        self.catalog.set_tso(self.clock);
+    }
+
+    pub(crate) fn find(&self, name: &str) -> CollectionId {
+        let found = self.live.values().find(|l| l.catalog.name == name);
+        found.unwrap().catalog.id
+    }
+
+    /// Its message first, on every shard's channel, then its entry with their positions.
+    pub(crate) fn create(&mut self, name: &str, shards: usize) -> CollectionId {
+        let id = CollectionId(self.id());
+        let partition = PartitionId(self.id());
+        let ts = self.ts();
+        let mut start_positions = std::collections::HashMap::new();
+        let mut list = Vec::new();
+        for shard in 0..shards {
+            let pchannel = self.channels[self.next_channel % self.channels.len()].clone();
+            self.next_channel += 1;
+            let vchannel = VChannel::new(format!("{pchannel}_{id}v{shard}"));
+            *self.in_use.entry(pchannel.clone()).or_default() += 1;
+            let message = messages::create(id, name, ts, self.msg_id());
+            let position = self.log.append(&pchannel, message);
+            start_positions.insert(pchannel.clone(), position.to_bytes());
+            list.push(Shard { vchannel, pchannel });
+        }
+        let default = Partition {
+            id: partition,
+            name: "_default".to_owned(),
+            state: ObjectState::Created,
+            create_ts: ts,
+        };
+        let collection = Collection {
+            id,
+            db: DbId(1),
+            name: name.to_owned(),
+            state: ObjectState::Created,
+            schema: schema(name),
+            create_ts: ts,
+            shards: list,
+            start_positions,
+            consistency_level: 2,
+            properties: Vec::new(),
+            partitions: [(partition, default)].into(),
+            indexes: BTreeMap::new(),
+            load: LoadState::Released,
+        };
+        self.publish(collection.clone());
+        let live = Live {
+            catalog: collection,
+            rows: BTreeMap::new(),
+        };
+        self.live.insert(id, live);
+        id
+    }
+
+    /// For linearizable reads at once, for the watch perhaps a little later.
+    fn publish(&mut self, collection: Collection) {
+        let id = collection.id;
+        if self.rng.random_bool(0.5) {
+            self.catalog.put_collection(collection);
+        } else {
+            self.catalog.put_collection_unseen(collection);
+            let at = self.steps + self.rng.random_range(1..6);
+            self.unseen.push((at, id));
+        }
+    }
+
+    /// The entry first, then the message on every shard's channel; the ticks that follow are above it.
+    pub(crate) fn drop_collection(&mut self, id: CollectionId) {
+        let Some(live) = self.live.remove(&id) else {
+            return;
+        };
+        self.catalog.drop_collection(id);
+        self.advance(1);
+        let ts = self.ts();
+        for shard in &live.catalog.shards {
+            let message = messages::drop_collection(id, &live.catalog.name, ts, self.msg_id());
+            self.outbox.push(Request {
+                channel: shard.pchannel.clone(),
+                ts,
+                messages: vec![message],
+            });
+        }
+        self.flush();
+        self.tick();
+        for shard in &live.catalog.shards {
+            *self.in_use.entry(shard.pchannel.clone()).or_default() -= 1;
+        }
+    }
+
+    pub(crate) fn create_partition(&mut self, id: CollectionId, name: &str) -> PartitionId {
+        let partition = PartitionId(self.id());
+        let create_ts = self.ts();
+        let entry = Partition {
+            id: partition,
+            name: name.to_owned(),
+            state: ObjectState::Created,
+            create_ts,
+        };
+        let live = self.live.get_mut(&id).unwrap();
+        live.catalog.partitions.insert(partition, entry);
+        let catalog = live.catalog.clone();
+        self.publish(catalog);
+        partition
+    }
+
+    pub(crate) fn drop_partition(&mut self, id: CollectionId, partition: PartitionId) {
+        let live = self.live.get_mut(&id).unwrap();
+        let mut dropped = live.catalog.partitions.get(&partition).unwrap().clone();
+        dropped.state = ObjectState::Dropping;
+        let name = dropped.name.clone();
+        live.catalog.partitions.insert(partition, dropped);
+        live.rows.retain(|_, (_, p)| *p != partition);
+        let catalog = live.catalog.clone();
+        self.catalog.put_collection(catalog.clone());
+        let ts = self.ts();
+        for shard in &catalog.shards {
+            let message = messages::drop_partition(id, partition, &name, ts, self.msg_id());
+            self.outbox.push(Request {
+                channel: shard.pchannel.clone(),
+                ts,
+                messages: vec![message],
+            });
+        }
+    }
+
+    pub(crate) fn default_partition(&self, id: CollectionId) -> PartitionId {
+        let partitions = &self.live[&id].catalog.partitions;
+        let found = partitions.values().find(|p| p.name == "_default");
+        found.unwrap().id
+    }
+
+    /// One request of new rows with `padding` bytes each.
+    pub(crate) fn insert(
+        &mut self,
+        id: CollectionId,
+        partition: PartitionId,
+        rows: usize,
+        padding: usize,
+    ) {
+        let keys: Vec<i64> = (0..rows as i64).map(|i| self.next_key + i).collect();
+        self.next_key += rows as i64;
+        self.write(id, partition, &keys, false, padding);
+    }
+
+    /// One request that replaces rows, some of which may not be there yet.
+    pub(crate) fn upsert(&mut self, id: CollectionId, partition: PartitionId, rows: usize) {
+        let mut keys = self.some_keys(id, Some(partition), rows);
+        if keys.is_empty() || self.rng.random_bool(0.3) {
+            keys.push(self.next_key);
+            self.next_key += 1;
+        }
+        self.write(id, partition, &keys, true, 0);
+    }
+
+    fn some_keys(
+        &mut self,
+        id: CollectionId,
+        partition: Option<PartitionId>,
+        n: usize,
+    ) -> Vec<i64> {
+        let rows = &self.live[&id].rows;
+        let mut keys: Vec<i64> = rows
+            .iter()
+            .filter(|(_, (_, p))| partition.is_none_or(|wanted| wanted == *p))
+            .map(|(key, _)| *key)
+            .collect();
+        keys.shuffle(&mut self.rng);
+        keys.truncate(n);
+        keys
+    }
+
+    fn write(
+        &mut self,
+        id: CollectionId,
+        partition: PartitionId,
+        keys: &[i64],
+        upsert: bool,
+        padding: usize,
+    ) {
+        self.next_version += 1;
+        let version = self.next_version;
+        let ts = self.ts();
+        let shards = self.live[&id].catalog.shards.clone();
+        for (i, shard) in shards.iter().enumerate() {
+            let here: Vec<i64> = shard_keys(keys, shards.len(), i);
+            if here.is_empty() {
+                continue;
+            }
+            let mut messages = Vec::new();
+            let to = messages::To {
+                collection: id,
+                partition,
+                vchannel: &shard.vchannel,
+            };
+            // Pieces of one request share its timestamp.
+            let piece = if padding > 0 { here.len() } else { 7 };
+            for here in here.chunks(piece) {
+                let base_ts = if upsert { Tso::ZERO } else { ts };
+                let msg_id = self.msg_id();
+                messages.push(messages::insert(
+                    &to, here, version, ts, base_ts, msg_id, padding,
+                ));
+                self.sent.inserts += 1;
+            }
+            if upsert {
+                messages.push(messages::delete(&to, &here, ts, self.msg_id()));
+                self.sent.deletes += 1;
+            }
+            self.outbox.push(Request {
+                channel: shard.pchannel.clone(),
+                ts,
+                messages,
+            });
+        }
+        let rows = &mut self.live.get_mut(&id).unwrap().rows;
+        for key in keys {
+            rows.insert(*key, (version, partition));
+        }
+    }
+
+    pub(crate) fn delete(&mut self, id: CollectionId, n: usize) {
+        let partition = self.default_partition(id);
+        let of = self.rng.random_bool(0.5).then_some(partition);
+        let mut keys = self.some_keys(id, of, n);
+        // Of keys that are not there as well.
+        keys.push(-1 - self.rng.random_range(0..100));
+        let ts = self.ts();
+        let shards = self.live[&id].catalog.shards.clone();
+        for (i, shard) in shards.iter().enumerate() {
+            let here: Vec<i64> = shard_keys(&keys, shards.len(), i);
+            if here.is_empty() {
+                continue;
+            }
+            let to = messages::To {
+                collection: id,
+                partition: of.unwrap_or(PartitionId(-1)),
+                vchannel: &shard.vchannel,
+            };
+            let message = messages::delete(&to, &here, ts, self.msg_id());
+            self.sent.deletes += 1;
+            self.outbox.push(Request {
+                channel: shard.pchannel.clone(),
+                ts,
+                messages: vec![message],
+            });
+        }
+        let rows = &mut self.live.get_mut(&id).unwrap().rows;
+        rows.retain(|key, _| !keys.contains(key));
+    }
+
+    /// A message as it is, on a channel.
+    pub(crate) fn raw(&mut self, channel: &PChannel, payload: Bytes) -> Position {
+        self.log.append(channel, payload)
+    }
+
+    /// Rows of any kind into any collection.
+    pub(crate) fn random_write(&mut self, ids: &[CollectionId]) {
+        let id = ids[self.rng.random_range(0..ids.len())];
+        if !self.live.contains_key(&id) {
+            return;
+        }
+        let partition = self.default_partition(id);
+        let rows = self.rng.random_range(1..12);
+        match self.rng.random_range(0..10) {
+            0..4 => self.insert(id, partition, rows, 0),
+            4..8 => self.upsert(id, partition, rows),
+            _ => self.delete(id, rows),
+        }
+    }
+
+    /// Some of what waits goes to the queue, in any order but that of one request; perhaps a tick.
+    pub(crate) fn step(&mut self, ms: u64) {
+        self.steps += 1;
+        self.advance(ms);
+        let due: Vec<_> = self
+            .unseen
+            .extract_if(.., |(at, _)| *at <= self.steps)
+            .collect();
+        for (_, id) in due {
+            // Its newest state, which may be another by now.
+            self.catalog.update_collection(id, |_| {});
+        }
+        self.append(0.7);
+        if self.rng.random_bool(0.7) {
+            self.tick();
+        }
+    }
+
+    fn append(&mut self, odds: f64) {
+        let mut waiting = std::mem::take(&mut self.outbox);
+        waiting.shuffle(&mut self.rng);
+        for mut request in waiting {
+            while !request.messages.is_empty() && self.rng.random_bool(odds) {
+                let message = request.messages.remove(0);
+                self.log.append(&request.channel, message);
+            }
+            if !request.messages.is_empty() {
+                self.outbox.push(request);
+            }
+        }
+    }
+
+    /// Everything that waits goes to the queue.
+    pub(crate) fn flush(&mut self) {
+        self.append(1.0);
+    }
+
+    /// A tick on every channel in use, below everything that is not in the queue.
+    pub(crate) fn tick(&mut self) {
+        let oldest = self.outbox.iter().map(|r| r.ts).min();
+        let tick = oldest.map_or(self.clock, |ts| Tso(ts.0 - 1));
+        self.clock = self.clock.next();
+        let used: Vec<_> = self
+            .in_use
+            .iter()
+            .filter(|(_, n)| **n > 0)
+            .map(|(c, _)| c.clone())
+            .collect();
+        for channel in used {
+            let message = messages::tick(tick, self.msg_id());
+            self.log.append(&channel, message);
+        }
+    }
+
+    /// What the target has to hold of a collection.
+    pub(crate) fn expected(&self, id: CollectionId) -> Vec<Row> {
+        let live = &self.live[&id];
+        let row = |(key, (version, partition)): (&i64, &(i64, PartitionId))| Row {
+            partition: live.catalog.partitions[partition].name.clone(),
+            key: Key::Int(*key),
+            version: *version,
+        };
+        let mut rows: Vec<Row> = live.rows.iter().map(row).collect();
+        rows.sort();
+        rows
+    }
+}
+
+/// The keys of shard `shard` of `shards`.
+fn shard_keys(keys: &[i64], shards: usize, shard: usize) -> Vec<i64> {
+    let of = |key: &&i64| key.rem_euclid(shards as i64) as usize == shard;
+    keys.iter().filter(of).copied().collect()
+}
+
+fn schema(name: &str) -> CollectionSchema {
+    let field = |id: i64, name: &str, data_type: DataType| FieldSchema {
+        field_id: id,
+        name: name.to_owned(),
+        data_type: data_type as i32,
+        is_primary_key: id == 100,
+        ..Default::default()
+    };
+    CollectionSchema {
+        name: name.to_owned(),
+        fields: vec![
+            field(0, "RowID", DataType::Int64),
+            field(1, "Timestamp", DataType::Int64),
+            field(100, "pk", DataType::Int64),
+            field(101, "version", DataType::Int64),
+            field(102, "payload", DataType::VarChar),
+        ],
+        ..Default::default()
+    }
+}

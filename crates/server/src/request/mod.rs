@@ -1,0 +1,157 @@
+//! Requests: JSON to what is asked for, checked.
+
+mod answer;
+mod connect;
+mod position;
+mod selection;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cdc_core::ids::{CollectionId, PChannel};
+use cdc_core::position::QueueKind;
+use cdc_core::secret::Secret;
+use cdc_core::task::{GivenPosition, OnConflict, Selection, StartPoint};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+pub use answer::{Answer, answers};
+pub use connect::normalise_uri;
+pub use position::encode_position;
+pub use selection::check_name;
+
+use crate::fields::{Fields, clip};
+
+/// Limits that come from the configuration.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub max_name_length: usize,
+    pub queue: QueueKind,
+    pub replicate_channel: String,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct CreateTask {
+    pub id: Option<String>,
+    pub uri: String,
+    pub token: Secret,
+    pub connect_timeout: Duration,
+    pub selection: Selection,
+    pub start: StartPoint,
+    pub starts: BTreeMap<(String, String), StartPoint>,
+    pub positions: BTreeMap<CollectionId, BTreeMap<PChannel, GivenPosition>>,
+    pub on_conflict: OnConflict,
+    pub given: Given,
+}
+
+/// What a create request said, in the form in which the answers give it back. No login.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Given {
+    pub milvus_connect_param: Map<String, Value>,
+    pub collection_infos: Vec<Value>,
+    pub db_collections: Map<String, Value>,
+}
+
+const STARTS: &[(&str, StartPoint)] = &[
+    ("created", StartPoint::Created),
+    ("earliest", StartPoint::Earliest),
+    ("now", StartPoint::Now),
+];
+const CONFLICTS: &[(&str, OnConflict)] = &[
+    ("ask", OnConflict::Ask),
+    ("adopt", OnConflict::Adopt),
+    ("recreate", OnConflict::Recreate),
+];
+
+/// Reads `request_data` of a create request. What is wrong goes to the errors of `data`.
+pub fn create(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
+    let id = data.string("task_id").filter(|id| !id.is_empty());
+    if let Some(id) = &id
+        && !(id.len() <= 64
+            && id
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'))
+    {
+        data.wrong("task_id", "up to 64 letters, digits, '-' and '_' expected");
+    }
+    refuse_what_is_not_there(&data, limits);
+    data.accept(&["buffer_config"]);
+    let target = match data.secret_object("milvus_connect_param") {
+        Some(param) => connect::connect_param(param),
+        None => {
+            if !data.has("milvus_connect_param") {
+                data.wrong("milvus_connect_param", "missing");
+            }
+            None
+        }
+    };
+    let wanted = selection::read(&data, limits);
+    let on_conflict = data.choice("on_conflict", CONFLICTS).unwrap_or_default();
+    data.finish();
+    let target = target?;
+    Some(CreateTask {
+        id,
+        uri: target.uri,
+        token: target.token,
+        connect_timeout: target.timeout,
+        selection: wanted.selection,
+        start: wanted.start,
+        starts: wanted.starts,
+        positions: wanted.positions,
+        on_conflict,
+        given: Given {
+            milvus_connect_param: target.shown,
+            collection_infos: wanted.collection_infos,
+            db_collections: wanted.db_collections,
+        },
+    })
+}
+
+/// What the Go server can do and would change the outcome, but is not there yet.
+fn refuse_what_is_not_there(data: &Fields<'_>, limits: &Limits) {
+    let later = "not available in this version";
+    if let Some(kafka) = data.secret_object("kafka_connect_param") {
+        // The empty form of the Go server's structure is what its own client sends.
+        if kafka.secret("address").is_some_and(|a| !a.is_empty()) {
+            kafka.wrong(
+                "address",
+                format_args!("{later}; a Milvus is the only target"),
+            );
+        }
+        kafka.accept(&["topic", "enable_sasl", "sasl"]);
+        kafka.finish();
+    }
+    if data
+        .get("name_mapping")
+        .is_some_and(|v| v.as_array().is_none_or(|list| !list.is_empty()))
+    {
+        data.wrong("name_mapping", later);
+    }
+    if data.boolean("disable_auto_start") == Some(true) {
+        data.wrong("disable_auto_start", later);
+    }
+    if let Some(extra) = data.object("extra_info") {
+        if extra.boolean("enable_user_role") == Some(true) {
+            extra.wrong("enable_user_role", later);
+        }
+        extra.finish();
+    }
+    if let Some(rpc) = data.object("rpc_channel_info") {
+        let name = rpc.string("name").unwrap_or_default();
+        if !name.is_empty() && name != limits.replicate_channel {
+            let expected = &limits.replicate_channel;
+            rpc.wrong(
+                "name",
+                format_args!(
+                    "{expected} expected (sourceConfig.replicateChan), not {:?}",
+                    clip(&name)
+                ),
+            );
+        }
+        if rpc.string("position").is_some_and(|p| !p.is_empty()) {
+            rpc.wrong("position", "not available in this version; leave it out: databases, indexes and load states are compared with the source, not read from that channel");
+        }
+        rpc.finish();
+    }
+}

@@ -1,0 +1,243 @@
+//! `collection_infos` and `db_collections`: which collections, and where each begins.
+
+use std::collections::BTreeMap;
+
+use cdc_core::task::{Pattern, Selection, StartPoint};
+use serde_json::{Map, Value, json};
+
+use super::position::{Positions, positions, positions_of_one};
+use super::{Limits, STARTS};
+use crate::fields::{Fields, clip, objects_of};
+
+/// Any, in place of the name of a database or collection.
+const ANY: &str = "*";
+
+/// What a create request says of collections.
+pub(super) struct Wanted {
+    pub(super) selection: Selection,
+    pub(super) start: StartPoint,
+    pub(super) starts: BTreeMap<(String, String), StartPoint>,
+    pub(super) positions: Positions,
+    /// As given, in the form in which the answers show it.
+    pub(super) collection_infos: Vec<Value>,
+    pub(super) db_collections: Map<String, Value>,
+}
+
+pub(super) fn read(data: &Fields<'_>, limits: &Limits) -> Wanted {
+    let mut reader = Reader {
+        limits,
+        // By database and name, either of which may be any.
+        list: Vec::new(),
+        starts: BTreeMap::new(),
+        positions: Positions::new(),
+    };
+    let start = data.choice("start", STARTS);
+    let mut collection_infos = Vec::new();
+    let mut db_collections = Map::new();
+    for info in data.objects("collection_infos").unwrap_or_default() {
+        collection_infos.push(reader.info(None, info));
+    }
+    if let Some(databases) = data.object("db_collections") {
+        for (database, list) in databases.entries() {
+            let infos = reader.database(data, database, list);
+            db_collections.insert(database.clone(), Value::Array(infos));
+        }
+    }
+    let everything = "[{\"name\": \"*\"}] stands for every collection";
+    if collection_infos.is_empty() && db_collections.is_empty() {
+        let given = data.has("collection_infos") || data.has("db_collections");
+        let what = if given { "empty" } else { "missing" };
+        data.wrong("collection_infos", format_args!("{what}; {everything}"));
+    }
+    let any = (ANY.to_owned(), ANY.to_owned());
+    let all = reader.list.contains(&any);
+    if all && reader.list.len() > 1 {
+        data.wrong(
+            "collection_infos",
+            "'*' stands for every collection; name no other one beside it",
+        );
+    }
+    // The start of "every collection" is the task's.
+    let start = match (start, reader.starts.remove(&any)) {
+        (Some(a), Some(b)) if a != b => {
+            data.wrong(
+                "start",
+                "contradicts the start given with '*'; leave out one of them",
+            );
+            a
+        }
+        (a, b) => a.or(b).unwrap_or_default(),
+    };
+    reader.loose_positions(data);
+    let patterns = reader.list.into_iter().map(|(database, name)| Pattern {
+        database: Some(database).filter(|d| d != ANY),
+        name: Some(name).filter(|n| n != ANY),
+    });
+    Wanted {
+        selection: match all {
+            true => Selection::All,
+            false => Selection::Collections(patterns.collect()),
+        },
+        start,
+        starts: reader.starts,
+        positions: reader.positions,
+        collection_infos,
+        db_collections,
+    }
+}
+
+struct Reader<'l> {
+    limits: &'l Limits,
+    list: Vec<(String, String)>,
+    starts: BTreeMap<(String, String), StartPoint>,
+    positions: Positions,
+}
+
+impl Reader<'_> {
+    fn database(&mut self, data: &Fields<'_>, database: &str, list: &Value) -> Vec<Value> {
+        let at = format!("db_collections.{}", clip(database));
+        let Value::Array(list) = list else {
+            data.errors()
+                .add(format!("{at}: a list of {{\"name\": …}} expected"));
+            return Vec::new();
+        };
+        if let Err(cause) = self.check(database) {
+            data.errors().add(format!("{at}: database name: {cause}"));
+        }
+        if list.is_empty() {
+            data.errors().add(format!(
+                "{at}: empty; name the collections, [{{\"name\": \"*\"}}] stands for all of the database"
+            ));
+        }
+        objects_of(&at, list, data.errors())
+            .into_iter()
+            .map(|info| self.info(Some(database), info))
+            .collect()
+    }
+
+    /// Reads one element; gives it back as the answers show it.
+    fn info(&mut self, database: Option<&str>, info: Fields<'_>) -> Value {
+        let given = info.string("name");
+        let from_start = info.boolean("use_start_position").unwrap_or(false);
+        let start = match (info.choice("start", STARTS), from_start) {
+            (None, true) => Some(StartPoint::Created),
+            (Some(start), true) if start != StartPoint::Created => {
+                info.wrong(
+                    "use_start_position",
+                    "true contradicts start; leave out one of them",
+                );
+                None
+            }
+            (start, _) => start,
+        };
+        let mut shown = json!({
+            "name": given,
+            "positions": info.get("positions").cloned().unwrap_or_else(|| json!({})),
+            "use_start_position": from_start,
+        });
+        if let (Some(value), Some(map)) = (info.get("start"), shown.as_object_mut()) {
+            map.insert("start".to_owned(), value.clone());
+        }
+        let positions = positions_of_one(&info, self.limits.queue);
+        match given.as_deref() {
+            None if !info.has("name") => info.wrong("name", "missing"),
+            None => {}
+            Some(name) => {
+                let (db, name) = match database {
+                    Some(db) => (db, name),
+                    None if name == ANY => (ANY, ANY),
+                    None => name.split_once('.').unwrap_or(("default", name)),
+                };
+                // The database of `db_collections` is checked once, with its key.
+                for part in [Some(db).filter(|_| database.is_none()), Some(name)] {
+                    if let Some(Err(cause)) = part.map(|part| self.check(part)) {
+                        info.wrong("name", cause);
+                    }
+                }
+                if [db, name].contains(&ANY) && positions.is_some() {
+                    info.wrong(
+                        "positions",
+                        "'*' stands for many collections, positions are of one; name the collection, or use start",
+                    );
+                }
+                let key = (db.to_owned(), name.to_owned());
+                if self.list.contains(&key) {
+                    let (db, name) = (clip(db), clip(name));
+                    info.wrong("name", format_args!("{db}.{name} is named twice"));
+                } else {
+                    if let Some(start) = start {
+                        self.starts.insert(key.clone(), start);
+                    }
+                    self.list.push(key);
+                }
+            }
+        }
+        self.put(&info, positions.into_iter().collect());
+        info.finish();
+        shown
+    }
+
+    fn check(&self, part: &str) -> Result<(), String> {
+        match part {
+            ANY => Ok(()),
+            part => check_name(part, self.limits.max_name_length),
+        }
+    }
+
+    /// `positions` beside `collection_infos`, as old tools send them: the keys say which collection each belongs to.
+    fn loose_positions(&mut self, data: &Fields<'_>) {
+        let found = positions(data, self.limits.queue);
+        let many = |(db, name): &(String, String)| db == ANY || name == ANY;
+        if !found.is_empty() && self.list.iter().any(many) {
+            data.wrong(
+                "positions",
+                "'*' stands for many collections, positions are of one; name the collections, or use start",
+            );
+        }
+        self.put(data, found);
+    }
+
+    fn put(&mut self, fields: &Fields<'_>, found: Positions) {
+        for (collection, places) in found {
+            let known = self.positions.entry(collection).or_default();
+            for (channel, given) in places {
+                match known.insert(channel.clone(), given) {
+                    Some(before) if before != given => fields.wrong(
+                        "positions",
+                        format_args!("{channel} is given twice for collection {collection}"),
+                    ),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// Names of databases and collections, as Milvus takes them.
+pub fn check_name(name: &str, max: usize) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("a name expected, not \"\"".to_owned());
+    }
+    if name.len() > max {
+        return Err(format!(
+            "{:?} has {} bytes, maxNameLength allows {max}",
+            clip(name),
+            name.len()
+        ));
+    }
+    let head = name
+        .chars()
+        .next()
+        .is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+    if !head
+        || !name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '$')
+    {
+        return Err(format!(
+            "{:?} is not a legal name: a letter or '_' first, then letters, digits, '_' and '$'",
+            clip(name)
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! A server on a real socket, with a stand-in for what carries the tasks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cdc_core::error::Problem;
+use cdc_core::ids::{CollectionId, TaskId};
+use cdc_core::position::QueueKind;
+use cdc_core::task::{
+    Choice, CollectionState, CollectionStatus, Counters, TargetSpec, TaskSpec, TaskStatus,
+};
+use milvus_cdc::http::router;
+use milvus_cdc::request::Limits;
+use milvus_cdc::runtime::Replication;
+use milvus_cdc::store::{OpenError, SqliteStore};
+use milvus_cdc::tasks::{TaskLimits, Tasks};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+#[derive(Default)]
+pub(crate) struct Fake {
+    pub(crate) running: Mutex<BTreeMap<TaskId, TaskSpec>>,
+    pub(crate) refuse: Mutex<Option<Problem>>,
+    pub(crate) refuse_start: Mutex<Option<Problem>>,
+    /// What every running task says of its collections.
+    pub(crate) collections: Mutex<Vec<CollectionStatus>>,
+    pub(crate) chosen: Mutex<Vec<(String, String, Choice)>>,
+    /// By the collection's name.
+    pub(crate) refuse_choice: Mutex<BTreeMap<String, Problem>>,
+    pub(crate) lose_choice: Mutex<BTreeSet<String>>,
+    pub(crate) never_stops: Mutex<bool>,
+}
+
+#[async_trait]
+impl Replication for Fake {
+    async fn check_target(&self, _: &TargetSpec) -> Result<(), Problem> {
+        self.refuse.lock().clone().map_or(Ok(()), Err)
+    }
+    async fn check_source(&self) -> Result<(), Problem> {
+        Ok(())
+    }
+    fn start(&self, spec: TaskSpec) -> Result<(), Problem> {
+        if let Some(problem) = self.refuse_start.lock().clone() {
+            return Err(problem);
+        }
+        self.running.lock().insert(spec.id.clone(), spec);
+        Ok(())
+    }
+    async fn stop(&self, task: &TaskId, _: Duration) {
+        self.running.lock().remove(task);
+    }
+    async fn stop_all(&self, _: Duration) {
+        if *self.never_stops.lock() {
+            std::future::pending::<()>().await;
+        }
+        self.running.lock().clear();
+    }
+    fn status(&self, task: &TaskId) -> Option<TaskStatus> {
+        self.running.lock().contains_key(task).then(|| TaskStatus {
+            collections: self.collections.lock().clone(),
+            problems: vec![],
+            lag_seconds: Some(1.5),
+            checkpoint_age_seconds: Some(0.25),
+            counters: Counters {
+                messages_in: 5,
+                bytes_in: 500,
+                messages_out: 4,
+                rows_out: 7,
+                bytes_out: 400,
+                in_flight_bytes: 99,
+            },
+            errors: BTreeMap::from([("transient".to_owned(), 3)]),
+        })
+    }
+    async fn choose(
+        &self,
+        _: &TaskId,
+        db: &str,
+        name: &str,
+        choice: Choice,
+    ) -> Result<(), Problem> {
+        if self.lose_choice.lock().contains(name) {
+            std::future::pending::<()>().await;
+        }
+        if let Some(problem) = self.refuse_choice.lock().get(name) {
+            return Err(problem.clone());
+        }
+        let taken = (db.to_owned(), name.to_owned(), choice);
+        self.chosen.lock().push(taken);
+        Ok(())
+    }
+}
+
+pub(crate) struct Server {
+    address: std::net::SocketAddr,
+    pub(crate) fake: Arc<Fake>,
+    pub(crate) tasks: Tasks,
+    pub(crate) store: SqliteStore,
+    pub(crate) running: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
+
+pub(crate) async fn open(path: &Path) -> SqliteStore {
+    loop {
+        match SqliteStore::open(path).await {
+            Err(OpenError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
+            other => return other.unwrap(),
+        }
+    }
+}
+
+pub(crate) async fn start(path: &Path, recover: bool) -> Server {
+    let store = open(path).await;
+    let fake = Arc::new(Fake::default());
+    let limits = TaskLimits {
+        max_task_num: 2,
+        memory_budget: 1 << 20,
+        call_timeout: Duration::from_secs(1),
+        answer_deadline: Duration::from_millis(400),
+    };
+    let tasks = Tasks::new(store.clone(), fake.clone(), limits);
+    if recover {
+        tasks.recover().await.unwrap();
+    }
+    let limits = Limits {
+        max_name_length: 16,
+        queue: QueueKind::Natsmq,
+        replicate_channel: "r".to_owned(),
+    };
+    let router = router(tasks.clone(), limits);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let running = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    Server {
+        address,
+        fake,
+        tasks,
+        store,
+        running,
+    }
+}
+
+impl Server {
+    pub(crate) async fn send(&self, method: &str, path: &str, body: &[u8]) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(body).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let status = text.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, text.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    pub(crate) async fn post(&self, body: impl AsRef<[u8]>) -> (u16, Value) {
+        let (status, text) = self.send("POST", "/cdc", body.as_ref()).await;
+        let body: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(body["code"], json!(status), "{text}");
+        (status, body)
+    }
+
+    pub(crate) async fn ask(&self, kind: &str, data: Value) -> (u16, Value) {
+        self.post(json!({ "request_type": kind, "request_data": data }).to_string())
+            .await
+    }
+
+    /// Asks for something that is granted; gives the answer's data.
+    pub(crate) async fn granted(&self, kind: &str, data: Value) -> Value {
+        let (status, mut answer) = self.ask(kind, data).await;
+        assert_eq!(status, 200, "{answer}");
+        answer["data"].take()
+    }
+
+    /// Asks for something that is not granted; gives the message.
+    pub(crate) async fn refused(&self, kind: &str, data: Value, expected: u16) -> String {
+        let (status, answer) = self.ask(kind, data).await;
+        assert_eq!(status, expected, "{answer}");
+        answer["message"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) async fn create(&self, data: Value) -> String {
+        let data = self.granted("create", data).await;
+        data["task_id"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn spec(&self, id: &str) -> TaskSpec {
+        self.fake.running.lock()[&TaskId::new(id)].clone()
+    }
+}
+
+/// A create request for one collection.
+pub(crate) fn wanted(name: &str) -> Value {
+    json!({"milvus_connect_param": {"uri": "http://Target:19530", "token": "root:hush-hush"}, "collection_infos": [{"name": name}]})
+}
+
+/// A create request with these fields beside the target.
+pub(crate) fn request(fields: Value) -> Value {
+    let mut request =
+        json!({"milvus_connect_param": {"uri": "http://target:19530", "token": "root:hush-hush"}});
+    for (key, value) in fields.as_object().unwrap() {
+        request[key] = value.clone();
+    }
+    request
+}
+
+pub(crate) fn collection(
+    id: i64,
+    database: &str,
+    name: &str,
+    state: CollectionState,
+) -> CollectionStatus {
+    CollectionStatus {
+        source_id: CollectionId(id),
+        database: database.to_owned(),
+        name: name.to_owned(),
+        state,
+        rows: 11,
+        positions: BTreeMap::new(),
+        last_error: None,
+    }
+}
