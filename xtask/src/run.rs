@@ -72,23 +72,23 @@ pub(crate) fn test(args: &[String]) -> Outcome {
     if quick {
         return Ok(());
     }
-    step("end-to-end tests on real servers");
     cargo(&env, &["build", "--workspace", "--bins"])?;
-    let mut e2e = Command::new("cargo");
-    e2e.args(["test", "-p", "cdc-lab", "--features", "e2e,audit"])
-        .args(["--test", "e2e"])
-        .envs(env.iter().cloned())
-        .env("MILVUS_CDC_BIN", built("milvus-cdc")?)
-        .env("CDC_LAB_BIN", built("cdc-lab")?);
-    let e2e = finish(e2e, "the end-to-end tests");
     step("the queue and the catalog on a real server's JetStream and etcd");
     let mut core = Command::new(built("cdc-lab")?);
     core.args(["beside", "--", "cargo", "test", "-p", "cdc-core"])
         .args(["--features", "e2e"])
         .args(["--test", "queue_natsmq", "--test", "catalog_etcd"])
-        .envs(env);
+        .envs(env.iter().cloned());
     let core = finish(core, "the tests of cdc-core on a real server");
-    e2e.and(core)
+    step("end-to-end tests on real servers");
+    let mut e2e = Command::new("cargo");
+    e2e.args(["test", "-p", "cdc-lab", "--features", "e2e,audit"])
+        .args(["--test", "e2e"])
+        .envs(env)
+        .env("MILVUS_CDC_BIN", built("milvus-cdc")?)
+        .env("CDC_LAB_BIN", built("cdc-lab")?);
+    let e2e = finish(e2e, "the end-to-end tests");
+    core.and(e2e)
 }
 
 /// `export NAME='value'` lines.

@@ -195,7 +195,8 @@ impl Cdc {
         let end = Instant::now() + CALL_DEADLINE;
         let reply = loop {
             let reply = self.post(&body).await?;
-            if reply.status != 503 || Instant::now() >= end {
+            let recovering = reply.status == 503 && reply.body.contains("being recovered");
+            if !recovering || Instant::now() >= end {
                 break reply;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -28,8 +28,15 @@ fn task(uri: &str, token: &str) -> Value {
     })
 }
 
-/// `create` is refused with status 400 and a message with all these words.
-async fn refused(cdc: &Cdc, data: Value, words: &[&str]) -> Result<()> {
+/// What is asked for cannot work.
+const WRONG: u16 = 400;
+/// Who asks may not.
+const LOCKED: u16 = 401;
+/// Something is not there at the moment.
+const AWAY: u16 = 503;
+
+/// `create` is refused with this status and a message with all these words.
+async fn refused(cdc: &Cdc, data: Value, status: u16, words: &[&str]) -> Result<()> {
     let body = json!({ "request_type": "create", "request_data": data }).to_string();
     until("the stored tasks are recovered", async || {
         Ok(cdc.get("/readyz").await?.status == 200)
@@ -37,7 +44,12 @@ async fn refused(cdc: &Cdc, data: Value, words: &[&str]) -> Result<()> {
     .await?;
     let reply = cdc.post(&body).await?;
     say(&format!("{}: {}", reply.status, reply.body));
-    ensure!(reply.status == 400, "{}: {}", reply.status, reply.body);
+    ensure!(
+        reply.status == status,
+        "{status} expected: {}: {}",
+        reply.status,
+        reply.body
+    );
     for word in words {
         ensure!(
             reply.body.contains(word),
@@ -65,15 +77,16 @@ async fn targets_that_cannot_be(_: &mut StdRng) -> Result<()> {
 
     // A normal server, here the source itself.
     let words = ["standby", "common.ttMsgEnabled", "false"];
-    refused(&cdc, task(&source.uri(), ""), &words).await?;
+    refused(&cdc, task(&source.uri(), ""), WRONG, &words).await?;
     let nobody = format!("http://127.0.0.1:{}", free_port()?);
-    refused(&cdc, task(&nobody, ""), &[&nobody["http://".len()..]]).await?;
+    refused(&cdc, task(&nobody, ""), AWAY, &[&nobody["http://".len()..]]).await?;
     let nowhere = "http://no-such-host.invalid:19530";
-    refused(&cdc, task(nowhere, ""), &["no-such-host.invalid"]).await?;
+    refused(&cdc, task(nowhere, ""), AWAY, &["no-such-host.invalid"]).await?;
     for token in ["root:wrong", "nobody:Milvus", ""] {
         refused(
             &cdc,
             task(&target.uri(), token),
+            LOCKED,
             &["milvus_connect_param.token"],
         )
         .await?;
@@ -110,7 +123,7 @@ async fn nothing_there_at_the_start(_: &mut StdRng) -> Result<()> {
         let folder = dir.join(format!("cdc-{mq:?}"));
         let mut cdc = Cdc::start_at(&source, folder, &progress).await?;
         let words = ["etcd", &format!("127.0.0.1:{etcd}")];
-        refused(&cdc, task(&target.uri(), ""), &words).await?;
+        refused(&cdc, task(&target.uri(), ""), AWAY, &words).await?;
         cdc.kill9().await?;
     }
     // etcd is there (the target's own, of another root path), the queue is not.
@@ -128,7 +141,7 @@ async fn nothing_there_at_the_start(_: &mut StdRng) -> Result<()> {
             Mq::Natsmq => format!("127.0.0.1:{nats}"),
             Mq::Rocksmq => "no-such-folder".to_owned(),
         };
-        refused(&cdc, task(&target.uri(), ""), &[&word]).await?;
+        refused(&cdc, task(&target.uri(), ""), AWAY, &[&word]).await?;
         cdc.kill9().await?;
     }
     target.kill9().await?;

@@ -15,6 +15,8 @@
 //! An insert adds a copy. A delete at a time kills the copies of its key with a smaller one, in its partition or, with
 //! -1, in all.
 
+mod store;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
@@ -24,19 +26,14 @@ use milvus::proto::common::{MsgHeader, MsgType};
 use milvus::proto::msg;
 use milvus::proto::schema::{CollectionSchema, FieldData};
 use prost::Message;
-use rocksdb::{DB, IteratorMode, LogLevel, Options};
 
 use crate::client::{Key, from_columns, keys};
+pub use store::list;
 
-/// Only these topics carry rows and ticks.
-const DATA: &str = "rootcoord-dml";
 /// All partitions.
 const EVERY: i64 = -1;
 /// Broken rules kept with their text; the others are only counted.
 const KEPT: usize = 50;
-/// The primary may remove a file while the secondary opens.
-const ATTEMPTS: usize = 10;
-
 /// The log of a standby.
 #[derive(Debug, Default)]
 pub struct Log {
@@ -68,9 +65,6 @@ struct Collection {
     segments: BTreeMap<i64, (usize, u64, u64)>,
 }
 
-/// Topic, id and payload of a message.
-type Stored = (String, i64, Box<[u8]>);
-
 /// Partition id to keys with their number of copies.
 pub type Rows = BTreeMap<i64, BTreeMap<Key, u64>>;
 
@@ -80,7 +74,7 @@ impl Log {
     /// # Errors
     /// It is no RocksMQ, or has a message that cannot be read.
     pub fn read(dir: &Path) -> Result<Self> {
-        let mut messages = read(dir)?;
+        let mut messages = store::read(dir)?;
         messages.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
         let mut log = Self::default();
         for (topic, id, payload) in messages {
@@ -157,7 +151,6 @@ impl Log {
                     None => CollectionSchema::decode(m.schema.as_slice())?,
                 };
                 let c = self.collections.entry(m.collection_id).or_default();
-                c.name = format!("{}.{}", m.db_name, m.collection_name);
                 c.key = schema
                     .fields
                     .into_iter()
@@ -213,6 +206,8 @@ impl Log {
 
     fn insert(&mut self, m: msg::InsertRequest) -> Result<()> {
         let c = self.collections.entry(m.collection_id).or_default();
+        // 2.3.5 leaves the names out of its own CreateCollection.
+        c.name = format!("{}.{}", m.db_name, m.collection_name);
         let column: Vec<FieldData> = m
             .fields_data
             .into_iter()
@@ -241,50 +236,6 @@ impl Log {
     }
 }
 
-/// Every message of one channel, one a line: its place in the log, its type, its id and its time.
-///
-/// # Errors
-/// As [`Log::read`].
-pub fn list(dir: &Path, channel: &str) -> Result<Vec<String>> {
-    let mut messages = read(dir)?;
-    messages.retain(|m| m.0 == channel);
-    messages.sort_by_key(|m| m.1);
-    let mut lines = Vec::new();
-    for (_, place, payload) in messages {
-        let base = MsgHeader::decode(&*payload)?.base.unwrap_or_default();
-        let rows = match base.msg_type() {
-            MsgType::Insert => {
-                let m = msg::InsertRequest::decode(&*payload)?;
-                format!(
-                    " {} rows of {} into segment {} at {:.3}",
-                    m.num_rows,
-                    m.collection_id,
-                    m.segment_id,
-                    seconds(least(&m.timestamps))
-                )
-            }
-            MsgType::Delete => {
-                let m = msg::DeleteRequest::decode(&*payload)?;
-                format!(
-                    " {} keys of {} at {:.3}",
-                    m.num_rows,
-                    m.collection_id,
-                    seconds(least(&m.timestamps))
-                )
-            }
-            _ => String::new(),
-        };
-        lines.push(format!(
-            "{place} {} id {} time {} ({:.3}){rows}",
-            base.msg_type().as_str_name(),
-            base.msg_id,
-            base.timestamp,
-            seconds(base.timestamp)
-        ));
-    }
-    Ok(lines)
-}
-
 impl Channel {
     fn line(&self, name: &str) -> String {
         format!(
@@ -308,6 +259,13 @@ impl fmt::Display for Log {
                 "collection {id} {}: {keys} keys, {copies} copies",
                 c.name
             )?;
+            for (segment, (rows, first, last)) in &c.segments {
+                let (first, last) = (seconds(*first), seconds(*last));
+                writeln!(
+                    f,
+                    "  segment {segment}: {rows} rows, from {first:.3} to {last:.3}"
+                )?;
+            }
         }
         for (name, c) in &self.channels {
             writeln!(f, "{}", c.line(name))?;
@@ -331,47 +289,6 @@ fn seconds(ts: u64) -> f64 {
 
 fn least(of: &[u64]) -> u64 {
     of.iter().copied().min().unwrap_or_default()
-}
-
-/// Every message of a data channel.
-fn read(dir: &Path) -> Result<Vec<Stored>> {
-    let mut last = None;
-    for _ in 0..ATTEMPTS {
-        match attempt(dir) {
-            Ok(all) => return Ok(all),
-            Err(e) => last = Some(e),
-        }
-        std::thread::sleep(std::time::Duration::from_millis(200));
-    }
-    Err(last.unwrap_or_else(|| anyhow::anyhow!("not tried")))
-        .with_context(|| format!("read the RocksMQ at {}", dir.display()))
-}
-
-fn attempt(dir: &Path) -> Result<Vec<Stored>> {
-    let own = std::env::temp_dir().join(format!("cdc-lab-audit-{:016x}", rand::random::<u64>()));
-    std::fs::create_dir_all(&own)?;
-    let outcome = scan(dir, &own);
-    let _ = std::fs::remove_dir_all(&own);
-    outcome
-}
-
-fn scan(dir: &Path, own: &Path) -> Result<Vec<Stored>> {
-    let mut options = Options::default();
-    // All files stay open: the primary may delete them while they are read.
-    options.set_max_open_files(-1);
-    options.set_log_level(LogLevel::Error);
-    let db = DB::open_cf_as_secondary(&options, dir, own, ["default", "properties"])?;
-    let mut all = Vec::new();
-    for entry in db.iterator(IteratorMode::Start) {
-        let (key, value) = entry?;
-        let key = std::str::from_utf8(&key).context("a key that is no text")?;
-        if let Some((topic, id)) = key.rsplit_once('/')
-            && topic.contains(DATA)
-        {
-            all.push((topic.to_owned(), id.parse()?, value));
-        }
-    }
-    Ok(all)
 }
 
 #[cfg(test)]
