@@ -48,6 +48,8 @@ const AHEAD: Duration = Duration::from_millis(1500);
 const SKEW: Duration = Duration::from_secs(3);
 /// After the deadline of a lost call, this long still counts as "it may arrive".
 pub(crate) const LATE: Duration = Duration::from_millis(300);
+/// How often the target's readers are woken while they may be behind.
+const WAKE_EVERY: Duration = Duration::from_millis(5);
 /// How often a refused call is repeated before its messages are tried one by one, and a refused message before it counts
 /// as refused.
 const REFUSALS: u32 = 3;
@@ -189,11 +191,18 @@ impl Sender {
             let may_tick = Instant::now() >= quiet_until;
             let call = self.shared.state.lock().gather(may_tick);
             let Some(call) = call else {
-                let wait = self.shared.wake.notified();
-                if may_tick {
-                    wait.await;
-                } else {
-                    let _ = tokio::time::timeout_at(quiet_until, wait).await;
+                let behind = self.shared.state.lock().may_be_behind();
+                tokio::select! {
+                    () = self.shared.wake.notified() => {}
+                    () = tokio::time::sleep_until(quiet_until), if !may_tick => {}
+                    () = tokio::time::sleep(WAKE_EVERY), if behind => {
+                        let tick = self.shared.state.lock().wake_up();
+                        // Says nothing that was not said: whether it arrives does not matter.
+                        if let Some(tick) = tick && self.send(Some(tick), &[]).await.is_err() {
+                            self.shared.state.lock().came_back();
+                            tokio::time::sleep(Duration::from_millis(200)).await;
+                        }
+                    }
                 }
                 continue;
             };
@@ -212,6 +221,9 @@ impl Sender {
         let mut refused = 0;
         while let Err(error) = self.send(call.tick, &call.messages).await {
             self.report(&error);
+            if matches!(error, TargetError::Unreachable { .. }) {
+                self.shared.state.lock().came_back();
+            }
             // With a tick alone nothing of ours can be wrong.
             if error.is_about_messages() && !call.messages.is_empty() {
                 refused += 1;

@@ -18,6 +18,11 @@ const MAX_CALL: usize = 4 << 20;
 /// after a pause waits for the disk.
 const IDLE_TICK: Duration = Duration::from_millis(400);
 
+/// What a consumer of a RocksMQ takes at least when it hears of a message (`mq.mqBufSize`, 16 by default), and what it
+/// may leave until it hears of the next one: see [`State::unheard`].
+const HEARD: usize = 16;
+const MOST_UNHEARD: usize = 32 << 10;
+
 /// A reader's connection to a lane.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct EdgeId(u64);
@@ -41,8 +46,8 @@ pub struct Outgoing {
 /// What becomes true once everything that stands before it in the queue is acknowledged.
 #[derive(Clone, Copy, Debug)]
 enum Mark {
-    /// This reader has pushed everything up to this source tick.
-    Passed(EdgeId, Tso),
+    /// This reader has pushed everything up to this source tick, and all of the stretches it raised up to this one.
+    Passed(EdgeId, Tso, u64),
     /// This reader holds no longer, if it did not begin to hold again (its generation is still this one).
     Release(EdgeId, u64),
     Leave(EdgeId),
@@ -68,8 +73,10 @@ struct Edge {
     /// Everything it may replace or delete lies at or below: nothing of it is sent at or below, except naturally.
     raised: Tso,
     /// Stretches that are raised but not acknowledged as a whole yet, oldest first: the first target timestamp of each,
-    /// and the source tick that ends it, once that is known.
-    open: VecDeque<(Tso, Option<Tso>)>,
+    /// and its number.
+    open: VecDeque<(Tso, u64)>,
+    /// The number of the last stretch that was raised.
+    stretches: u64,
 }
 
 /// What goes out at once.
@@ -97,6 +104,7 @@ impl Call {
 pub(super) struct State {
     /// The largest tick that was sent, or tried.
     pub(super) last_tick: Tso,
+    acknowledged_tick: Tso,
     /// The largest timestamp that was given to a message or tick.
     max_sent: Tso,
     /// The largest timestamp that was acknowledged.
@@ -107,12 +115,19 @@ pub(super) struct State {
     next_edge: u64,
     queue: VecDeque<Item>,
     waiting: Vec<(Tso, oneshot::Sender<Ticket>, Option<Ticket>)>,
+    /// Messages on the channel that the target's own readers may not have taken yet.
+    ///
+    /// A consumer of 2.3.5's RocksMQ is woken by each message, takes as many as its buffer holds (16), and the rest when
+    /// the next one wakes it. After a burst on a busy machine it is left behind by thousands, and comes back at 16 for
+    /// each tick: minutes (seen). So a burst is followed by ticks that say nothing new, for as long as it may need them.
+    unheard: usize,
 }
 
 impl State {
     pub(super) fn new(floor: Tso) -> Self {
         Self {
             last_tick: floor,
+            acknowledged_tick: Tso::ZERO,
             max_sent: floor,
             max_acknowledged: floor,
             hidden: None,
@@ -120,7 +135,27 @@ impl State {
             next_edge: 0,
             queue: VecDeque::new(),
             waiting: Vec::new(),
+            unheard: 0,
         }
+    }
+
+    /// The tick that wakes the target's readers once more, if they may need it: one that was there for sure. Any other
+    /// would say something.
+    pub(super) fn wake_up(&mut self) -> Option<Tso> {
+        if !self.may_be_behind() {
+            return None;
+        }
+        self.unheard = self.unheard.saturating_sub(HEARD);
+        Some(self.acknowledged_tick)
+    }
+
+    pub(super) fn may_be_behind(&self) -> bool {
+        self.unheard > 0 && self.acknowledged_tick > Tso::ZERO
+    }
+
+    /// The target was away: its readers begin again from where they had come.
+    pub(super) fn came_back(&mut self) {
+        self.unheard = MOST_UNHEARD;
     }
 
     /// `floor`: rows that this reader may replace or delete can be as new as this. Those that an earlier reader of the
@@ -137,6 +172,7 @@ impl State {
                 tick,
                 raised: self.max_sent.max(floor),
                 open: VecDeque::new(),
+                stretches: 0,
             },
         );
         id
@@ -182,7 +218,8 @@ impl State {
         let map = TsMap::raise(sources, floor);
         if let Some((first, last)) = map.range() {
             edge.raised = last;
-            edge.open.push_back((first, None));
+            edge.stretches += 1;
+            edge.open.push_back((first, edge.stretches));
             self.max_sent = self.max_sent.max(last);
         }
         map
@@ -198,24 +235,23 @@ impl State {
     }
 
     pub(super) fn passed(&mut self, id: EdgeId, tick: Tso) {
-        if let Some(state) = self.edges.get_mut(&id) {
-            for (_, end) in state.open.iter_mut().filter(|(_, end)| end.is_none()) {
-                *end = Some(tick);
-            }
-        }
+        let Some(stretches) = self.edges.get(&id).map(|e| e.stretches) else {
+            return;
+        };
         // Of marks with no message between them the last one of a reader counts: they do not pile up while a call is
         // stuck.
         for item in self.queue.iter_mut().rev() {
             match item {
-                Item::Mark(Mark::Passed(of, at)) if *of == id => {
-                    *at = tick;
+                Item::Mark(Mark::Passed(of, at, up_to)) if *of == id => {
+                    (*at, *up_to) = (tick, stretches);
                     return;
                 }
                 Item::Mark(_) => {}
                 Item::Message(_) => break,
             }
         }
-        self.queue.push_back(Item::Mark(Mark::Passed(id, tick)));
+        self.queue
+            .push_back(Item::Mark(Mark::Passed(id, tick, stretches)));
     }
 
     pub(super) fn purge(&mut self, stream: &Arc<StreamCtl>) -> Vec<Outgoing> {
@@ -265,8 +301,13 @@ impl State {
     }
 
     pub(super) fn acknowledged(&mut self, call: Call) {
+        let written = call.messages.len() + usize::from(call.tick.is_some());
+        self.unheard = (self.unheard + written)
+            .saturating_sub(HEARD)
+            .min(MOST_UNHEARD);
         if let Some(tick) = call.tick {
             self.max_acknowledged = self.max_acknowledged.max(tick);
+            self.acknowledged_tick = self.acknowledged_tick.max(tick);
             if self.hidden.is_some_and(|ts| ts <= tick) {
                 self.hidden = None;
             }
@@ -299,18 +340,12 @@ impl State {
 
     fn apply(&mut self, mark: Mark) {
         match mark {
-            Mark::Passed(id, tick) => {
+            Mark::Passed(id, tick, up_to) => {
                 let Some(edge) = self.edges.get_mut(&id) else {
                     return;
                 };
                 edge.tick = edge.tick.max(tick);
-                while edge
-                    .open
-                    .front()
-                    .is_some_and(|(_, end)| end.is_some_and(|end| end <= tick))
-                {
-                    edge.open.pop_front();
-                }
+                edge.open.retain(|(_, stretch)| *stretch > up_to);
             }
             Mark::Release(id, generation) => {
                 if let Some(edge) = self.edges.get_mut(&id)

@@ -317,3 +317,54 @@ fn a_message_that_is_tried_again_keeps_ticks_from_passing_it() {
     state.acknowledged(again);
     assert_eq!(settle(&mut state), [ms(2000)]);
 }
+
+#[test]
+fn a_burst_is_followed_by_ticks_that_wake_the_targets_readers() {
+    let mut state = State::new(ms(100));
+    let s = stream(1);
+    for n in 0..100 {
+        state.push(message(&s, ms(200 + n)));
+    }
+    settle(&mut state);
+    let mut woken = 0;
+    while state.may_be_behind() {
+        assert!(state.wake_up().is_some_and(|tick| tick == state.last_tick));
+        woken += 1;
+    }
+    assert_eq!(
+        woken, 5,
+        "100 messages less 16 for the call and 16 for its tick, at 16 each"
+    );
+    state.push(message(&s, ms(500)));
+    settle(&mut state);
+    assert!(
+        !state.may_be_behind(),
+        "a few messages wake their readers themselves"
+    );
+}
+
+#[test]
+fn each_part_of_a_stretch_holds_the_tick_until_it_is_acknowledged_itself() {
+    let mut state = State::new(ms(100));
+    let holder = state.join(ms(5000), true, Tso::ZERO);
+    let edge = state.join(ms(10), false, Tso::ZERO);
+    settle(&mut state);
+    let s = stream(1);
+    let part = |state: &mut State, ts: Tso| {
+        let map = state.raise(edge, vec![ts.0], false);
+        let raised = Tso(map.get(ts.0));
+        state.push(message(&s, raised));
+        // Before its stretch ends: the tick is the one before, for every part.
+        state.passed(edge, ms(10));
+        raised
+    };
+    part(&mut state, ms(20));
+    let first = state.gather(true).unwrap();
+    let second = part(&mut state, ms(21));
+    state.passed(holder, ms(9000));
+    state.acknowledged(first);
+    let next = state.gather(true).unwrap();
+    assert!(next.tick.is_none_or(|tick| tick < second));
+    state.acknowledged(next);
+    assert_eq!(settle(&mut state), [ms(9000)]);
+}

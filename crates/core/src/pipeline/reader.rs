@@ -1,6 +1,6 @@
 //! Carries one source channel to its lanes: for every collection attached to it, or for one that catches up by itself.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -94,11 +94,21 @@ enum Pass {
     },
 }
 
+/// What is behind a stretch that was read twice: messages above its tick that stand before it, for the lanes it was read
+/// for. They are read once more, with the stretch they belong to.
+struct Remainder {
+    /// The tick's place. Up to here messages to other lanes, and those up to the tick, are done.
+    until: Position,
+    lanes: HashSet<String>,
+    /// Where that reading goes on.
+    next: Start,
+}
+
 /// How a message is sent.
 enum Take {
     Plain,
-    /// With the map of its stretch, which ends with this tick.
-    Mapped(Arc<TsMap>, Tso),
+    /// With the map of its stretch.
+    Mapped(Arc<TsMap>),
 }
 
 /// A message as it was read, with its size.
@@ -112,6 +122,7 @@ pub(crate) struct Inner {
     /// Tickets of messages that could not be carried: the checkpoint must not pass them.
     stuck: Vec<(CollectionId, Ticket)>,
     pass: Pass,
+    remainder: Option<Remainder>,
     /// Read, and put off: they could not be worked on while the channel's main reader was held.
     put_off: VecDeque<Read>,
 }
@@ -151,6 +162,7 @@ impl Reader {
             at: progress.after.then_some(progress.position),
             stuck: Vec::new(),
             pass: Pass::Once,
+            remainder: None,
             put_off: VecDeque::new(),
         };
         if let Scope::One(route) = &scope {
@@ -308,6 +320,9 @@ impl Reader {
         if let Pass::Mapped { next, .. } = inner.pass {
             return next;
         }
+        if let Some(remainder) = &inner.remainder {
+            return remainder.next;
+        }
         match inner.at {
             Some(position) => Start::After(position),
             None => Start::At(self.books.lock().progress().position),
@@ -327,7 +342,8 @@ impl Reader {
         let own = self.gate.lock().await.edges.own.clone();
         let mut draining = false;
         loop {
-            if !draining && !self.gate.lock().await.edges.is_gathering() {
+            // What is kept to the end of a stretch goes only when the stretch is read to its end.
+            if !draining && self.gate.lock().await.edges.gathered() == 0 {
                 self.ctx.budget.room(&own, reserve).await;
             }
             let put_off = !self.gate.lock().await.put_off.is_empty();
@@ -449,9 +465,15 @@ impl Reader {
             if matches!(turn, Some(Turn::Again)) {
                 return turn;
             }
-            match &mut inner.pass {
-                Pass::Mapped { next, .. } => *next = Start::After(position),
-                _ => inner.at = Some(position),
+            match (&mut inner.pass, &mut inner.remainder) {
+                (Pass::Mapped { next, .. }, _) => *next = Start::After(position),
+                (_, Some(remainder)) if position < remainder.until => {
+                    remainder.next = Start::After(position);
+                }
+                _ => {
+                    inner.remainder = None;
+                    inner.at = Some(position);
+                }
             }
             if turn.is_some() {
                 return turn;
@@ -513,13 +535,29 @@ impl Reader {
                 inner.pass = again;
                 return None;
             }
-            Pass::Mapped { .. } => {}
+            Pass::Mapped { maps, .. } => {
+                inner.remainder = Some(Remainder {
+                    until: position,
+                    lanes: maps.into_keys().collect(),
+                    next: Start::After(position),
+                });
+            }
         }
         if self.await_partitions(inner, tick).await.is_err() {
             return None;
         }
         inner.edges.close(tick);
         self.books.lock().close(position, tick);
+        if let Some(remainder) = &mut inner.remainder {
+            match self.books.lock().begun_at() {
+                (from, false) if from <= remainder.until => {
+                    remainder.next = Start::At(from);
+                    inner.at = Some(position);
+                    return Some(Turn::Again);
+                }
+                _ => inner.remainder = None,
+            }
+        }
         if matches!(self.scope, Scope::Main) {
             let near = inner.edges.behind() < NEAR;
             self.hold(inner, near);
@@ -606,6 +644,14 @@ impl Reader {
         times: impl FnOnce() -> Vec<u64>,
     ) -> Option<Take> {
         let lane = shard.lane.channel().as_str();
+        // Up to the last tick everything was sent with an earlier stretch, if this one is not read for the first time.
+        let due = ts > inner.edges.tick;
+        if let Some(remainder) = &inner.remainder
+            && position <= remainder.until
+            && (!due || !remainder.lanes.contains(lane))
+        {
+            return None;
+        }
         match &mut inner.pass {
             Pass::Once => Some(Take::Plain),
             Pass::Times(of) => match of.get_mut(lane) {
@@ -616,20 +662,17 @@ impl Reader {
                 }
                 None => Some(Take::Plain),
             },
-            Pass::Mapped { maps, tick, .. } => {
-                // Up to the last tick it was sent with the stretch before.
-                let due = ts > inner.edges.tick;
-                maps.get(lane)
-                    .filter(|_| due)
-                    .map(|map| Take::Mapped(map.clone(), *tick))
-            }
+            Pass::Mapped { maps, tick, .. } => maps
+                .get(lane)
+                .filter(|_| due && ts <= *tick)
+                .map(|map| Take::Mapped(map.clone())),
         }
     }
 
     fn take(&self, inner: &mut Inner, planned: Planned, take: Take) {
         match take {
             Take::Plain => inner.edges.take(planned),
-            Take::Mapped(map, tick) => inner.edges.send_mapped(planned, &map, tick),
+            Take::Mapped(map) => inner.edges.send_mapped(planned, &map),
         }
     }
 
@@ -771,7 +814,7 @@ impl Reader {
             PartitionAnswer::NameTaken(_)
                 if matches!(self.scope, Scope::Main)
                     || inner.edges.holds
-                    || matches!(take, Take::Mapped(..)) =>
+                    || matches!(take, Take::Mapped(_)) =>
             {
                 Err(name_taken(id))
             }
@@ -962,7 +1005,7 @@ impl Reader {
     fn near(&self, inner: &mut Inner) -> bool {
         let near = inner.edges.behind() < NEAR && inner.edges.tick > Tso::ZERO;
         self.hold(inner, near);
-        near && inner.edges.is_natural() && self.at_tick(inner)
+        near && inner.remainder.is_none() && inner.edges.is_natural() && self.at_tick(inner)
     }
 
     /// Hands the collection over to the main reader, at one message for both.
@@ -977,7 +1020,8 @@ impl Reader {
         };
         let deadline = Instant::now() + Duration::from_secs(2);
         let mut theirs = main.gate.lock().await;
-        if main.over.load(Ordering::Acquire) {
+        // A main reader that drains may have stopped already.
+        if main.over.load(Ordering::Acquire) || self.ctx.drain.is_cancelled() {
             return Ok(None);
         }
         // The main reader stands still now; read up to where it is, to the next tick from there.

@@ -33,7 +33,7 @@ use crate::task::{Choice, CollectionState, TaskSpec, TaskStatus};
 
 /// Collections made or dropped on the target at the same time.
 const JOBS: usize = 8;
-const CHECKPOINT_EVERY: Duration = Duration::from_millis(1000);
+const CHECKPOINT_EVERY: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A collection that the source has dropped and whose drop is not read from the queue by then is dropped all the same.
 const DROP_PATIENCE: Duration = Duration::from_secs(60);
@@ -167,6 +167,10 @@ async fn conduct(
         }
     };
     board.lock().task_problem(None);
+    let mut places = stored.channels.values().chain(stored.detached.values());
+    if places.any(|p| p.sent > p.applied) {
+        hub.earlier_process_was_cut_off();
+    }
     let ctx = Arc::new(TaskContext {
         budget: Budget::new(spec.memory_budget),
         hub,

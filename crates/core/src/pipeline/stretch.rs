@@ -112,19 +112,12 @@ impl Edges {
 
     pub(crate) fn join(&mut self, shard: &TargetShard) -> &mut Edge {
         let (tick, holds) = (self.tick, self.holds);
-        // What an earlier process sent here without hearing of it may still be carried out.
-        let hush = self.in_doubt > tick;
         self.edges
             .entry(shard.lane.channel().as_str().to_owned())
-            .or_insert_with(|| {
-                if hush {
-                    shard.lane.hush(self.ctx.hub.earlier_calls_end());
-                }
-                Edge {
-                    lane: shard.lane.clone(),
-                    id: shard.lane.join(tick, holds, shard.floor),
-                    waiting: Vec::new(),
-                }
+            .or_insert_with(|| Edge {
+                lane: shard.lane.clone(),
+                id: shard.lane.join(tick, holds, shard.floor),
+                waiting: Vec::new(),
             })
     }
 
@@ -138,8 +131,10 @@ impl Edges {
         let ctx = self.ctx.clone();
         let route = planned.route.clone();
         let edge = self.join(&route.shards[planned.shard]);
+        // Nothing at or below a tick follows it. If it did, it would not be lost, but raised.
         if edge.waiting.is_empty()
             && !planned.is_awaiting()
+            && planned.act.first_ts() > tick
             && tick >= in_doubt
             && edge.lane.is_natural(edge.id, tick)
         {
@@ -215,11 +210,6 @@ impl Edges {
         }
     }
 
-    /// Whether it keeps messages to the end of the stretch.
-    pub(crate) fn is_gathering(&self) -> bool {
-        self.edges.values().any(|e| !e.waiting.is_empty())
-    }
-
     /// Bytes of the messages kept to the end of the stretch.
     pub(crate) fn gathered(&self) -> usize {
         self.edges
@@ -251,16 +241,12 @@ impl Edges {
         Some(edge.lane.raise(edge.id, times, in_doubt))
     }
 
-    /// Sends a message of a stretch that was raised as a whole before; what is above its tick is kept.
-    pub(crate) fn send_mapped(&mut self, planned: Planned, map: &TsMap, tick: Tso) {
+    /// Sends a message of a stretch that was raised as a whole before.
+    pub(crate) fn send_mapped(&mut self, planned: Planned, map: &TsMap) {
         let ctx = self.ctx.clone();
         let route = planned.route.clone();
         let edge = self.join(&route.shards[planned.shard]);
-        if planned.act.ts() > tick {
-            edge.waiting.push(planned);
-        } else {
-            send(&ctx, &edge.lane, planned, map);
-        }
+        send(&ctx, &edge.lane, planned, map);
     }
 
     /// Takes out what is kept of a collection.

@@ -1,7 +1,7 @@
 //! What all tasks to one target share: its connection, its lanes, its time and its message ids.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -76,6 +76,7 @@ impl Hubs {
             lanes: Mutex::default(),
             begun: Instant::now(),
             unanswered: Arc::default(),
+            unclean: AtomicBool::new(false),
         });
         *slot = Arc::downgrade(&hub);
         Ok(hub)
@@ -113,6 +114,8 @@ pub struct Hub {
     begun: Instant,
     /// Channels with a call whose answer nobody waited for any more, and until when it may still be carried out.
     unanswered: Noted,
+    /// Whether an earlier process may have left calls that are still carried out.
+    unclean: AtomicBool,
 }
 
 type Noted = Arc<Mutex<HashMap<PChannel, Instant>>>;
@@ -162,16 +165,31 @@ impl Hub {
         Unanswered { note }
     }
 
-    /// Before this moment a call of ours whose answer was not seen may still be carried out on this channel.
-    pub(crate) fn quiet_until(&self, channel: &PChannel) -> Instant {
-        let mut noted = self.unanswered.lock();
-        noted.retain(|_, until| *until > Instant::now());
-        noted.get(channel).copied().unwrap_or_else(Instant::now)
+    /// An earlier process ended with calls under way: what it sent last may still be carried out, until the deadline of
+    /// those calls has passed. No lane ticks before.
+    pub(crate) fn earlier_process_was_cut_off(&self) {
+        self.unclean.store(true, Ordering::Release);
+        let until = self.earlier_calls_end();
+        for lane in self.lanes.lock().values().filter_map(Weak::upgrade) {
+            lane.hush(until);
+        }
     }
 
-    /// Before this moment a call of a process before this one may still be carried out.
-    pub(crate) fn earlier_calls_end(&self) -> Instant {
+    fn earlier_calls_end(&self) -> Instant {
         self.begun + self.call_timeout + crate::lane::LATE
+    }
+
+    /// Before this moment a call whose answer was not seen may still be carried out on this channel.
+    pub(crate) fn quiet_until(&self, channel: &PChannel) -> Instant {
+        let mut noted = self.unanswered.lock();
+        let now = Instant::now();
+        noted.retain(|_, until| *until > now);
+        let own = noted.get(channel).copied().unwrap_or(now);
+        if self.unclean.load(Ordering::Acquire) {
+            own.max(self.earlier_calls_end())
+        } else {
+            own
+        }
     }
 
     /// F of a channel: nothing that was ever sent there lies above.
