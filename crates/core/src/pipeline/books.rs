@@ -153,6 +153,11 @@ impl Books {
         !self.above.is_empty()
     }
 
+    /// The largest timestamp above the last tick that was read to be carried.
+    pub(crate) fn highest(&self) -> Option<Tso> {
+        self.above.iter().map(|(_, ts)| *ts).max()
+    }
+
     /// Whether the last message read was a tick.
     pub(crate) fn ends_at(&self, position: Option<Position>) -> bool {
         self.closed_at.is_some() && self.closed_at == position

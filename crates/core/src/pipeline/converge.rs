@@ -38,14 +38,15 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
     let mut views = ctx.parts.catalog.subscribe();
     let mut done: HashMap<CollectionId, (Arc<Collection>, usize)> = HashMap::new();
     let mut tries: HashMap<CollectionId, Try> = HashMap::new();
-    let mut databases: BTreeMap<DbId, String> = read_note(&ctx, DATABASES_NOTE).await;
+    let mut databases = Databases::read(&ctx).await;
     let mut settling = Settling {
         loaded: read_note(&ctx, LOADED_NOTE).await,
         ctx: ctx.clone(),
     };
     loop {
         let view = views.borrow_and_update().clone();
-        if let Err(problem) = converge_databases(&ctx, &view, &mut databases).await {
+        databases.made.extend(objects.take_made_databases());
+        if let Err(problem) = databases.converge(&ctx, &view).await {
             tracing::debug!(task = %ctx.spec.id, "databases: {problem}");
         }
         settling.settle(&objects).await;
@@ -182,57 +183,69 @@ async fn write_note<T: Serialize>(ctx: &TaskContext, id: CollectionId, value: &T
     .await;
 }
 
-async fn converge_databases(
-    ctx: &TaskContext,
-    view: &View,
-    made: &mut BTreeMap<DbId, String>,
-) -> Result<(), Problem> {
-    let target = &ctx.hub.target;
-    let before = made.clone();
-    // Those that the task carries whole; others come with their first collection.
-    let whole = |name: &str| ctx.spec.selection.whole_database(name);
-    for (id, database) in view.databases.iter().filter(|(_, d)| whole(&d.name)) {
-        if made.get(id) != Some(&database.name) {
-            target
-                .create_database(&database.name)
-                .await
-                .map_err(|e| e.problem())?;
-            made.insert(*id, database.name.clone());
+/// The databases of the target that were made for this task.
+struct Databases {
+    made: BTreeMap<DbId, String>,
+    /// As it is stored.
+    noted: BTreeMap<DbId, String>,
+}
+
+impl Databases {
+    async fn read(ctx: &TaskContext) -> Self {
+        let noted: BTreeMap<DbId, String> = read_note(ctx, DATABASES_NOTE).await;
+        Self {
+            made: noted.clone(),
+            noted,
         }
     }
-    let gone: Vec<_> = made
-        .iter()
-        .filter(|(id, _)| !view.databases.contains_key(id))
-        .map(|(i, n)| (*i, n.clone()))
-        .collect();
-    for (id, name) in gone {
-        let again = view.databases.values().any(|d| d.name == name);
-        if !again && name != DEFAULT {
-            let there = target
-                .databases()
-                .await
-                .map_err(|e| e.problem())?
-                .contains(&name);
-            // Its collections' drops may still be on their way.
-            if there
-                && !target
-                    .collections(&name)
-                    .await
-                    .map_err(|e| e.problem())?
-                    .is_empty()
-            {
-                continue;
-            }
-            if there {
-                target.drop_database(&name).await.map_err(|e| e.problem())?;
+
+    async fn note(&mut self, ctx: &TaskContext) {
+        if self.made != self.noted {
+            write_note(ctx, DATABASES_NOTE, &self.made).await;
+            self.noted = self.made.clone();
+        }
+    }
+
+    async fn converge(&mut self, ctx: &TaskContext, view: &View) -> Result<(), Problem> {
+        let target = &ctx.hub.target;
+        let problem = |e: TargetError| e.problem();
+        // Those that the task carries whole; others come with their first collection.
+        let whole = |name: &str| ctx.spec.selection.whole_database(name);
+        for (id, database) in view.databases.iter().filter(|(_, d)| whole(&d.name)) {
+            if self.made.get(id) != Some(&database.name) {
+                // Noted first: what is made must not be forgotten.
+                self.made.insert(*id, database.name.clone());
+                self.note(ctx).await;
+                if let Err(error) = target.create_database(&database.name).await {
+                    self.made.remove(id);
+                    return Err(error.problem());
+                }
             }
         }
-        made.remove(&id);
+        self.note(ctx).await;
+        let gone: Vec<_> = self
+            .made
+            .iter()
+            .filter(|(id, _)| !view.databases.contains_key(id))
+            .map(|(i, n)| (*i, n.clone()))
+            .collect();
+        for (id, name) in gone {
+            let again = view.databases.values().any(|d| d.name == name);
+            if !again && name != DEFAULT {
+                let there = target.databases().await.map_err(problem)?.contains(&name);
+                // Its collections' drops may still be on their way.
+                if there && !target.collections(&name).await.map_err(problem)?.is_empty() {
+                    continue;
+                }
+                if there {
+                    target.drop_database(&name).await.map_err(problem)?;
+                }
+            }
+            self.made.remove(&id);
+        }
+        self.note(ctx).await;
+        Ok(())
     }
-    if *made != before {
-        write_note(ctx, DATABASES_NOTE, made).await;
-    }
-    Ok(())
 }
 
 /// One collection: partitions, then indexes (which needs it released), then what is loaded.

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use super::TaskContext;
 use crate::catalog::{Collection, ObjectState};
 use crate::error::{ErrorClass, Problem};
-use crate::ids::{CollectionId, FieldId, PChannel, PartitionId};
+use crate::ids::{CollectionId, DbId, FieldId, PChannel, PartitionId};
 use crate::lane::{Lane, StreamCtl};
 use crate::position::Position;
 use crate::route::encode;
@@ -108,6 +108,8 @@ pub(crate) struct Objects {
     pub(crate) moved: Notify,
     /// Told when the drop of a partition is complete.
     pub(crate) freed: Notify,
+    /// Databases that were made for their first collection, until they are noted.
+    made_databases: Mutex<BTreeMap<DbId, String>>,
     /// One at a time drops partitions whose drop is not read yet.
     pub(super) clearing: tokio::sync::Mutex<()>,
     /// What keeps a collection's indexes or load state from being as on the source.
@@ -169,9 +171,15 @@ impl Objects {
             applied: Mutex::default(),
             moved: Notify::new(),
             freed: Notify::new(),
+            made_databases: Mutex::default(),
             clearing: tokio::sync::Mutex::default(),
             unequal: Mutex::default(),
         }
+    }
+
+    /// Databases that were made for their first collection since the last call.
+    pub(crate) fn take_made_databases(&self) -> BTreeMap<DbId, String> {
+        std::mem::take(&mut *self.made_databases.lock())
     }
 
     /// The route of a collection that is open.
@@ -295,6 +303,9 @@ impl Objects {
         }
         let databases = target.databases().await.map_err(failed)?;
         if !databases.iter().any(|d| d == database) {
+            self.made_databases
+                .lock()
+                .insert(source.db, database.to_owned());
             target.create_database(database).await.map_err(failed)?;
         }
         let mut adopted = false;

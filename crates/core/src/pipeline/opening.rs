@@ -89,8 +89,15 @@ pub(super) async fn open(
     let known = objects
         .get(source.id)
         .filter(|o| o.phase != ObjectPhase::Creating);
-    if known.is_none() && source.state == ObjectState::Dropping {
-        return Err(Stop::Target(Obstacle::Gone));
+    if known.is_none() {
+        // Asked again, for what was dropped in the meantime would bring back what was dropped with it, its database.
+        let read = ctx.catalog().read_collection(source.id).await;
+        let there = read
+            .map_err(|e| Stop::Target(Obstacle::Failed(e.problem())))?
+            .is_some_and(|c| c.state != ObjectState::Dropping);
+        if !there {
+            return Err(Stop::Target(Obstacle::Gone));
+        }
     }
     let channels: BTreeSet<&PChannel> = match &known {
         Some(_) => answer.reset.keys().collect(),

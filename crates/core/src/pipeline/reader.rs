@@ -123,6 +123,9 @@ pub(crate) struct Inner {
     stuck: Vec<(CollectionId, Ticket)>,
     pass: Pass,
     remainder: Option<Remainder>,
+    /// The task ends: nothing above this source timestamp is sent any more, so that the next tick at or above it leaves
+    /// nothing in doubt.
+    cut: Option<Tso>,
     /// Read, and put off: they could not be worked on while the channel's main reader was held.
     put_off: VecDeque<Read>,
 }
@@ -163,6 +166,7 @@ impl Reader {
             stuck: Vec::new(),
             pass: Pass::Once,
             remainder: None,
+            cut: None,
             put_off: VecDeque::new(),
         };
         if let Scope::One(route) = &scope {
@@ -359,10 +363,15 @@ impl Reader {
                 () = std::future::ready(()), if put_off => Vec::new(),
                 () = self.ctx.drain.cancelled(), if !draining => {
                     draining = true;
+                    let mut inner = self.gate.lock().await;
+                    let mut books = self.books.lock();
+                    let cut = books.highest().unwrap_or_default().max(books.joined);
                     // At a tick: nothing is sent behind it, no need to read on to the next.
-                    if self.books.lock().is_clean() {
+                    if books.is_clean() || cut <= inner.edges.tick {
                         return Ok(End::Stopped);
                     }
+                    inner.cut = Some(cut);
+                    drop(books);
                     continue;
                 }
             };
@@ -483,9 +492,11 @@ impl Reader {
         None
     }
 
-    /// Where a main reader goes on has to be right for every collection that may be joined to it.
+    /// Where a main reader goes on has to be right for every collection that may be joined to it, and where a reader that
+    /// ends goes on for what it leaves out.
     fn see(&self, inner: &Inner, position: Position, event: &Result<Event, DecodeError>) {
-        if matches!(self.scope, Scope::One(_)) || matches!(inner.pass, Pass::Mapped { .. }) {
+        let whole = matches!(self.scope, Scope::Main) || inner.cut.is_some();
+        if !whole || matches!(inner.pass, Pass::Mapped { .. }) {
             return;
         }
         let ts = match event {
@@ -506,6 +517,8 @@ impl Reader {
         tick: Tso,
         draining: bool,
     ) -> Option<Turn> {
+        // Behind the cut everything is left out: not all that is up to this tick is done.
+        let tick = inner.cut.map_or(tick, |cut| tick.min(cut));
         if tick <= inner.edges.tick {
             return None;
         }
@@ -686,7 +699,7 @@ impl Reader {
     ) -> Option<Arc<Route>> {
         let attached = inner.attached.get(&collection)?;
         let before = attached.dropped || attached.after.is_some_and(|after| position <= after);
-        if before || ts <= self.applied {
+        if before || ts <= self.applied || inner.cut.is_some_and(|cut| ts > cut) {
             return None;
         }
         let route = attached.route.clone();

@@ -526,6 +526,15 @@ impl Conductor<'_> {
 
     async fn obstacle(&mut self, id: CollectionId, obstacle: Obstacle) {
         match obstacle {
+            // It may have been made already, or half.
+            Obstacle::Gone
+                if self
+                    .objects
+                    .get(id)
+                    .is_some_and(|o| o.phase != ObjectPhase::Dropped) =>
+            {
+                self.drop_from_table(id).await;
+            }
             Obstacle::Gone => self.forget_entry(id).await,
             Obstacle::NameTaken(holder) => {
                 let alive = self.entries.get(&holder).filter(|h| {
