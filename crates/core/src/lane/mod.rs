@@ -74,9 +74,13 @@ struct Shared {
 impl Lane {
     pub(crate) fn spawn(hub: Arc<Hub>, channel: PChannel, floor: Tso) -> Arc<Self> {
         let quiet_until = hub.quiet_until(&channel);
+        let mut state = State::new(floor);
+        if hub.was_cut_off() {
+            state.may_be_far_behind();
+        }
         let shared = Arc::new(Shared {
             channel,
-            state: Mutex::new(State::new(floor)),
+            state: Mutex::new(state),
             wake: Notify::new(),
             problem: Mutex::default(),
             quiet_until: Mutex::new(quiet_until),
@@ -199,7 +203,7 @@ impl Sender {
                         let tick = self.shared.state.lock().wake_up();
                         // Says nothing that was not said: whether it arrives does not matter.
                         if let Some(tick) = tick && self.send(Some(tick), &[]).await.is_err() {
-                            self.shared.state.lock().came_back();
+                            self.shared.state.lock().may_be_far_behind();
                             tokio::time::sleep(Duration::from_millis(200)).await;
                         }
                     }
@@ -222,7 +226,7 @@ impl Sender {
         while let Err(error) = self.send(call.tick, &call.messages).await {
             self.report(&error);
             if matches!(error, TargetError::Unreachable { .. }) {
-                self.shared.state.lock().came_back();
+                self.shared.state.lock().may_be_far_behind();
             }
             // With a tick alone nothing of ours can be wrong.
             if error.is_about_messages() && !call.messages.is_empty() {

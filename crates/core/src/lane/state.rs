@@ -22,6 +22,8 @@ const IDLE_TICK: Duration = Duration::from_millis(400);
 /// may leave until it hears of the next one: see [`State::unheard`].
 const HEARD: usize = 16;
 const MOST_UNHEARD: usize = 32 << 10;
+/// What is reckoned with where others wrote before: bursts that were cut off, or a target that came back.
+const UNKNOWN_UNHEARD: usize = 16 << 10;
 
 /// A reader's connection to a lane.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -153,9 +155,9 @@ impl State {
         self.unheard > 0 && self.acknowledged_tick > Tso::ZERO
     }
 
-    /// The target was away: its readers begin again from where they had come.
-    pub(super) fn came_back(&mut self) {
-        self.unheard = MOST_UNHEARD;
+    /// The target was away, or an earlier process was cut off: how far its readers are behind is not known.
+    pub(super) fn may_be_far_behind(&mut self) {
+        self.unheard = self.unheard.max(UNKNOWN_UNHEARD);
     }
 
     /// `floor`: rows that this reader may replace or delete can be as new as this. Those that an earlier reader of the

@@ -175,6 +175,10 @@ impl Hub {
         }
     }
 
+    pub(crate) fn was_cut_off(&self) -> bool {
+        self.unclean.load(Ordering::Acquire)
+    }
+
     fn earlier_calls_end(&self) -> Instant {
         self.begun + self.call_timeout + crate::lane::LATE
     }
@@ -185,7 +189,7 @@ impl Hub {
         let now = Instant::now();
         noted.retain(|_, until| *until > now);
         let own = noted.get(channel).copied().unwrap_or(now);
-        if self.unclean.load(Ordering::Acquire) {
+        if self.was_cut_off() {
             own.max(self.earlier_calls_end())
         } else {
             own
