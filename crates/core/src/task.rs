@@ -260,6 +260,8 @@ pub struct LastError {
 pub struct Counters {
     pub messages_in: u64,
     pub bytes_in: u64,
+    /// Of the task's collections, read and to be carried.
+    pub rows_in: u64,
     pub messages_out: u64,
     pub rows_out: u64,
     pub bytes_out: u64,

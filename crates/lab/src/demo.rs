@@ -108,11 +108,16 @@ async fn inside(demo: &Demo, dir: &Path, progress: &Progress) -> Result<bool> {
     progress.begin(&what);
     let latency = visibility(&source, &target, PROBES).await?;
     progress.done(&what);
-    progress.line(&format!(
-        "visible on the target after the source's ack: p50 {} ms, p99 {} ms",
-        latency.percentile(50).as_millis(),
-        latency.percentile(99).as_millis()
-    ));
+    for (server, latency) in [
+        ("target", &latency.target),
+        ("source itself", &latency.source),
+    ] {
+        progress.line(&format!(
+            "visible on the {server} after the source's ack: p50 {} ms, p99 {} ms",
+            latency.percentile(50).as_millis(),
+            latency.percentile(99).as_millis()
+        ));
+    }
 
     progress.begin("compare source and target");
     let mut report = compare(&source, &target, Options::default()).await?;

@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use milvus::proto::common::ConsistencyLevel;
 use milvus::proto::schema::{CollectionSchema, DataType, FieldSchema};
+use rand::Rng;
 
 use crate::client::{Client, CollectionOptions, Query, Row, Value};
 
 const DB: &str = "default";
 const NAME: &str = "latency";
+/// Of the source, `proxy.timeTickInterval`.
+const TICK_INTERVAL: Duration = Duration::from_millis(200);
 /// A row that is not there after this is not coming.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -30,12 +33,20 @@ impl Latency {
     }
 }
 
+/// When rows could be queried, on both servers.
+#[derive(Debug, Clone)]
+pub struct Visibility {
+    pub source: Latency,
+    pub target: Latency,
+}
+
 /// Creates the collection `default.latency` on the source, waits until the target has it loaded, and inserts `rows`
-/// rows one by one, each after the one before was seen on the target by a query of its key at Eventually.
+/// rows one by one, each at a random moment of the source's tick interval (0.2 s) after the one before was seen: by a
+/// query of its key at Eventually, on the source and on the target.
 ///
 /// # Errors
 /// The source refuses a call, or something does not arrive within a minute.
-pub async fn visibility(source: &Client, target: &Client, rows: usize) -> Result<Latency> {
+pub async fn visibility(source: &Client, target: &Client, rows: usize) -> Result<Visibility> {
     let field = |name: &str, kind: DataType| FieldSchema {
         name: name.to_owned(),
         data_type: kind.into(),
@@ -79,7 +90,7 @@ pub async fn visibility(source: &Client, target: &Client, rows: usize) -> Result
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 
-    let mut times = Vec::with_capacity(rows);
+    let mut times = (Vec::with_capacity(rows), Vec::with_capacity(rows));
     for n in 0..rows {
         let key = i64::try_from(n)?;
         let row = Row::from([
@@ -89,30 +100,46 @@ pub async fn visibility(source: &Client, target: &Client, rows: usize) -> Result
                 Value::FloatVector(vec![(n as f32).to_bits(); 8]),
             ),
         ]);
+        // The last row was seen at a tick: without a pause each one would be written right behind a tick.
+        let pause = rand::rng().random_range(0..TICK_INTERVAL.as_millis() as u64);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
         source.insert(DB, &schema, "", &[row]).await?;
         let acked = Instant::now();
-        let (expr, output) = (format!("pk == {key}"), ["pk".to_owned()]);
-        let consistency = ConsistencyLevel::Eventually;
-        let query = Query {
-            db: DB,
-            collection: NAME,
-            partitions: &[],
-            expr: &expr,
-            output: &output,
-            consistency,
-        };
-        while target.query(&query).await?.is_empty() {
-            if acked.elapsed() > PATIENCE {
-                bail!(
-                    "the row {key} of {DB}.{NAME} is not on the target {PATIENCE:?} after the source's ack"
-                );
-            }
-            tokio::time::sleep(Duration::from_millis(3)).await;
-        }
-        times.push(acked.elapsed());
+        let (here, there) = tokio::try_join!(seen(source, key, acked), seen(target, key, acked))?;
+        times.0.push(here);
+        times.1.push(there);
     }
-    times.sort();
-    Ok(Latency { sorted: times })
+    let sorted = |mut times: Vec<Duration>| {
+        times.sort();
+        Latency { sorted: times }
+    };
+    Ok(Visibility {
+        source: sorted(times.0),
+        target: sorted(times.1),
+    })
+}
+
+/// Until a query at Eventually finds the key.
+async fn seen(server: &Client, key: i64, since: Instant) -> Result<Duration> {
+    let (expr, output) = (format!("pk == {key}"), ["pk".to_owned()]);
+    let query = Query {
+        db: DB,
+        collection: NAME,
+        partitions: &[],
+        expr: &expr,
+        output: &output,
+        consistency: ConsistencyLevel::Eventually,
+    };
+    while server.query(&query).await?.is_empty() {
+        if since.elapsed() > PATIENCE {
+            bail!(
+                "the row {key} of {DB}.{NAME} is not on the {} {PATIENCE:?} after the source's ack",
+                server.name()
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    Ok(since.elapsed())
 }
 
 #[cfg(test)]

@@ -91,7 +91,8 @@ impl Assembler {
             Err(cause) => {
                 self.undecodable.insert(key.to_owned(), cause);
                 self.mark(&meta, true);
-                None
+                // What was known before stays: an index or a load state that cannot be read is not one that is gone.
+                return;
             }
         };
         self.put(meta, entry, revision);

@@ -328,8 +328,7 @@ impl State {
             self.hidden = Some(self.hidden.map_or(message.ts, |ts| ts.min(message.ts)));
             message
                 .stream
-                .rows
-                .fetch_add(message.rows, std::sync::atomic::Ordering::Relaxed);
+                .acknowledged(message.bytes.len(), message.rows);
             if let Some(waiter) = message.ticked.take() {
                 self.waiting
                     .push((message.ts, waiter, message.ticket.take()));

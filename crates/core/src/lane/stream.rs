@@ -14,6 +14,14 @@ use crate::position::Position;
 /// A message of the source: its channel and its place there.
 pub type Origin = (PChannel, Position);
 
+/// What the target has acknowledged of a task.
+#[derive(Debug, Default)]
+pub struct Sent {
+    pub messages: AtomicU64,
+    pub bytes: AtomicU64,
+    pub rows: AtomicU64,
+}
+
 /// One collection's stream within a task, from its attachment to its detachment.
 #[derive(Debug)]
 pub struct StreamCtl {
@@ -27,12 +35,14 @@ pub struct StreamCtl {
     suspect: Mutex<Option<(Option<Origin>, Instant)>>,
     /// Rows acknowledged by the target.
     pub rows: AtomicU64,
+    /// The same of the whole task.
+    pub(super) sent: Arc<Sent>,
     wake: Arc<Notify>,
 }
 
 impl StreamCtl {
     /// `wake` is told when the stream fails.
-    pub fn new(collection: CollectionId, wake: Arc<Notify>) -> Arc<Self> {
+    pub fn new(collection: CollectionId, wake: Arc<Notify>, sent: Arc<Sent>) -> Arc<Self> {
         Arc::new(Self {
             collection,
             failed: AtomicBool::new(false),
@@ -41,8 +51,16 @@ impl StreamCtl {
             poison: Mutex::default(),
             suspect: Mutex::default(),
             rows: AtomicU64::new(0),
+            sent,
             wake,
         })
+    }
+
+    pub(super) fn acknowledged(&self, bytes: usize, rows: u64) {
+        self.rows.fetch_add(rows, Ordering::Relaxed);
+        self.sent.messages.fetch_add(1, Ordering::Relaxed);
+        self.sent.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.sent.rows.fetch_add(rows, Ordering::Relaxed);
     }
 
     /// The stream cannot go on: its messages stay where they are until its owner has stored where it goes on.

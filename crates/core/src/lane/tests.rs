@@ -17,7 +17,7 @@ fn ms(ms: u64) -> Tso {
 }
 
 fn stream(id: i64) -> Arc<StreamCtl> {
-    StreamCtl::new(CollectionId(id), Arc::new(Notify::new()))
+    StreamCtl::new(CollectionId(id), Arc::new(Notify::new()), Arc::default())
 }
 
 fn message(stream: &Arc<StreamCtl>, ts: Tso) -> Outgoing {

@@ -95,7 +95,7 @@ impl Objects {
         found: &TargetCollection,
         done: &[usize],
     ) -> Result<(), Problem> {
-        let stream = StreamCtl::new(found.id, self.ctx.wake.clone());
+        let stream = StreamCtl::new(found.id, self.ctx.wake.clone(), self.ctx.meter.sent.clone());
         for (i, (vchannel, pchannel)) in found.vchannels.iter().zip(&found.pchannels).enumerate() {
             if done.contains(&vchannel.shard().unwrap_or(i)) {
                 continue;
@@ -146,7 +146,11 @@ impl Objects {
         let (Some(target), false) = (object.target, object.phase == ObjectPhase::Dropped) else {
             return Ok(());
         };
-        let stream = StreamCtl::new(route.source, self.ctx.wake.clone());
+        let stream = StreamCtl::new(
+            route.source,
+            self.ctx.wake.clone(),
+            self.ctx.meter.sent.clone(),
+        );
         for (i, shard) in route.shards.iter().enumerate() {
             if object.dropped_shards.contains(&i) {
                 continue;

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalog;
 use crate::engine::Parts;
-use crate::lane::Budget;
+use crate::lane::{Budget, Sent};
 use crate::store::Change;
 use crate::target::hub::Hub;
 use crate::task::{Counters, TaskSpec};
@@ -75,9 +75,8 @@ impl TaskContext {
 pub(crate) struct Meter {
     pub(crate) messages_in: AtomicU64,
     pub(crate) bytes_in: AtomicU64,
-    pub(crate) messages_out: AtomicU64,
-    pub(crate) bytes_out: AtomicU64,
-    pub(crate) rows_out: AtomicU64,
+    pub(crate) rows_in: AtomicU64,
+    pub(crate) sent: Arc<Sent>,
 }
 
 impl Meter {
@@ -86,9 +85,10 @@ impl Meter {
         Counters {
             messages_in: get(&self.messages_in),
             bytes_in: get(&self.bytes_in),
-            messages_out: get(&self.messages_out),
-            rows_out: get(&self.rows_out),
-            bytes_out: get(&self.bytes_out),
+            rows_in: get(&self.rows_in),
+            messages_out: get(&self.sent.messages),
+            rows_out: get(&self.sent.rows),
+            bytes_out: get(&self.sent.bytes),
             in_flight_bytes: in_flight as u64,
         }
     }

@@ -461,7 +461,11 @@ impl Objects {
             primary_key,
             has_partition_key: source.has_partition_key(),
             shards,
-            stream: StreamCtl::new(source.id, self.ctx.wake.clone()),
+            stream: StreamCtl::new(
+                source.id,
+                self.ctx.wake.clone(),
+                self.ctx.meter.sent.clone(),
+            ),
             partitions: RwLock::default(),
         });
         self.refresh_partitions(&route, source)

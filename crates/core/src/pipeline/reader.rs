@@ -773,7 +773,7 @@ impl Reader {
             let problem = Problem::new(
                 ErrorClass::Data,
                 why,
-                "please report it with the source's version",
+                "resume the task with skip for this collection to leave the message out; please report it with the source's version",
             );
             return self.poison(inner, position, Some(rows.collection), &problem);
         };
@@ -789,6 +789,10 @@ impl Reader {
         if matches!(take, Take::Plain) {
             self.books.lock().read(position, ts);
         }
+        self.ctx
+            .meter
+            .rows_in
+            .fetch_add(rows.timestamps.len() as u64, Ordering::Relaxed);
         let ticket = inner.edges.ticket(self.books.lock().cell(), bytes);
         let in_doubt = ts <= self.in_doubt;
         let planned = Planned {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -356,11 +356,6 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
     } = planned;
     let to = &route.shards[shard].to;
     let push = |bytes: Bytes, ts: Tso, rows: u64, is_insert: bool, ticket, ticked| {
-        ctx.meter.messages_out.fetch_add(1, Ordering::Relaxed);
-        ctx.meter
-            .bytes_out
-            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        ctx.meter.rows_out.fetch_add(rows, Ordering::Relaxed);
         lane.push(Outgoing {
             stream: route.stream.clone(),
             bytes,

@@ -3,8 +3,8 @@
 //! Nothing here knows what was written or what milvus-cdc says of itself. The source is read with Strong consistency,
 //! the target with Eventually, again and again until both are equal or the deadline is over: the copy is asynchronous.
 //!
-//! A collection that is not wholly loaded cannot be read. It is loaded, and given an index if it has none, *on the
-//! source only*, after indexes and load states have been compared; milvus-cdc has to carry that over. So the rows are
+//! A collection that is not wholly loaded cannot be read. It is loaded, and given an index if it has none, and flushed,
+//! *on the source only*, after indexes and load states have been compared; milvus-cdc has to carry that over. So the rows are
 //! read last and the source is changed by a comparison. The target is never touched: a client's DDL disturbs a standby.
 
 mod objects;
@@ -192,6 +192,9 @@ async fn prepare(source: &Client, wanted: &Objects) -> Result<bool> {
         source
             .wait_loaded(&c.db, &c.name, &[], Duration::from_secs(120))
             .await?;
+        // A 2.3.5 that loads a collection whose channel another one shares may leave out its unflushed rows; its data
+        // node has them, and a flush brings them back.
+        source.flush(&c.db, std::slice::from_ref(&c.name)).await?;
     }
     Ok(changed)
 }

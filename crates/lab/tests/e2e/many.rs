@@ -94,10 +94,15 @@ async fn another_shard_count_while_rows_flow(lab: &mut Lab, random: &mut StdRng)
 /// Only told: the machine is busy with other things.
 async fn latency_is_told(lab: &mut Lab, _: &mut StdRng) -> Result<()> {
     let latency = visibility(&lab.from, &lab.to, 100).await?;
-    say(&format!(
-        "visible on the target after the source's ack: p50 {} ms, p99 {} ms",
-        latency.percentile(50).as_millis(),
-        latency.percentile(99).as_millis()
-    ));
+    for (server, latency) in [
+        ("target", &latency.target),
+        ("source itself", &latency.source),
+    ] {
+        say(&format!(
+            "visible on the {server} after the source's ack: p50 {} ms, p99 {} ms",
+            latency.percentile(50).as_millis(),
+            latency.percentile(99).as_millis()
+        ));
+    }
     Ok(())
 }

@@ -44,7 +44,7 @@ async fn registry(api: &Api) -> Registry {
     let errors = Family::<Labels, Counter>::default();
     let unreadable = Gauge::<i64>::default();
     type Pick = fn(&Counters) -> u64;
-    let counters: [(&str, &str, Pick, Family<Labels, Counter>); 5] = [
+    let counters: [(&str, &str, Pick, Family<Labels, Counter>); 6] = [
         (
             "messages_in",
             "Messages read from the source",
@@ -55,6 +55,12 @@ async fn registry(api: &Api) -> Registry {
             "bytes_in",
             "Bytes read from the source",
             |c| c.bytes_in,
+            Family::default(),
+        ),
+        (
+            "rows_in",
+            "Rows of the task's collections read from the source",
+            |c| c.rows_in,
             Family::default(),
         ),
         (

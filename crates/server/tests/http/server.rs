@@ -69,6 +69,7 @@ impl Replication for Fake {
             counters: Counters {
                 messages_in: 5,
                 bytes_in: 500,
+                rows_in: 9,
                 messages_out: 4,
                 rows_out: 7,
                 bytes_out: 400,
