@@ -5,8 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use super::conductor::{Conductor, Entry, Held, Phase, note};
 use super::opening::Reset;
-use super::runner::{Conductor, Entry, Held, Phase, note};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PChannel};
 use crate::source::SourceError;

@@ -9,9 +9,9 @@ use std::time::Duration;
 use futures::FutureExt;
 use tokio::time::Instant;
 
+use super::conductor::{Conductor, Phase, broke_off};
 use super::objects::Route;
 use super::reader::{End, Reader, Scope};
-use super::runner::{Conductor, Phase, broke_off};
 use crate::ids::{CollectionId, PChannel};
 use crate::store::{Change, ObjectPhase, Progress};
 use crate::tso::Tso;

@@ -1,20 +1,26 @@
 //! A task at work.
 //!
-//! [`runner`] conducts: which collections there are and what state each is in; [`opening`] makes one ready to be read,
+//! [`runner`] keeps a task running, [`conductor`] knows which collections there are and what state each is in; [`opening`] makes one ready to be read,
 //! [`channels`] says which reader reads it, [`answers`] takes what a person says of it. [`reader`] carries one source
-//! channel to its lanes, for all collections attached to it or for one that catches up by itself; [`stretch`] is what it
-//! sends between two ticks, [`books`] what of that may be stored. [`objects`] knows which target object stands for which
-//! source object and makes them, [`drops`] ends them. [`converge`] brings indexes, load states and databases in line
+//! channel to its lanes, for all collections attached to it or for one that catches up by itself: [`passes`] is how it
+//! reads from tick to tick, [`carry`] what it does with one message, [`join`] how it hands a collection over;
+//! [`stretch`] is what it sends between two ticks, [`books`] what of that may be stored. [`objects`] knows which target object stands for which
+//! source object and makes them, [`partitions`] the same for partitions, [`drops`] ends them. [`converge`] brings indexes, load states and databases in line
 //! with the source; [`flushes`] carries flush requests.
 
 mod answers;
 pub(crate) mod books;
+mod carry;
 mod channels;
+mod conductor;
 pub(crate) mod converge;
 pub(crate) mod drops;
 pub(crate) mod flushes;
+mod join;
 pub(crate) mod objects;
 mod opening;
+mod partitions;
+mod passes;
 pub(crate) mod reader;
 pub(crate) mod runner;
 pub(crate) mod status;

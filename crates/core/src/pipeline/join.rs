@@ -1,0 +1,126 @@
+//! How a reader of one collection comes to its channel's main reader, and which readers hold their lanes' time meanwhile.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::passes::Turn;
+use super::reader::{End, Inner, NEAR, Reader, Scope};
+use crate::source::SourceError;
+use crate::store::Change;
+use crate::tso::Tso;
+
+impl Reader {
+    /// The end of a collection that has a reader of its own: what it sent is acknowledged, then its record goes.
+    pub(super) async fn last_words(&self, inner: &mut Inner) -> End {
+        self.followers.close();
+        // What waits for a partition's name goes with the collection.
+        if let Some((_, partitions)) = inner.edges.awaited(Tso::MAX) {
+            for partition in partitions {
+                inner.edges.resolve(partition, None);
+            }
+        }
+        // It must not hold its lanes below the drop's own (raised) time; their other readers show it, or the lane does.
+        inner.edges.set_holds(false);
+        inner.edges.close(Tso::MAX);
+        self.followers.wait().await;
+        End::Dropped
+    }
+
+    /// Whether this collection's reader is so near its main reader that it can be joined to it. When near, it holds its
+    /// lanes' ticks for a moment, so that its times come to be natural.
+    pub(super) fn near(&self, inner: &mut Inner) -> bool {
+        let near = inner.edges.behind() < NEAR && inner.edges.tick > Tso::ZERO;
+        self.hold(inner, near);
+        near && inner.remainder.is_none() && inner.edges.is_natural() && self.at_tick(inner)
+    }
+
+    /// Hands the collection over to the main reader, at one message for both.
+    pub(super) async fn join(
+        &self,
+        inner: &mut Inner,
+        main: &Reader,
+        log: &mut dyn crate::source::LogReader,
+    ) -> Result<Option<Turn>, SourceError> {
+        let Scope::One(route) = &self.scope else {
+            return Ok(None);
+        };
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let mut theirs = main.gate.lock().await;
+        // A main reader that drains may have stopped already.
+        if main.over.load(Ordering::Acquire) || self.ctx.drain.is_cancelled() {
+            return Ok(None);
+        }
+        // The main reader stands still now; read up to where it is, to the next tick from there.
+        while theirs.at > inner.at || !(inner.edges.is_natural() && self.at_tick(inner)) {
+            let batch = match tokio::time::timeout_at(deadline, log.next(256 << 10)).await {
+                Ok(batch) => batch?,
+                Err(_) => return Ok(None),
+            };
+            if let Some(turn) = self.work(inner, batch, false, true).await {
+                return Ok(Some(turn));
+            }
+            if !inner.put_off.is_empty() {
+                return Ok(None);
+            }
+        }
+        // What it sent is acknowledged within a call or two.
+        while !self.books.lock().is_clean() {
+            if Instant::now() > deadline || route.stream.failed() {
+                return Ok(None);
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let guard = self.ctx.progress.lock().await;
+        if route.stream.failed() || self.cancel.is_cancelled() {
+            return Ok(None);
+        }
+        let (task, channel) = (self.ctx.spec.id.clone(), self.channel.clone());
+        let sent = self.books.lock().sent;
+        self.ctx
+            .commit(vec![
+                Change::RaiseSent {
+                    task: task.clone(),
+                    channel: channel.clone(),
+                    sent,
+                },
+                Change::DeleteDetached {
+                    task,
+                    channel,
+                    collection: route.source,
+                },
+            ])
+            .await;
+        {
+            let mut books = main.books.lock();
+            books.sent = books.sent.max(sent);
+            books.joined = books.joined.max(inner.edges.tick);
+        }
+        main.attach(&mut theirs, route.clone(), inner.at);
+        self.books.lock().retired = true;
+        inner.edges.leave();
+        drop(guard);
+        Ok(Some(Turn::End(End::Joined)))
+    }
+
+    pub(super) fn hold(&self, inner: &mut Inner, near: bool) {
+        if !near {
+            self.stop_holding(inner);
+        } else if !inner.edges.holds {
+            inner.edges.set_holds(true);
+        }
+    }
+
+    /// Not while something above the last tick was sent with its source time: a tick could pass it before its other half
+    /// (an upsert's delete) is read.
+    pub(super) fn stop_holding(&self, inner: &mut Inner) {
+        if inner.edges.holds && !self.books.lock().has_above() {
+            inner.edges.set_holds(false);
+        }
+    }
+
+    pub(super) fn at_tick(&self, inner: &Inner) -> bool {
+        self.books.lock().ends_at(inner.at)
+    }
+}

@@ -1,0 +1,258 @@
+//! Which target partition stands for which source partition; made when the first row or the convergence needs it, dropped
+//! when every shard has shown its drop.
+
+use super::objects::{Objects, PartitionAnswer, PartitionRoute, Route};
+use crate::catalog::{Collection, ObjectState};
+use crate::error::{ErrorClass, Problem};
+use crate::ids::PartitionId;
+use crate::store::{Change, ObjectPhase, PartitionObject};
+use crate::tso::Tso;
+
+impl Objects {
+    async fn put_partition(&self, object: PartitionObject) {
+        self.ctx
+            .commit(vec![Change::PutPartition {
+                task: self.ctx.spec.id.clone(),
+                object: object.clone(),
+            }])
+            .await;
+        self.partitions.lock().insert(object.source, object);
+    }
+
+    /// Maps the source's partitions that are on the target already by name, if their name is not another one's there.
+    pub(super) async fn refresh_partitions(
+        &self,
+        route: &Route,
+        source: &Collection,
+    ) -> Result<(), Problem> {
+        let to = &route.shards[0].to;
+        let found = self
+            .ctx
+            .hub
+            .target
+            .partitions(&to.database, &to.name)
+            .await
+            .map_err(|e| e.problem())?;
+        for partition in source.partitions.values() {
+            let known = self.partitions.lock().get(&partition.id).cloned();
+            match known {
+                Some(object)
+                    if matches!(object.phase, ObjectPhase::Live | ObjectPhase::Dropping) =>
+                {
+                    if let Some(target) = object.target
+                        && found.iter().any(|(_, id)| *id == target)
+                    {
+                        let entry = PartitionRoute {
+                            target,
+                            name: object.name,
+                        };
+                        route.partitions.write().insert(partition.id, entry);
+                    }
+                }
+                Some(_) => {}
+                None if partition.state == ObjectState::Created => {
+                    let owned = self.partitions.lock().values().any(|o| {
+                        o.collection == route.source
+                            && o.name == partition.name
+                            && o.phase != ObjectPhase::Dropped
+                    });
+                    if !owned
+                        && let Some((name, id)) =
+                            found.iter().find(|(name, _)| *name == partition.name)
+                    {
+                        self.adopt_partition(route, partition.id, name, *id).await;
+                    }
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn adopt_partition(
+        &self,
+        route: &Route,
+        source: PartitionId,
+        name: &str,
+        target: PartitionId,
+    ) {
+        self.put_partition(PartitionObject {
+            source,
+            collection: route.source,
+            name: name.to_owned(),
+            phase: ObjectPhase::Live,
+            target: Some(target),
+            dropped_shards: Vec::new(),
+        })
+        .await;
+        route.partitions.write().insert(
+            source,
+            PartitionRoute {
+                target,
+                name: name.to_owned(),
+            },
+        );
+    }
+
+    /// What the target knows of this partition, without asking anyone.
+    pub(crate) fn known_partition(&self, route: &Route, id: PartitionId) -> Option<PartitionRoute> {
+        route.partitions.read().get(&id).cloned()
+    }
+
+    /// Finds a partition, making it on the target if it is alive on the source.
+    pub(crate) async fn partition(&self, route: &Route, id: PartitionId) -> PartitionAnswer {
+        if let Some(known) = self.known_partition(route, id) {
+            return PartitionAnswer::Known(known);
+        }
+        let _guard = self.making.lock().await;
+        if let Some(known) = self.known_partition(route, id) {
+            return PartitionAnswer::Known(known);
+        }
+        if self
+            .partitions
+            .lock()
+            .get(&id)
+            .is_some_and(|o| o.phase == ObjectPhase::Dropped)
+        {
+            return PartitionAnswer::Gone;
+        }
+        let source = match self.ctx.catalog().read_collection(route.source).await {
+            Ok(Some(source)) => source,
+            Ok(None) => return PartitionAnswer::Gone,
+            Err(e) => return PartitionAnswer::Failed(e.problem()),
+        };
+        let Some(partition) = source
+            .partitions
+            .get(&id)
+            .filter(|p| p.state != ObjectState::Dropping)
+        else {
+            return PartitionAnswer::Gone;
+        };
+        let taken = self
+            .partitions
+            .lock()
+            .values()
+            .find(|o| {
+                o.collection == route.source
+                    && o.source != id
+                    && o.name == partition.name
+                    && matches!(o.phase, ObjectPhase::Live | ObjectPhase::Dropping)
+            })
+            .map(|o| o.source);
+        if let Some(holder) = taken {
+            return PartitionAnswer::NameTaken(holder);
+        }
+        match self
+            .make_partition(route, id, &partition.name, partition.create_ts)
+            .await
+        {
+            Ok(made) => PartitionAnswer::Known(made),
+            Err(problem) => PartitionAnswer::Failed(problem),
+        }
+    }
+
+    /// The drop of a partition passes that is not on the target: it must not be made there any more. `Some` if it was
+    /// made in the meantime.
+    pub(crate) async fn bury(&self, route: &Route, id: PartitionId) -> Option<PartitionRoute> {
+        let _guard = self.making.lock().await;
+        if let Some(known) = self.known_partition(route, id) {
+            return Some(known);
+        }
+        self.put_partition(PartitionObject {
+            source: id,
+            collection: route.source,
+            name: String::new(),
+            phase: ObjectPhase::Dropped,
+            target: None,
+            dropped_shards: Vec::new(),
+        })
+        .await;
+        None
+    }
+
+    async fn make_partition(
+        &self,
+        route: &Route,
+        source: PartitionId,
+        name: &str,
+        ts: Tso,
+    ) -> Result<PartitionRoute, Problem> {
+        let to = &route.shards[0].to;
+        let target = &self.ctx.hub.target;
+        let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
+        if !route.has_partition_key {
+            target
+                .create_partition(&to.database, &to.name, name, ts.min(now))
+                .await
+                .map_err(|e| e.problem())?;
+        }
+        let found = target
+            .partitions(&to.database, &to.name)
+            .await
+            .map_err(|e| e.problem())?;
+        let Some((_, id)) = found.into_iter().find(|(found, _)| found == name) else {
+            let why = format!(
+                "partition {name} of {}.{} is not on the target yet",
+                to.database, to.name
+            );
+            return Err(Problem::new(
+                ErrorClass::Transient,
+                why,
+                "tried again by itself",
+            ));
+        };
+        self.adopt_partition(route, source, name, id).await;
+        Ok(PartitionRoute {
+            target: id,
+            name: name.to_owned(),
+        })
+    }
+
+    /// The drop of a partition is applied on one shard; after the last one it is dropped by RPC.
+    pub(crate) async fn partition_dropped(
+        &self,
+        route: &Route,
+        id: PartitionId,
+        shard: usize,
+    ) -> Result<(), Problem> {
+        let _guard = self.dropping.lock().await;
+        let Some(mut object) = self.partitions.lock().get(&id).cloned() else {
+            return Ok(());
+        };
+        if object.phase == ObjectPhase::Dropped {
+            return Ok(());
+        }
+        object.phase = ObjectPhase::Dropping;
+        if !object.dropped_shards.contains(&shard) {
+            object.dropped_shards.push(shard);
+        }
+        self.put_partition(object.clone()).await;
+        if object.dropped_shards.len() < route.shards.len() {
+            return Ok(());
+        }
+        let to = &route.shards[0].to;
+        let target = &self.ctx.hub.target;
+        let found = target
+            .partitions(&to.database, &to.name)
+            .await
+            .map_err(|e| e.problem())?;
+        if found.iter().any(|(_, found)| Some(*found) == object.target) {
+            let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
+            // A loaded partition cannot be dropped.
+            target
+                .release(&to.database, &to.name, std::slice::from_ref(&object.name))
+                .await
+                .map_err(|e| e.problem())?;
+            target
+                .drop_partition(&to.database, &to.name, &object.name, now)
+                .await
+                .map_err(|e| e.problem())?;
+        }
+        object.phase = ObjectPhase::Dropped;
+        self.put_partition(object).await;
+        route.partitions.write().remove(&id);
+        self.freed.notify_waiters();
+        self.ctx.wake.notify_one();
+        Ok(())
+    }
+}
