@@ -146,6 +146,11 @@ impl Lane {
         self.shared.state.lock().raise(edge, sources, in_doubt)
     }
 
+    /// Whether a call whose answer was not seen may still be carried out.
+    pub fn is_hushed(&self) -> bool {
+        *self.shared.quiet_until.lock() > Instant::now()
+    }
+
     /// The last tick sent.
     pub fn last_tick(&self) -> Tso {
         self.shared.state.lock().last_tick
@@ -225,7 +230,10 @@ impl Sender {
         let mut refused = 0;
         while let Err(error) = self.send(call.tick, &call.messages).await {
             self.report(&error);
-            if matches!(error, TargetError::Unreachable { .. }) {
+            if matches!(
+                error,
+                TargetError::Unreachable { .. } | TargetError::Unknown { .. }
+            ) {
                 self.shared.state.lock().may_be_far_behind();
             }
             // With a tick alone nothing of ours can be wrong.

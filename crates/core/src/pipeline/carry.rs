@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use tokio::sync::oneshot;
 
 use super::objects::{PartitionAnswer, Route};
-use super::passes::Take;
+use super::passes::{Pass, Take};
 use super::reader::{Inner, Reader, Scope};
 use super::stretch::{Act, Place, Planned, all_partitions};
 use crate::backoff::Backoff;
@@ -32,6 +32,9 @@ impl Reader {
             return None;
         }
         let route = attached.route.clone();
+        if self.objects.is_skipped(collection, &self.channel, position) {
+            return None;
+        }
         if route.stream.failed() {
             // Another channel's reader or a lane has failed it. It goes on from what is stored for this channel, which
             // must not pass this message.
@@ -148,6 +151,10 @@ impl Reader {
         collection: Option<CollectionId>,
         problem: &Problem,
     ) {
+        if inner.cut.is_some() {
+            // The task ends: it is read again, whatever its time is.
+            return self.books.lock().seen(position, Tso::MAX);
+        }
         let hit: Vec<Arc<Route>> = inner
             .attached
             .values()
@@ -188,10 +195,12 @@ impl Reader {
         let Some(route) = self.wanted(inner, position, id, ts) else {
             return false;
         };
-        let mut taken = 0;
+        let (mut taken, mut left) = (0, false);
         for shard in route.shards_on(&self.channel).collect::<Vec<_>>() {
             let times = || vec![ts.0];
             let Some(take) = self.passes(inner, &route.shards[shard], position, ts, times) else {
+                // To be sent in the second reading.
+                left |= matches!(inner.pass, Pass::Times(_));
                 continue;
             };
             taken += 1;
@@ -217,13 +226,14 @@ impl Reader {
             self.take(inner, planned, take);
         }
         if taken > 0
+            && !left
             && matches!(self.scope, Scope::Main)
             && let Some(attached) = inner.attached.get_mut(&id)
         {
             // Nothing of it follows; its lanes are left once the drop has been shown to them, with the next tick.
             attached.dropped = true;
         }
-        taken > 0
+        taken > 0 && !left
     }
 
     pub(super) async fn drop_partition(

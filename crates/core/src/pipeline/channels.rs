@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -12,6 +13,8 @@ use tokio::time::Instant;
 use super::conductor::{Conductor, Phase, broke_off};
 use super::objects::Route;
 use super::reader::{End, Reader, Scope};
+use super::runner::ended_well;
+use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PChannel};
 use crate::store::{Change, ObjectPhase, Progress};
 use crate::tso::Tso;
@@ -22,21 +25,30 @@ const CATCHING: usize = 8;
 impl Conductor<'_> {
     /// Intake ends at the next tick of each channel; then what is in flight is awaited and stored.
     pub(super) async fn drain(&mut self) {
-        while let Some(ended) = self.readers.join_next().await {
-            if let Ok((reader, end)) = ended {
-                self.ended(reader, end).await;
+        // Whatever cannot end in time: what has, is stored as ended.
+        let mut round = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            tokio::select! {
+                Some(Ok((reader, end))) = self.readers.join_next(), if !self.readers.is_empty() => {
+                    self.ended(reader, end).await;
+                }
+                _ = round.tick() => {}
+            }
+            self.failures().await;
+            self.checkpoint(true).await;
+            let all = self.mains.values().chain(self.catching.values());
+            let ended = all.clone().all(|r| r.over.load(Ordering::Acquire));
+            if self.readers.is_empty() && ended && all.clone().all(|r| r.books.lock().is_clean()) {
+                break;
             }
         }
-        let all_done = || {
-            self.mains
-                .values()
-                .chain(self.catching.values())
-                .all(|r| r.books.lock().is_clean())
-        };
-        while !all_done() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
         self.checkpoint(true).await;
+        let routes = self.objects.routes();
+        let mut lanes = routes.iter().flat_map(|r| &r.shards).map(|s| &s.lane);
+        if !lanes.any(|lane| lane.is_hushed()) {
+            let task = &self.ctx.spec.id;
+            self.ctx.commit(vec![ended_well(task, true)]).await;
+        }
     }
 
     pub(super) async fn checkpoint(&mut self, clean: bool) {
@@ -44,7 +56,8 @@ impl Conductor<'_> {
         let mut changes = Vec::new();
         for reader in self.mains.values().chain(self.catching.values()) {
             let mut books = reader.books.lock();
-            if clean && books.is_clean() {
+            // W is lowered only where nothing can be sent any more.
+            if clean && reader.over.load(Ordering::Acquire) && books.is_clean() {
                 let progress = books.clean();
                 changes.push(reader.put(progress, true));
             } else if let Some(progress) = books.news() {
@@ -130,8 +143,12 @@ impl Conductor<'_> {
 
     fn start_reader(&mut self, reader: Arc<Reader>, main: Option<Arc<Reader>>) {
         self.readers.spawn(async move {
-            let reading = AssertUnwindSafe(reader.clone().run(main)).catch_unwind();
+            let reading = AssertUnwindSafe(reader.run(main)).catch_unwind();
             let end = reading.await.unwrap_or(End::BrokeOff);
+            // Under the gate: who joins a collection to this reader looks there.
+            let inner = reader.gate.lock().await;
+            reader.over.store(true, Ordering::Release);
+            drop(inner);
             (reader, end)
         });
     }
@@ -197,12 +214,33 @@ impl Conductor<'_> {
                 return true;
             }
             if main.carries(&inner, id) && !self.stored.detached.contains_key(&key) {
-                // By a way that is no more. Never so by what is known; what it holds back is let go.
+                // By a way that is no more. Never so by what is known; if so, it goes on from there by itself.
+                let _guard = self.ctx.progress.lock().await;
+                let progress = main.books.lock().progress();
+                let change = Change::PutDetached {
+                    task: self.ctx.spec.id.clone(),
+                    channel: channel.clone(),
+                    collection: id,
+                    progress,
+                };
+                self.ctx.commit(vec![change]).await;
+                self.stored.detached.insert(key.clone(), progress);
                 drop(main.detach(&mut inner, id));
             }
         }
         let task = self.ctx.spec.id.clone();
         let Some(progress) = self.stored.detached.get(&key).copied() else {
+            let dropping = self
+                .objects
+                .get(id)
+                .is_none_or(|o| o.phase != ObjectPhase::Live);
+            if !dropping {
+                // Never so by what is known. Not carried silently to nowhere.
+                let why = format!("it has no place on {channel} to go on from");
+                let hint = "please report it; delete the task and create it again with recreate";
+                self.failed(id, Problem::new(ErrorClass::Bug, why, hint));
+                return false;
+            }
             // Its drop on this channel is done, or it is being dropped: nothing to read.
             return true;
         };
@@ -422,6 +460,19 @@ impl Conductor<'_> {
                     }
                 }
                 self.mains.remove(&channel);
+                // Those that were on their way to it go on to its successor.
+                let coming: Vec<_> = self
+                    .catching
+                    .keys()
+                    .filter(|(on, _)| *on == channel)
+                    .map(|(_, id)| *id)
+                    .collect();
+                for id in coming {
+                    self.take_off(id).await;
+                    let why = format!("the reader of {channel} has ended");
+                    let hint = "goes on by itself";
+                    self.failed(id, Problem::new(ErrorClass::Transient, why, hint));
+                }
                 let change = Change::DeleteChannel {
                     task: self.ctx.spec.id.clone(),
                     channel,

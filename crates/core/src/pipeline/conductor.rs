@@ -505,7 +505,7 @@ impl<'a> Conductor<'a> {
     }
 
     /// Streams that cannot go on leave their readers; the store says where each goes on, then memory lets go.
-    async fn failures(&mut self) {
+    pub(super) async fn failures(&mut self) {
         let failed: Vec<_> = self
             .entries
             .iter()
@@ -554,7 +554,7 @@ impl<'a> Conductor<'a> {
                 entry.phase,
                 Phase::Dropping | Phase::Dropped | Phase::Opening | Phase::Unread(_)
             );
-            if busy {
+            if busy || matches!(entry.phase, Phase::Retry(at) if at > Instant::now()) {
                 continue;
             }
             let gone = view
@@ -584,7 +584,6 @@ impl<'a> Conductor<'a> {
             let since = *entry.dropping_since.get_or_insert_with(Instant::now);
             let now = match entry.phase {
                 Phase::Streaming | Phase::Ready => since.elapsed() > DROP_PATIENCE,
-                Phase::Retry(at) => at <= Instant::now(),
                 _ => true,
             };
             if now {

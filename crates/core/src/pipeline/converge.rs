@@ -270,7 +270,9 @@ async fn converge(
             PartitionAnswer::Known(_) | PartitionAnswer::Gone => {}
             PartitionAnswer::Failed(problem) => return Err(problem),
             // Not forgotten: nothing else makes a partition that never gets a row.
-            PartitionAnswer::NameTaken(_) => {
+            PartitionAnswer::NameTaken(holder) => {
+                // Its drop may have been read by nobody who could wait for it.
+                objects.clear_partition(route, holder).await?;
                 return Err(Problem::new(
                     ErrorClass::Transient,
                     format!(

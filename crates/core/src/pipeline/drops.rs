@@ -171,7 +171,8 @@ impl Objects {
             }
             self.partition_dropped(route, id, i).await?;
         }
-        Ok(())
+        // Once more, if all was shown before and the call has failed since.
+        self.partition_dropped(route, id, 0).await
     }
 
     /// Sends one message above everything sent on its lane, and waits until a tick has shown it.

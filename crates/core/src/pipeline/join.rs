@@ -32,6 +32,8 @@ impl Reader {
     /// lanes' ticks for a moment, so that its times come to be natural.
     pub(super) fn near(&self, inner: &mut Inner) -> bool {
         let near = inner.edges.behind() < NEAR && inner.edges.tick > Tso::ZERO;
+        // What waits for a partition needs its lanes' ticks soon.
+        let near = near && inner.edges.awaited(Tso::MAX).is_none();
         self.hold(inner, near);
         near && inner.remainder.is_none() && inner.edges.is_natural() && self.at_tick(inner)
     }
@@ -48,8 +50,9 @@ impl Reader {
         };
         let deadline = Instant::now() + Duration::from_secs(2);
         let mut theirs = main.gate.lock().await;
-        // A main reader that drains may have stopped already.
-        if main.over.load(Ordering::Acquire) || self.ctx.drain.is_cancelled() {
+        // A main reader that drains may have stopped already. One that is far behind would keep the collection there.
+        let behind = theirs.edges.tick.behind(inner.edges.tick);
+        if main.over.load(Ordering::Acquire) || self.ctx.drain.is_cancelled() || behind > NEAR {
             return Ok(None);
         }
         // The main reader stands still now; read up to where it is, to the next tick from there.
@@ -112,10 +115,9 @@ impl Reader {
         }
     }
 
-    /// Not while something above the last tick was sent with its source time: a tick could pass it before its other half
-    /// (an upsert's delete) is read.
+    /// Not while something above the last tick was sent with its source time.
     pub(super) fn stop_holding(&self, inner: &mut Inner) {
-        if inner.edges.holds && !self.books.lock().has_above() {
+        if inner.edges.holds && !inner.edges.has_natural_above() {
             inner.edges.set_holds(false);
         }
     }

@@ -148,9 +148,8 @@ impl Objects {
         channel: &PChannel,
         position: Position,
     ) -> bool {
-        self.skipped
-            .lock()
-            .contains(&(collection, channel.clone(), position))
+        let skipped = self.skipped.lock();
+        !skipped.is_empty() && skipped.contains(&(collection, channel.clone(), position))
     }
 
     pub(crate) fn skip(&self, collection: CollectionId, channel: &PChannel, position: Position) {

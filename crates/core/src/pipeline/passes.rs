@@ -202,6 +202,10 @@ impl Reader {
         match std::mem::replace(&mut inner.pass, Pass::Once) {
             Pass::Once => {}
             Pass::Times(times) => {
+                // Read again, with the rest.
+                for attached in inner.attached.values_mut() {
+                    attached.dropped = false;
+                }
                 let mut maps = HashMap::new();
                 for (lane, mut times) in times {
                     times.retain(|ts| *ts <= tick.0);

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -228,15 +228,7 @@ impl Reader {
     }
 
     /// Reads until it is stopped or has nothing more to do.
-    pub(crate) async fn run(self: Arc<Self>, main: Option<Arc<Reader>>) -> End {
-        let end = self.read_on(main).await;
-        // Under the gate: who joins a collection to this reader looks there.
-        let _inner = self.gate.lock().await;
-        self.over.store(true, Ordering::Release);
-        end
-    }
-
-    async fn read_on(&self, main: Option<Arc<Reader>>) -> End {
+    pub(crate) async fn run(&self, main: Option<Arc<Reader>>) -> End {
         let mut backoff = Backoff::new();
         let mut last_read = Instant::now();
         loop {

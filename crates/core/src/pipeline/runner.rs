@@ -16,7 +16,9 @@ use super::{Meter, TaskContext};
 use crate::backoff::Backoff;
 use crate::engine::Parts;
 use crate::error::{ErrorClass, Problem};
+use crate::ids::{CollectionId, TaskId};
 use crate::lane::Budget;
+use crate::store::Change;
 use crate::target::hub::{Hubs, store_problem};
 use crate::task::{Choice, TaskSpec, TaskStatus};
 
@@ -110,6 +112,17 @@ impl TaskRunner {
     }
 }
 
+/// Under this id the store notes that a task was drained and no call of it can arrive any more.
+const ENDED_WELL: CollectionId = CollectionId(-3);
+
+pub(super) fn ended_well(task: &TaskId, well: bool) -> Change {
+    Change::PutNote {
+        task: task.clone(),
+        collection: ENDED_WELL,
+        note: if well { "true" } else { "" }.to_owned(),
+    }
+}
+
 /// Connects, loads what is stored, conducts. Returns when the task is drained.
 async fn conduct(
     spec: TaskSpec,
@@ -136,8 +149,9 @@ async fn conduct(
         }
     };
     board.lock().task_problem(None);
-    let mut places = stored.channels.values().chain(stored.detached.values());
-    if places.any(|p| p.sent > p.applied) {
+    // What was sent last may still be carried out, unless the task ended by itself.
+    let begun = !stored.channels.is_empty() || !stored.detached.is_empty();
+    if begun && !stored.notes.contains_key(&ENDED_WELL) {
         hub.earlier_process_was_cut_off();
     }
     let ctx = Arc::new(TaskContext {
@@ -152,6 +166,9 @@ async fn conduct(
         spec,
     });
     board.lock().attach(ctx.clone());
+    if begun {
+        ctx.commit(vec![ended_well(&ctx.spec.id, false)]).await;
+    }
     let objects = Arc::new(Objects::new(ctx.clone(), &stored));
     *slot.lock() = Some(objects.clone());
     Conductor::new(ctx, objects, board, inbox, stored)

@@ -94,6 +94,8 @@ pub(crate) struct Edges {
     pub(crate) tick: Tso,
     /// Whether this reader's time holds its lanes' ticks.
     pub(crate) holds: bool,
+    /// The largest timestamp that was sent as it is.
+    natural: Tso,
     /// W at the start: up to here everything is raised above what may have been sent before.
     in_doubt: Tso,
 }
@@ -105,9 +107,16 @@ impl Edges {
             edges: HashMap::new(),
             own: Arc::default(),
             tick: progress.applied,
+            natural: Tso::ZERO,
             in_doubt: progress.sent,
             holds,
         }
+    }
+
+    /// Whether something above the last tick was sent as it is: a tick must not pass it before its stretch is whole, for
+    /// the other half of an upsert may still come.
+    pub(crate) fn has_natural_above(&self) -> bool {
+        self.natural > self.tick
     }
 
     pub(crate) fn join(&mut self, shard: &TargetShard) -> &mut Edge {
@@ -138,7 +147,9 @@ impl Edges {
             && tick >= in_doubt
             && edge.lane.is_natural(edge.id, tick)
         {
+            let ts = planned.act.ts();
             send(&ctx, &edge.lane, planned, &TsMap::Natural);
+            self.natural = self.natural.max(ts);
         } else {
             edge.waiting.push(planned);
         }
@@ -393,14 +404,16 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
             let PartitionRoute { target, name } = &partition;
             if in_doubt && rows.kind == RowsKind::Insert {
                 let Some(found) = keys::primary_keys(&rows.body, route.primary_key) else {
-                    route.stream.fail(Problem::new(
+                    let (channel, position) = &origin;
+                    let problem = Problem::new(
                         ErrorClass::Data,
                         format!(
                             "an insert of {}.{} has no key column {}",
                             to.database, to.name, route.primary_key
                         ),
-                        "please report it with the source's version",
-                    ));
+                        "resume the task with skip for this collection to leave the message out",
+                    );
+                    route.stream.fail_at(channel, *position, problem);
                     // Kept in flight: the checkpoint must not pass it.
                     push(Bytes::new(), ts, 0, false, Some(ticket), ticked);
                     return;
