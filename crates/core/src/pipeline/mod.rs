@@ -57,7 +57,7 @@ pub(crate) struct TaskContext {
 }
 
 impl TaskContext {
-    /// Bytes that every reader may hold whatever the others do: half of the budget belongs to the slowest.
+    /// Bytes that every reader may hold whatever the others do.
     pub(crate) fn reserve(&self) -> usize {
         (self.budget.total() / 64).max(64 << 10)
     }

@@ -16,12 +16,16 @@
 //! A position above the last id is lost as well: ids only grow, so the queue is not the one the position is from.
 //!
 //! # Following
-//! Whoever waits for messages lets the secondary catch up, one reader for all; while nobody waits nothing runs.
+//! Whoever waits for messages lets the secondary catch up, one reader for all; while nobody waits nothing runs. The
+//! kernel tells of each write into the folder ([`watch`]), so that a message is seen when it is written; where it does
+//! not (a volume shared over a network), a look at growing intervals finds it.
 //!
 //! A secondary reads the list of files first and the write-ahead logs then, and keeps what it has in memory. A log that
 //! the primary flushes and removes in between, or before the secondary read its end, leaves a view with a hole that the
 //! rule above cannot see. So the logs are listed around every step, and if one came or went the secondary is opened
 //! anew: while their set is the same, nothing was flushed away.
+
+mod watch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -32,13 +36,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rocksdb::{DB, DBRawIterator, LogLevel, Options, ReadOptions};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
+use self::watch::Watch;
 use super::{Bounds, LogReader, LogSource, RawMessage, SourceError, Start};
 use crate::ids::PChannel;
 use crate::position::{Position, QueueKind};
 
-/// The pause between two looks at the primary: the first after something new, doubled while nothing is new.
-const LOOK_FIRST: Duration = Duration::from_millis(10);
+/// The pause between two looks at the primary: at least the first, which follows something new; doubled while nothing
+/// is new. A write that the kernel tells of ends a longer one.
+const LOOK_FIRST: Duration = Duration::from_millis(5);
 const LOOK_LAST: Duration = Duration::from_millis(160);
 /// How often opening is tried while the primary switches its logs, which it does once per 64 MB.
 const OPEN_ATTEMPTS: usize = 5;
@@ -70,7 +77,32 @@ struct Following {
     /// Counts the times something new was seen.
     version: u64,
     sequence: Option<u64>,
+    /// When the primary was last looked at, and how long until the next look if nothing is heard of it.
+    looked: Option<Instant>,
     pause: Duration,
+    watch: Option<Watch>,
+}
+
+impl Following {
+    /// Until it is worth looking at the primary again.
+    async fn pause(&mut self, path: &std::path::Path) {
+        if self.watch.is_none() {
+            // Without one the pauses alone have to do.
+            self.watch = Watch::open(path).ok();
+        }
+        let Some(looked) = self.looked else { return };
+        sleep_until(looked + LOOK_FIRST).await;
+        let end = looked + self.pause;
+        match &mut self.watch {
+            None => sleep_until(end).await,
+            Some(watch) => {
+                if let Ok(Err(_)) = timeout_at(end, watch.written()).await {
+                    self.watch = None;
+                    sleep_until(end).await;
+                }
+            }
+        }
+    }
 }
 
 /// The open secondary instance and its folder, which goes with it.
@@ -206,7 +238,8 @@ impl Shared {
         // Held while waiting: one waiter looks for all. A dropped waiter hands over to the next.
         let mut following = self.following.lock().await;
         while following.version == *version {
-            tokio::time::sleep(following.pause).await;
+            following.pause(&self.config.path).await;
+            following.looked = Some(Instant::now());
             let shared = self.clone();
             let sequence = blocking(&self.address, move || shared.catch_up()).await?;
             if following.sequence.replace(sequence) == Some(sequence) {

@@ -1,30 +1,28 @@
 //! A real target, by Milvus' gRPC API.
 
-use std::future::Future;
+mod call;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine as _;
 use bytes::Bytes;
-use milvus::proto::common::{KeyValuePair, MsgBase, MsgType, ReplicateInfo, SegmentState, Status};
+use milvus::proto::common::{KeyValuePair, MsgBase, MsgType, ReplicateInfo, SegmentState};
 use milvus::proto::milvus as rpc;
-use milvus::proto::milvus::milvus_service_client::MilvusServiceClient;
 use milvus::proto::schema::CollectionSchema;
 use prost::Message;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
-use tonic::{Code, Request};
 
+use self::call::{answer_call, chain, status_call};
 use super::{Loaded, Target, TargetCollection, TargetConnector, TargetError, TargetIndex};
 use crate::catalog::Collection;
 use crate::ids::{CollectionId, PChannel, PartitionId, VChannel};
 use crate::task::TargetSpec;
 use crate::tso::Tso;
 
-/// Deadline of every call but ReplicateMessage.
-const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Answers can be long (describe of many partitions); tonic's default is 4 MiB.
 const MAX_ANSWER: usize = 64 << 20;
 
@@ -167,129 +165,6 @@ impl GrpcTarget {
         }
         Ok(())
     }
-
-    fn client(&self) -> MilvusServiceClient<Channel> {
-        MilvusServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
-    }
-
-    fn request<T>(&self, message: T) -> Request<T> {
-        self.request_within(message, CALL_TIMEOUT)
-    }
-
-    fn request_within<T>(&self, message: T, deadline: Duration) -> Request<T> {
-        let mut request = Request::new(message);
-        request.set_timeout(deadline);
-        if let Some(value) = &self.authorization {
-            request
-                .metadata_mut()
-                .insert("authorization", value.clone());
-        }
-        request
-    }
-
-    /// Awaits a call. Its deadline travels with the request; here a little is added for the way back, so that no wait
-    /// is without end when the server does not keep it.
-    async fn call<T>(
-        &self,
-        call: &'static str,
-        f: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-    ) -> Result<T, TargetError> {
-        self.call_within(call, CALL_TIMEOUT, f).await
-    }
-
-    async fn call_within<T>(
-        &self,
-        call: &'static str,
-        deadline: Duration,
-        f: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-    ) -> Result<T, TargetError> {
-        let uri = self.uri.clone();
-        match tokio::time::timeout(deadline + Duration::from_millis(500), f).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(match status.code() {
-                Code::Unauthenticated | Code::PermissionDenied => TargetError::Configuration {
-                    uri,
-                    cause: format!("{call}: {}", status.message()),
-                    hint: "check milvus_connect_param.token (user:password or an API key)".into(),
-                },
-                Code::Unimplemented => TargetError::Refused {
-                    uri,
-                    call,
-                    code: 10,
-                    reason: "the target has no such call".into(),
-                },
-                Code::ResourceExhausted | Code::InvalidArgument => TargetError::Refused {
-                    uri,
-                    call,
-                    code: 1102,
-                    reason: status.message().to_owned(),
-                },
-                _ => TargetError::Unknown {
-                    uri,
-                    call,
-                    cause: format!("{:?}: {}", status.code(), status.message()),
-                },
-            }),
-            Err(_) => Err(TargetError::Unknown {
-                uri,
-                call,
-                cause: format!("none within {deadline:?}"),
-            }),
-        }
-    }
-
-    /// Success is code 0 *and* error_code 0: servers before 2.3 fill only the latter.
-    #[allow(
-        deprecated,
-        reason = "error_code is all that servers before 2.3 fill in"
-    )]
-    fn check(&self, call: &'static str, status: Option<Status>) -> Result<(), TargetError> {
-        let Some(status) = status else { return Ok(()) };
-        if status.code == 0 && status.error_code == 0 {
-            return Ok(());
-        }
-        let code = if status.code == 0 { 65535 } else { status.code };
-        Err(TargetError::Refused {
-            uri: self.uri.clone(),
-            call,
-            code,
-            reason: status.reason,
-        })
-    }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
-}
-
-/// Calls an RPC whose answer is a bare Status.
-macro_rules! status_call {
-    ($self:ident, $name:literal, $method:ident, $request:expr) => {{
-        let mut client = $self.client();
-        let status = $self
-            .call($name, client.$method($self.request($request)))
-            .await?;
-        $self.check($name, Some(status))
-    }};
-}
-
-/// Calls an RPC whose answer has a status in it, and gives the answer.
-macro_rules! answer_call {
-    ($self:ident, $name:literal, $method:ident, $request:expr) => {{
-        let mut client = $self.client();
-        let mut answer = $self
-            .call($name, client.$method($self.request($request)))
-            .await?;
-        $self.check($name, answer.status.take())?;
-        answer
-    }};
 }
 
 #[async_trait]

@@ -6,6 +6,8 @@ use super::source::Source;
 use super::world::{World, seeds};
 
 const MIB: usize = 1 << 20;
+/// The largest message: 8 rows of 64 KiB. One larger than a reader's reserve may go over the budget.
+const MESSAGE: usize = 8 * (64 << 10) + (4 << 10);
 
 /// Sixteen channels with a budget of 4 MiB, one of them a minute behind, and one pack of 100 MiB.
 async fn backlog(seed: u64) {
@@ -48,12 +50,12 @@ async fn backlog(seed: u64) {
         }
     }
     world.equal().await;
-    let peak = peak as f64 / MIB as f64;
     println!(
-        "peak in flight {peak:.1} MiB of a budget of 4 MiB, {:?}",
+        "peak in flight {:.1} MiB of a budget of 4 MiB, {:?}",
+        peak as f64 / MIB as f64,
         began.elapsed()
     );
-    assert!(peak < 8.0);
+    assert!(peak as usize <= 4 * MIB + MESSAGE);
 }
 
 #[test]
@@ -61,7 +63,7 @@ fn a_large_pack_and_a_backlog_pass_a_small_budget() {
     seeds(1, backlog);
 }
 
-/// A collection that could not go on for ten seconds, while its lane did, has a pack of 100 MiB to catch up with: its
+/// A collection that could not go on for a minute, while its lane did, has a pack of 100 MiB to catch up with: its
 /// times have to be raised, all of them at once, without its messages being in memory at once.
 async fn raised(seed: u64) {
     let mut world = World::new(seed, 16, 4);
@@ -81,7 +83,7 @@ async fn raised(seed: u64) {
     world.target.refuse("default", "c5");
     let mut peak = 0;
     let task = world.tasks[0].id.clone();
-    for round in 0..3000 {
+    for round in 0..6000 {
         if round % 20 == 0 {
             write(&mut world.source);
         }
@@ -95,20 +97,22 @@ async fn raised(seed: u64) {
                 }
             }
         }
-        if round == 600 {
+        if round == 3100 {
             world.target.accept("default", "c5");
         }
         world.run(20, |_| {}).await;
         let status = world.engine().status(&task);
         peak = peak.max(status.map_or(0, |s| s.counters.in_flight_bytes));
-        if round > 700 && round % 50 == 10 && world.difference(|_| true).is_none() {
+        if round > 3200 && round % 50 == 10 && world.difference(|_| true).is_none() {
             break;
         }
     }
     world.equal().await;
-    let peak = peak as f64 / MIB as f64;
-    println!("peak in flight {peak:.1} MiB of a budget of 4 MiB");
-    assert!(peak < 8.0);
+    println!(
+        "peak in flight {:.1} MiB of a budget of 4 MiB",
+        peak as f64 / MIB as f64
+    );
+    assert!(peak as usize <= 4 * MIB + MESSAGE);
 }
 
 #[test]

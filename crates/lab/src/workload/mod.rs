@@ -254,6 +254,17 @@ impl<'a> Workload<'a> {
             .collect()
     }
 
+    /// Rows the server has acknowledged and that were not deleted: database, collection, rows.
+    pub fn rows(&self) -> Vec<(String, String, u64)> {
+        self.collections
+            .iter()
+            .map(|c| {
+                let rows = c.partitions.iter().map(|p| p.keys.len() as u64).sum();
+                (c.db.clone(), c.name().to_owned(), rows)
+            })
+            .collect()
+    }
+
     fn tell(&mut self, what: String) {
         self.done.operations += 1;
         (self.say)(&what, self.done);

@@ -158,10 +158,12 @@ impl Lab {
         let report = compare(&self.from, &self.to, options).await?;
         say(&report.to_string());
         if !report.is_equal() {
-            let log = books::verdict(&self.from, &self.to, &self.target, &report)
-                .await
-                .unwrap_or_else(|e| format!("the target's log cannot be read: {e:#}"));
-            bail!("source and target differ\n{report}\n{log}");
+            let verdict = books::verdict(&self.from, &self.to, &self.target, &report).await;
+            return Err(verdict.unwrap_or_else(|e| {
+                e.context(format!(
+                    "source and target differ\n{report}\nthe target's log cannot be read"
+                ))
+            }));
         }
         Ok(report)
     }

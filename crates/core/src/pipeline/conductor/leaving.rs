@@ -1,0 +1,146 @@
+//! Collections that leave: dropped on the source, on the target, and forgotten.
+
+use tokio::time::Instant;
+
+use super::{Conductor, DROP_PATIENCE, JOBS, Outcome, Phase};
+use crate::catalog::{ObjectState, View};
+use crate::ids::CollectionId;
+use crate::store::{Change, ObjectPhase};
+use crate::task::CollectionState;
+
+impl Conductor<'_> {
+    /// Collections whose drop is complete on all shards, and those whose drop is not read from the queue.
+    pub(super) async fn drops(&mut self, view: &View) {
+        let mut finish = Vec::new();
+        let mut from_table = Vec::new();
+        for (id, entry) in &mut self.entries {
+            let busy = matches!(
+                entry.phase,
+                Phase::Dropping | Phase::Dropped | Phase::Opening | Phase::Unread(_)
+            );
+            if busy || matches!(entry.phase, Phase::Retry(at) if at > Instant::now()) {
+                continue;
+            }
+            let gone = view
+                .collections
+                .get(id)
+                .is_none_or(|c| c.state == ObjectState::Dropping);
+            let Some(object) = self.objects.get(*id) else {
+                // Not made yet: gone on the source, gone here.
+                if gone {
+                    entry.phase = Phase::Dropped;
+                    self.board.lock().set(*id, CollectionState::Dropped);
+                }
+                continue;
+            };
+            let shards = object.target_vchannels.len();
+            if object.phase == ObjectPhase::Dropping
+                && shards > 0
+                && object.dropped_shards.len() >= shards
+            {
+                finish.push(*id);
+                continue;
+            }
+            if !gone {
+                entry.dropping_since = None;
+                continue;
+            }
+            let since = *entry.dropping_since.get_or_insert_with(Instant::now);
+            let now = match entry.phase {
+                Phase::Streaming | Phase::Ready => since.elapsed() > DROP_PATIENCE,
+                _ => true,
+            };
+            if now {
+                from_table.push(*id);
+            }
+        }
+        for id in finish {
+            self.finish_drop(id).await;
+        }
+        for id in from_table {
+            if self.jobs.len() < JOBS {
+                self.drop_from_table(id).await;
+            }
+        }
+    }
+
+    async fn finish_drop(&mut self, id: CollectionId) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        entry.phase = Phase::Dropping;
+        for main in self.mains.values() {
+            let mut inner = main.gate.lock().await;
+            if main.carries(&inner, id) {
+                drop(main.detach(&mut inner, id));
+            }
+        }
+        let objects = self.objects.clone();
+        self.start_job(id, async move {
+            Outcome::Dropped(id, objects.finish_drop(id).await)
+        });
+    }
+
+    pub(super) async fn drop_from_table(&mut self, id: CollectionId) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        entry.phase = Phase::Dropping;
+        if let Some(route) = entry.route.take() {
+            self.detach(id, &route).await;
+        }
+        let objects = self.objects.clone();
+        self.start_job(id, async move {
+            Outcome::Dropped(id, objects.drop_from_table(id).await)
+        });
+    }
+
+    pub(super) async fn forget_entry(&mut self, id: CollectionId) {
+        let keys: Vec<_> = self
+            .catching
+            .keys()
+            .chain(self.stored.detached.keys())
+            .filter(|(_, c)| *c == id)
+            .cloned()
+            .collect();
+        let task = self.ctx.spec.id.clone();
+        let mut changes = vec![Change::PutNote {
+            task: task.clone(),
+            collection: id,
+            note: String::new(),
+        }];
+        for key in keys {
+            if let Some(reader) = self.catching.remove(&key) {
+                reader.cancel.cancel();
+            }
+            self.stored.detached.remove(&key);
+            let (channel, collection) = key;
+            changes.push(Change::DeleteDetached {
+                task: task.clone(),
+                channel,
+                collection,
+            });
+        }
+        self.ctx.commit(changes).await;
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.phase = Phase::Dropped;
+            entry.route = None;
+        }
+        self.board.lock().set(id, CollectionState::Dropped);
+    }
+
+    /// What was dropped, and is no longer in the source's metadata either, is forgotten.
+    pub(super) async fn forget_gone(&mut self, view: &View) {
+        let gone: Vec<CollectionId> = self
+            .entries
+            .iter()
+            .filter(|(id, e)| e.phase == Phase::Dropped && !view.collections.contains_key(id))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            self.objects.forget(id, Vec::new()).await;
+            self.entries.remove(&id);
+            self.board.lock().remove(id);
+        }
+    }
+}

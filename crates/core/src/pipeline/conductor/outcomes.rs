@@ -1,0 +1,205 @@
+//! What comes back of the jobs and of the streams, and the state in which a collection is then.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::{Conductor, Held, Outcome, Phase, STEADY, broke_off, note};
+use crate::backoff::Backoff;
+use crate::catalog::ObjectState;
+use crate::error::{ErrorClass, Problem};
+use crate::ids::CollectionId;
+use crate::pipeline::objects::Obstacle;
+use crate::pipeline::opening::{Ready, Stop};
+use crate::store::{Change, ObjectPhase};
+use crate::task::CollectionState;
+
+impl Conductor<'_> {
+    pub(super) async fn outcome(&mut self, outcome: Outcome) {
+        let id = match &outcome {
+            Outcome::Opened(id, _)
+            | Outcome::Dropped(id, _)
+            | Outcome::Read(id, _)
+            | Outcome::BrokeOff(id) => *id,
+        };
+        match outcome {
+            Outcome::Opened(_, Ok(ready)) => self.opened(id, ready).await,
+            Outcome::Opened(_, Err(Stop::Lost(lost))) => self.lost(id, &lost),
+            Outcome::Opened(_, Err(Stop::Unread(error))) => self.failed(id, error.problem()),
+            Outcome::Opened(_, Err(Stop::Target(obstacle))) => self.obstacle(id, obstacle).await,
+            Outcome::Dropped(_, Ok(())) => self.forget_entry(id).await,
+            Outcome::Dropped(_, Err(problem)) => self.failed(id, problem),
+            Outcome::Read(_, Ok(Some(collection))) => {
+                if let Some(entry) = self.entries.get_mut(&id)
+                    && matches!(entry.phase, Phase::Unread(_))
+                {
+                    entry.source = collection;
+                    entry.phase = Phase::Due;
+                    return;
+                }
+            }
+            Outcome::Read(_, Ok(None)) => self.drop_from_table(id).await,
+            Outcome::Read(_, Err(error)) => {
+                let mut board = self.board.lock();
+                board.error(id, error.problem());
+            }
+            Outcome::BrokeOff(_) => self.failed(id, broke_off("the work on this collection")),
+        }
+        if let Some(first) = &mut self.first {
+            first.remove(&id);
+        }
+    }
+
+    async fn obstacle(&mut self, id: CollectionId, obstacle: Obstacle) {
+        match obstacle {
+            // It may have been made already, or half.
+            Obstacle::Gone
+                if self
+                    .objects
+                    .get(id)
+                    .is_some_and(|o| o.phase != ObjectPhase::Dropped) =>
+            {
+                self.drop_from_table(id).await;
+            }
+            Obstacle::Gone => self.forget_entry(id).await,
+            Obstacle::NameTaken(holder) => {
+                let alive = self.entries.get(&holder).filter(|h| {
+                    h.dropping_since.is_none() && h.source.state == ObjectState::Created
+                });
+                if let Some(holder) = alive {
+                    let why = format!(
+                        "its name on the target belongs to {}, which was renamed on the source; renames are not carried yet",
+                        holder.source.name
+                    );
+                    let hint = "drop one of the two on the source, or give this one another name";
+                    return self.failed(id, Problem::new(ErrorClass::Conflict, why, hint));
+                }
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.phase = Phase::Retry(Instant::now() + Duration::from_millis(100));
+                    let why = "the older one of its name is dropped on the target first".to_owned();
+                    self.board.lock().set(id, CollectionState::Waiting { why });
+                }
+            }
+            Obstacle::Conflict(problem) => {
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.phase = Phase::Held(Held::Conflict);
+                }
+                let choices = vec!["adopt".to_owned(), "recreate".to_owned()];
+                let state = CollectionState::Conflict {
+                    problem: problem.clone(),
+                    choices,
+                };
+                let mut board = self.board.lock();
+                board.set(id, state);
+                board.error(id, problem);
+            }
+            Obstacle::Failed(problem) => self.failed(id, problem),
+        }
+    }
+
+    /// A collection is there. A fresh one is stored together with the places where its reading begins: one without them
+    /// would be taken for one that its channels' main readers carry.
+    async fn opened(&mut self, id: CollectionId, ready: Ready) {
+        let Ready {
+            route,
+            fresh,
+            records,
+        } = ready;
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        let task = &self.ctx.spec.id;
+        let mut changes: Vec<Change> = records
+            .iter()
+            .map(|(channel, progress)| Change::PutDetached {
+                task: task.clone(),
+                channel: channel.clone(),
+                collection: id,
+                progress: *progress,
+            })
+            .collect();
+        let answer = entry.answer.done();
+        if answer != entry.answer {
+            changes.push(note(&self.ctx, id, &answer));
+        }
+        match fresh {
+            Some(object) => self.objects.put_with(object, changes).await,
+            None if !changes.is_empty() => self.ctx.commit(changes).await,
+            None => {}
+        }
+        for (channel, progress) in records {
+            self.stored.detached.insert((channel, id), progress);
+        }
+        entry.answer = answer;
+        entry.route = Some(route);
+        entry.phase = Phase::Ready;
+    }
+
+    pub(in crate::pipeline) fn failed(&mut self, id: CollectionId, problem: Problem) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        if entry
+            .streaming_since
+            .take()
+            .is_some_and(|since| since.elapsed() > STEADY)
+        {
+            entry.backoff = Backoff::new();
+            entry.failing_since = None;
+        }
+        let since = *entry.failing_since.get_or_insert_with(SystemTime::now);
+        entry.phase = Phase::Retry(Instant::now() + entry.backoff.step());
+        let attempt = entry.backoff.attempt;
+        let mut board = self.board.lock();
+        board.set(
+            id,
+            CollectionState::Failing {
+                problem: problem.clone(),
+                attempt,
+                since,
+            },
+        );
+        board.error(id, problem);
+    }
+
+    /// Streams that cannot go on leave their readers; the store says where each goes on, then memory lets go.
+    pub(in crate::pipeline) async fn failures(&mut self) {
+        let failed: Vec<_> = self
+            .entries
+            .iter()
+            .filter_map(|(id, e)| {
+                e.route
+                    .as_ref()
+                    .filter(|r| r.stream.failed())
+                    .map(|r| (*id, r.clone()))
+            })
+            .collect();
+        for (id, route) in failed {
+            let problem = route
+                .stream
+                .problem()
+                .unwrap_or_else(|| Problem::new(ErrorClass::Bug, "failed", ""));
+            self.detach(id, &route).await;
+            let Some(entry) = self.entries.get_mut(&id) else {
+                continue;
+            };
+            entry.route = None;
+            if let Some((channel, position)) = route.stream.poison() {
+                entry.phase = Phase::Held(Held::Quarantined);
+                entry.poison = Some((channel.clone(), position));
+                let position = position.to_string();
+                let state = CollectionState::Quarantined {
+                    problem: problem.clone(),
+                    channel,
+                    position,
+                };
+                let mut board = self.board.lock();
+                board.set(id, state);
+                board.error(id, problem);
+            } else {
+                entry.poison = route.stream.refused();
+                self.failed(id, problem);
+            }
+        }
+    }
+}
