@@ -13,6 +13,7 @@ use cdc_core::source::natsmq::{NatsmqConfig, NatsmqSource};
 use cdc_core::store::memory::MemoryStore;
 use cdc_core::target::grpc::GrpcConnector;
 use cdc_core::task::{OnConflict, Selection, StartPoint, TargetSpec, TaskSpec};
+use cdc_core::tls::ClientTls;
 
 #[tokio::main]
 async fn main() {
@@ -39,6 +40,7 @@ async fn main() {
     let target = TargetSpec {
         uri: args[4].clone(),
         token: Secret::default(),
+        tls: ClientTls::default(),
         connect_timeout: Duration::from_secs(5),
         call_timeout: Duration::from_secs(5),
     };

@@ -24,4 +24,5 @@ pub mod source;
 pub mod store;
 pub mod target;
 pub mod task;
+pub mod tls;
 pub mod tso;

@@ -9,6 +9,7 @@ use crate::error::Problem;
 use crate::ids::{CollectionId, PChannel, TargetKey, TaskId};
 use crate::position::Position;
 use crate::secret::Secret;
+use crate::tls::ClientTls;
 use crate::tso::Tso;
 
 /// How to reach a target.
@@ -18,6 +19,8 @@ pub struct TargetSpec {
     pub uri: String,
     /// `user:password` or an API key; empty if the target asks for none.
     pub token: Secret,
+    /// Of use with `https` only.
+    pub tls: ClientTls,
     pub connect_timeout: Duration,
     /// Deadline of one ReplicateMessage call.
     pub call_timeout: Duration,
@@ -336,6 +339,7 @@ mod tests {
             target: TargetSpec {
                 uri: String::new(),
                 token: Secret::default(),
+                tls: ClientTls::default(),
                 connect_timeout: Duration::ZERO,
                 call_timeout: Duration::ZERO,
             },

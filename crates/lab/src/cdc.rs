@@ -62,11 +62,24 @@ impl Cdc {
         dir: impl Into<PathBuf>,
         progress: &Progress,
     ) -> Result<Self> {
+        Self::start_edited(source, dir, |yaml| yaml, progress).await
+    }
+
+    /// As [`Cdc::start_at`], with a configuration that `edit` makes of the usual one.
+    ///
+    /// # Errors
+    /// As [`Cdc::start`].
+    pub async fn start_edited(
+        source: &Addresses,
+        dir: impl Into<PathBuf>,
+        edit: impl FnOnce(String) -> String,
+        progress: &Progress,
+    ) -> Result<Self> {
         let dir = dir.into();
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let dir = dir.canonicalize()?;
         let port = free_port()?;
-        let yaml = config(source, port, &dir);
+        let yaml = edit(config(source, port, &dir));
         Self::start_from(dir, port, &yaml, progress).await
     }
 

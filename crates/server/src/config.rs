@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use cdc_core::position::QueueKind;
 use cdc_core::secret::Secret;
+use cdc_core::tls::ClientTls;
 use serde_json::Value;
 
 use crate::fields::{Errors, Fields, clip};
+use crate::tls_fields;
 
 /// The file that is used when none is given and the default one is not there.
 pub const EMBEDDED: &str = include_str!("../../../configs/cdc.yaml");
@@ -47,6 +49,8 @@ pub struct Etcd {
     pub meta_sub_path: String,
     pub kv_sub_path: String,
     pub login: Option<(String, Secret)>,
+    /// Of use with `https://` endpoints only.
+    pub tls: ClientTls,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -406,6 +410,7 @@ fn read_etcd(source: &Fields<'_>, ignored: &mut Vec<String>) -> Etcd {
         meta_sub_path: "meta".to_owned(),
         kv_sub_path: "kv".to_owned(),
         login: None,
+        tls: ClientTls::default(),
     };
     let old = read_old_etcd(source, &read, ignored);
     if let Some(etcd) = source.object("etcd") {
@@ -467,24 +472,15 @@ fn read_new_etcd(etcd: Fields<'_>, read: &mut Etcd, ignored: &mut Vec<String>) {
             _ => etcd.wrong("enableAuth", "true needs username and password"),
         }
     }
-    let certificates = ["tlsCertPath", "tlsKeyPath", "tlsCACertPath"];
-    if etcd.boolean("enableTLS") == Some(true) {
-        for key in certificates
-            .into_iter()
-            .filter(|key| etcd.get(key).is_some())
-        {
-            etcd.wrong(
-                key,
-                "not available in this version; TLS uses the system's certificates",
-            );
-        }
+    let https = read.endpoints.iter().any(|e| e.starts_with("https://"));
+    if etcd.boolean("enableTLS").unwrap_or(https) {
+        read.tls = tls_fields::etcd(&etcd);
         for endpoint in &mut read.endpoints {
             *endpoint = endpoint.replacen("http://", "https://", 1);
         }
     } else {
-        ignored.extend(etcd.accept(&certificates));
+        ignored.extend(etcd.accept(&tls_fields::ETCD));
     }
-    ignored.extend(etcd.accept(&["tlsMinVersion"]));
     etcd.finish();
 }
 

@@ -40,6 +40,7 @@ impl EngineReplication {
             meta_sub_path: from.meta_sub_path.clone(),
             username,
             password,
+            tls: from.tls.clone(),
             connect_timeout: TIMEOUT,
             request_timeout: TIMEOUT,
             kv_sub_path: from.kv_sub_path.clone(),

@@ -14,3 +14,4 @@ pub mod serve;
 pub mod states;
 pub mod store;
 pub mod tasks;
+pub mod tls_fields;

@@ -1,6 +1,7 @@
 //! The configuration: what is accepted, and what is said about the rest.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use cdc_core::tls::{ClientTls, Identity, TlsVersion};
 use milvus_cdc::config::{Config, EMBEDDED, Queue};
 
 const SOURCE: &str = "sourceConfig: {natsmq: {address: 'nats://h:4222'}}\n";
@@ -185,12 +186,8 @@ fn a_named_file_that_is_missing_is_an_error() {
 
 #[test]
 fn certificates_without_tls_are_named_as_ignored() {
-    let with = |tls: bool| {
-        parse(&format!(
-            "sourceConfig: {{natsmq: {{address: 'nats://h:1'}}, etcd: {{enableTLS: {tls}, tlsCertPath: c, tlsKeyPath: k, tlsCACertPath: a, tlsMinVersion: 1.3}}}}"
-        ))
-    };
-    let ignored = with(false).unwrap().ignored;
+    let text = "sourceConfig: {natsmq: {address: 'nats://h:1'}, etcd: {enableTLS: false, tlsCertPath: c, tlsKeyPath: k, tlsCACertPath: a, tlsMinVersion: 1.3}}";
+    let ignored = parse(text).unwrap().ignored;
     for key in [
         "tlsCertPath",
         "tlsKeyPath",
@@ -202,11 +199,100 @@ fn certificates_without_tls_are_named_as_ignored() {
             .filter(|k| **k == format!("sourceConfig.etcd.{key}"));
         assert_eq!(named.count(), 1, "{key} in {ignored:?}");
     }
-    assert!(
-        with(true)
-            .unwrap_err()
-            .contains("sourceConfig.etcd.tlsCertPath: not available")
+}
+
+#[test]
+fn the_certificates_of_etcd_are_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let issued = rcgen::generate_simple_self_signed(["h".to_owned()]).unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let certificate = file("c.pem", &issued.cert.pem());
+    let key = file("k.pem", &issued.signing_key.serialize_pem());
+    let other = rcgen::KeyPair::generate().unwrap();
+    let other = file("other.pem", &other.serialize_pem());
+    let with = |etcd: &str| {
+        parse(&format!(
+            "sourceConfig: {{natsmq: {{address: 'nats://h:1'}}, etcd: {{address: 'h:1', enableTLS: true, {etcd}}}}}"
+        ))
+    };
+    let etcd = |text: &str| with(text).unwrap().source.etcd;
+    let all = etcd(&format!(
+        "tlsCACertPath: {certificate}, tlsCertPath: {certificate}, tlsKeyPath: {key}, tlsMinVersion: 1.3"
+    ));
+    assert_eq!(all.endpoints, ["https://h:1"]);
+    assert_eq!(
+        all.tls,
+        ClientTls {
+            trusted: Some(certificate.clone().into()),
+            identity: Some(Identity {
+                certificate: certificate.clone().into(),
+                key: key.clone().into(),
+            }),
+            server_name: None,
+            oldest: TlsVersion::V13,
+        }
     );
+    // No certificates: the system's, and no login by certificate. Older versions than 1.2 are not spoken.
+    assert_eq!(etcd("tlsMinVersion: 1.0").tls, ClientTls::default());
+    assert_eq!(
+        etcd("tlsCertPath: '', tlsKeyPath: ''").tls,
+        ClientTls::default()
+    );
+    // https is enough.
+    let https = format!(
+        "sourceConfig: {{natsmq: {{address: 'nats://h:1'}}, etcd: {{address: 'https://h:1', tlsCACertPath: {certificate}}}}}"
+    );
+    assert_eq!(
+        parse(&https).unwrap().source.etcd.tls.trusted,
+        Some(certificate.clone().into())
+    );
+    for (etcd, parts) in [
+        (
+            "tlsMinVersion: 1.4".to_owned(),
+            vec!["tlsMinVersion", "1.0, 1.1, 1.2, 1.3", "1.4"],
+        ),
+        (
+            "tlsCACertPath: /nowhere/ca.pem".to_owned(),
+            vec!["tlsCACertPath", "/nowhere/ca.pem", "PEM file"],
+        ),
+        (
+            format!("tlsCACertPath: {key}"),
+            vec!["tlsCACertPath", "no certificate", "PEM file"],
+        ),
+        (
+            format!("tlsCertPath: {certificate}"),
+            vec!["tlsKeyPath: missing", "tlsCertPath"],
+        ),
+        (
+            format!("tlsKeyPath: {key}"),
+            vec!["tlsCertPath: missing", "tlsKeyPath"],
+        ),
+        (
+            format!("tlsCertPath: {certificate}, tlsKeyPath: {other}"),
+            vec![
+                "tlsKeyPath",
+                "do not belong together",
+                "the key of that certificate",
+            ],
+        ),
+        (
+            format!("tlsCertPath: {certificate}, tlsKeyPath: {certificate}"),
+            vec!["tlsKeyPath", "no private key"],
+        ),
+        (
+            "tlsCACertPath: 5".to_owned(),
+            vec!["tlsCACertPath: a string expected, not 5"],
+        ),
+    ] {
+        let error = with(&etcd).unwrap_err();
+        for part in parts {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ use super::keys::MetaKey;
 use super::{Catalog, CatalogError, CatalogHealth, Collection, View, decode};
 use crate::ids::{CollectionId, DbId};
 use crate::secret::Secret;
+use crate::tls::ClientTls;
 use crate::tso::Tso;
 
 /// Where a source keeps its metadata.
@@ -37,6 +38,8 @@ pub struct EtcdConfig {
     /// Empty: no login.
     pub username: String,
     pub password: Secret,
+    /// For the endpoints with `https://`: all have it, or none.
+    pub tls: ClientTls,
     pub connect_timeout: Duration,
     /// For one call; a list may take several.
     pub request_timeout: Duration,
@@ -52,6 +55,7 @@ impl Default for EtcdConfig {
             kv_sub_path: "kv".to_owned(),
             username: String::new(),
             password: Secret::default(),
+            tls: ClientTls::default(),
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(5),
         }

@@ -156,6 +156,13 @@ pub enum CatalogError {
     Unreachable { endpoints: String, cause: String },
     #[error("source etcd at {endpoints}: login refused: {cause}")]
     Login { endpoints: String, cause: String },
+    /// No connection: one side's certificates do not suit the other.
+    #[error("source etcd at {endpoints}: {cause}")]
+    Tls {
+        endpoints: String,
+        cause: String,
+        hint: String,
+    },
     /// Nothing of a Milvus below the configured root.
     #[error("source etcd at {endpoints} has no Milvus below {prefix}")]
     NoMilvus { endpoints: String, prefix: String },
@@ -181,6 +188,7 @@ impl CatalogError {
                 ErrorClass::Configuration,
                 "check sourceConfig.etcd.username and password",
             ),
+            CatalogError::Tls { hint, .. } => (ErrorClass::Configuration, hint.as_str()),
             CatalogError::NoMilvus { .. } => (
                 ErrorClass::Configuration,
                 "set sourceConfig.etcd.rootPath and metaSubPath to the source's etcd.rootPath and etcd.metaSubPath (by-dev and meta by default)",

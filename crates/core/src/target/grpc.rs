@@ -14,17 +14,27 @@ use milvus::proto::schema::CollectionSchema;
 use prost::Message;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, Endpoint};
 
 use self::call::{answer_call, chain, status_call};
 use super::{Loaded, Target, TargetCollection, TargetConnector, TargetError, TargetIndex};
 use crate::catalog::Collection;
 use crate::ids::{CollectionId, PChannel, PartitionId, VChannel};
 use crate::task::TargetSpec;
+use crate::tls::{self, FieldNames};
 use crate::tso::Tso;
 
 /// Answers can be long (describe of many partitions); tonic's default is 4 MiB.
 const MAX_ANSWER: usize = 64 << 20;
+
+/// What a request calls the settings of TLS.
+const TLS_FIELDS: FieldNames = FieldNames {
+    trusted: "milvus_connect_param.dial_config.ca_pem_path (or server_pem_path)",
+    certificate: "milvus_connect_param.dial_config.client_pem_path",
+    key: "milvus_connect_param.dial_config.client_key_path",
+    name: "milvus_connect_param.dial_config.server_name",
+    switch: "https:// and enable_tls",
+};
 
 /// Connects to real servers.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,13 +100,11 @@ impl GrpcTarget {
             cause,
             hint: hint.into(),
         };
-        let mut endpoint = Endpoint::from_shared(spec.uri.clone())
-            .map_err(|e| {
-                refuse(
-                    e.to_string(),
-                    "milvus_connect_param.uri has the form http://host:port",
-                )
-            })?
+        let form = "milvus_connect_param.uri has the form http://host:port or https://host:port";
+        let secure = tls::Address::parse(&spec.uri);
+        let plain = secure.as_ref().map(|server| server.plain().to_string());
+        let endpoint = Endpoint::from_shared(plain.unwrap_or_else(|| spec.uri.clone()))
+            .map_err(|e| refuse(e.to_string(), form))?
             .connect_timeout(spec.connect_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(Duration::from_secs(10))
@@ -104,11 +112,6 @@ impl GrpcTarget {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(8 << 20)
             .initial_connection_window_size(16 << 20);
-        if spec.uri.starts_with("https://") {
-            endpoint = endpoint
-                .tls_config(ClientTlsConfig::new().with_native_roots())
-                .map_err(|e| refuse(e.to_string(), "check the target's certificate"))?;
-        }
         let authorization = if spec.token.is_empty() {
             None
         } else {
@@ -122,14 +125,11 @@ impl GrpcTarget {
             value.set_sensitive(true);
             Some(value)
         };
-        let channel = endpoint
-            .connect()
-            .await
-            .map_err(|e| TargetError::Unreachable {
-                uri: spec.uri.clone(),
-                call: "connect",
-                cause: chain(&e),
-            })?;
+        let connected = match secure {
+            Some(server) => tls::connect(&endpoint, &spec.tls, server, spec.connect_timeout).await,
+            None => endpoint.connect().await,
+        };
+        let channel = connected.map_err(|e| no_connection(uri.clone(), &e))?;
         let target = Self {
             uri: spec.uri.clone(),
             channel,
@@ -164,6 +164,22 @@ impl GrpcTarget {
             });
         }
         Ok(())
+    }
+}
+
+/// Why there is no connection.
+fn no_connection(uri: String, error: &(dyn std::error::Error + 'static)) -> TargetError {
+    match tls::fault(error) {
+        Some(fault) => TargetError::Configuration {
+            uri,
+            cause: fault.to_string(),
+            hint: fault.hint(&TLS_FIELDS),
+        },
+        None => TargetError::Unreachable {
+            uri,
+            call: "connect",
+            cause: chain(error),
+        },
     }
 }
 

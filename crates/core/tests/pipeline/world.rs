@@ -64,6 +64,7 @@ pub(crate) fn task(name: &str, selection: Selection) -> TaskSpec {
         target: TargetSpec {
             uri: "http://memory:19530".to_owned(),
             token: Secret::default(),
+            tls: Default::default(),
             connect_timeout: Duration::from_secs(1),
             call_timeout: Duration::from_secs(1),
         },

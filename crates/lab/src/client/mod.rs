@@ -9,12 +9,14 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use base64::Engine as _;
 use milvus::proto::common::{
     ConsistencyLevel, KeyValuePair, MsgBase, MsgType, ReplicateInfo, Status,
 };
 use milvus::proto::milvus::milvus_service_client::MilvusServiceClient;
 use milvus::proto::milvus::{self as pb, DescribeCollectionResponse, MutationResult};
-use tonic::transport::{Channel, Endpoint};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
 pub use data::{key_expr, keys};
 pub use rows::{Key, META, Row, Value, from_columns, to_columns};
@@ -45,6 +47,7 @@ pub struct Client {
     inner: MilvusServiceClient<Channel>,
     name: String,
     deadline: Duration,
+    authorization: Option<MetadataValue<Ascii>>,
     /// Source time put into `base.replicateInfo` of DDL; `None` for an ordinary client.
     replicate: Option<u64>,
 }
@@ -135,6 +138,11 @@ macro_rules! call {
         let what = format!("{}: {} {}", client.name, stringify!($method), $what);
         let mut request = tonic::Request::new($request);
         request.set_timeout(client.deadline);
+        if let Some(login) = &client.authorization {
+            request
+                .metadata_mut()
+                .insert("authorization", login.clone());
+        }
         let mut inner = client.inner.clone();
         match tokio::time::timeout(client.deadline, inner.$method(request)).await {
             Err(_) => Err(anyhow::anyhow!(
@@ -168,9 +176,33 @@ impl Client {
     /// # Errors
     /// A wrong address, or nobody answers there.
     pub async fn connect(name: &str, uri: &str) -> Result<Self> {
-        let endpoint = Endpoint::from_shared(uri.to_owned())
+        Self::connect_as(name, uri, None, None).await
+    }
+
+    /// As [`Client::connect`], to a server with TLS (`https://host:port`) or one that asks for a login, `user:password`.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_as(
+        name: &str,
+        uri: &str,
+        tls: Option<ClientTlsConfig>,
+        login: Option<&str>,
+    ) -> Result<Self> {
+        let mut endpoint = Endpoint::from_shared(uri.to_owned())
             .with_context(|| format!("the address {uri}"))?
             .connect_timeout(Duration::from_secs(10));
+        if let Some(tls) = tls {
+            endpoint = endpoint.tls_config(tls).context("the settings of TLS")?;
+        }
+        let authorization = login
+            .map(|login| {
+                base64::engine::general_purpose::STANDARD
+                    .encode(login)
+                    .parse()
+            })
+            .transpose()
+            .context("the login")?;
         let channel = endpoint
             .connect()
             .await
@@ -182,6 +214,7 @@ impl Client {
             inner,
             name: name.to_owned(),
             deadline: Duration::from_secs(60),
+            authorization,
             replicate: None,
         })
     }

@@ -224,6 +224,11 @@ impl Milvus {
         format!("http://127.0.0.1:{}", self.ports.proxy)
     }
 
+    /// The gRPC address of a server with `common.security.tlsMode` 1 or 2, `https://localhost:port`.
+    pub fn secure_uri(&self) -> String {
+        format!("https://localhost:{}", self.ports.proxy)
+    }
+
     /// `http://127.0.0.1:port` of the embedded etcd's clients.
     pub fn etcd(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.etcd)

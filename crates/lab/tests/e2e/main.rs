@@ -19,6 +19,7 @@ mod refusals;
 mod replies;
 mod rows;
 mod schemas;
+mod secured;
 mod starts;
 mod stuck;
 mod tasks;
@@ -46,6 +47,7 @@ const BOTH: &[(&str, &[Test])] = &[
 const ALONE: &[(&str, &[Alone])] = &[
     ("lab", itself::TESTS),
     ("refusals", refusals::TESTS),
+    ("secured", secured::TESTS),
     ("demo", demo::TESTS),
 ];
 

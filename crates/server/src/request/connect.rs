@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use axum::http::Uri;
 use cdc_core::secret::Secret;
+use cdc_core::tls::ClientTls;
 use serde_json::{Map, Value, json};
 
 use crate::fields::{Fields, clip};
+use crate::tls_fields;
 
 pub(super) struct Connect {
     pub(super) uri: String,
     pub(super) token: Secret,
+    pub(super) tls: ClientTls,
     pub(super) timeout: Duration,
     /// As it is shown to people: no login.
     pub(super) shown: Map<String, Value>,
@@ -21,15 +24,15 @@ pub(super) fn connect_param(param: Fields<'_>) -> Option<Connect> {
     let uri = param.string("uri").filter(|uri| !uri.is_empty());
     let host = param.string("host").filter(|host| !host.is_empty());
     let port = param.integer("port", 0..=65_535).filter(|port| *port > 0);
-    let tls = param.boolean("enable_tls").unwrap_or(false);
+    let enable_tls = param.boolean("enable_tls").unwrap_or(false);
+    let scheme = if enable_tls { "https" } else { "http" };
     let mut shown = Map::new();
     let mut show = |key: &str, value: Value| shown.insert(key.to_owned(), value);
     show("host", json!(host.as_deref().unwrap_or_default()));
     show("port", json!(port.unwrap_or_default()));
-    show("enable_tls", json!(tls));
-    show("dial_config", json!({}));
+    show("enable_tls", json!(enable_tls));
     let uri = match (uri, host, port) {
-        (Some(uri), ..) => match normalise_uri(&uri) {
+        (Some(uri), ..) => match normalise_with(scheme, &uri) {
             Ok(uri) => Some(uri),
             Err(cause) => {
                 param.wrong("uri", cause);
@@ -37,7 +40,6 @@ pub(super) fn connect_param(param: Fields<'_>) -> Option<Connect> {
             }
         },
         (None, Some(host), Some(port)) => {
-            let scheme = if tls { "https" } else { "http" };
             match normalise_uri(&format!("{scheme}://{host}:{port}")) {
                 Ok(uri) => Some(uri),
                 Err(cause) => {
@@ -63,15 +65,21 @@ pub(super) fn connect_param(param: Fields<'_>) -> Option<Connect> {
     show("connect_timeout", json!(timeout));
     let channels = param.integer("channel_num", 0..=u64::from(u32::MAX));
     show("channel_num", json!(channels.unwrap_or_default()));
-    if param
-        .get("dial_config")
-        .is_some_and(|v| v.as_object().is_none_or(|map| !map.is_empty()))
-    {
-        param.wrong(
-            "dial_config",
-            "not available in this version; https uses the system's certificates",
-        );
+    let (tls, dial_config) = param
+        .object("dial_config")
+        .map(tls_fields::dial_config)
+        .unwrap_or_default();
+    // Half a wish for TLS must not end as none: refused rather than guessed.
+    if let Some(plain) = uri.as_deref().filter(|uri| uri.starts_with("http://")) {
+        let expected = format!("contradicts {plain}; https:// expected there");
+        if enable_tls {
+            param.wrong("enable_tls", format_args!("true {expected}"));
+        }
+        if !dial_config.is_empty() {
+            param.wrong("dial_config", expected);
+        }
     }
+    show("dial_config", Value::Object(dial_config));
     if param.boolean("ignore_partition") == Some(true) {
         param.wrong("ignore_partition", "not available in this version");
     }
@@ -80,6 +88,7 @@ pub(super) fn connect_param(param: Fields<'_>) -> Option<Connect> {
     Some(Connect {
         uri: uri?,
         token,
+        tls,
         timeout: Duration::from_secs(timeout),
         shown,
     })
@@ -101,6 +110,14 @@ fn login(param: &Fields<'_>) -> Secret {
             param.wrong("username", "missing; username and password go together");
             Secret::default()
         }
+    }
+}
+
+/// As [`normalise_uri`], with the scheme for an address without one.
+fn normalise_with(scheme: &str, uri: &str) -> Result<String, String> {
+    match uri.contains("://") {
+        true => normalise_uri(uri),
+        false => normalise_uri(&format!("{scheme}://{uri}")),
     }
 }
 

@@ -12,6 +12,7 @@ use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::position::QueueKind;
 use cdc_core::secret::Secret;
 use cdc_core::task::{GivenPosition, OnConflict, Selection, StartPoint};
+use cdc_core::tls::ClientTls;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -35,6 +36,7 @@ pub struct CreateTask {
     pub id: Option<String>,
     pub uri: String,
     pub token: Secret,
+    pub tls: ClientTls,
     pub connect_timeout: Duration,
     pub selection: Selection,
     pub start: StartPoint,
@@ -94,6 +96,7 @@ pub fn create(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
         id,
         uri: target.uri,
         token: target.token,
+        tls: target.tls,
         connect_timeout: target.timeout,
         selection: wanted.selection,
         start: wanted.start,

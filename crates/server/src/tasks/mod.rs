@@ -179,6 +179,7 @@ impl Tasks {
             target: TargetSpec {
                 uri: request.uri,
                 token: request.token,
+                tls: request.tls,
                 connect_timeout: request.connect_timeout,
                 call_timeout: inner.limits.call_timeout,
             },

@@ -7,6 +7,7 @@ use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::secret::Secret;
 use cdc_core::store::StoreError;
 use cdc_core::task::{GivenPosition, OnConflict, Selection, StartPoint, TargetSpec, TaskSpec};
+use cdc_core::tls::ClientTls;
 use cdc_core::tso::Tso;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,9 @@ use crate::store::StoredTask;
 struct StoredSpec {
     uri: String,
     token: String,
+    /// Paths; what is in the files is read when it is needed.
+    #[serde(default)]
+    tls: ClientTls,
     connect_timeout_s: u64,
     selection: Selection,
     start: StartPoint,
@@ -43,6 +47,7 @@ pub(super) fn encode(task: &Task) -> Result<StoredTask, StoreError> {
     let spec = StoredSpec {
         uri: target.uri,
         token: target.token.expose().to_owned(),
+        tls: target.tls,
         connect_timeout_s: target.connect_timeout.as_secs(),
         selection,
         start,
@@ -74,6 +79,7 @@ pub(super) fn decode(stored: StoredTask, limits: &TaskLimits) -> Result<Task, St
         target: TargetSpec {
             uri: spec.uri,
             token: Secret::new(spec.token),
+            tls: spec.tls,
             connect_timeout: Duration::from_secs(spec.connect_timeout_s),
             call_timeout: limits.call_timeout,
         },

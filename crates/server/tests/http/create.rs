@@ -6,6 +6,7 @@ use cdc_core::error::{ErrorClass, Problem, ProblemCode};
 use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::position::Position;
 use cdc_core::task::{GivenPosition, Selection, StartPoint};
+use cdc_core::tls::{ClientTls, Identity};
 use cdc_core::tso::Tso;
 use milvus_cdc::request::encode_position;
 use serde_json::{Value, json};
@@ -329,8 +330,12 @@ async fn the_empty_forms_of_the_go_server_are_taken() {
             "milvus_connect_param.password: a string expected",
         ),
         (
-            json!({"milvus_connect_param": {"uri": "http://h:1", "dial_config": {"ca_pem_path": "x"}}}),
-            "milvus_connect_param.dial_config: not available",
+            json!({"milvus_connect_param": {"uri": "http://h:1", "dial_config": {"server_name": "x"}}}),
+            "milvus_connect_param.dial_config: contradicts http://h:1; https:// expected",
+        ),
+        (
+            json!({"milvus_connect_param": {"uri": "http://h:1", "enable_tls": true}}),
+            "milvus_connect_param.enable_tls: true contradicts http://h:1; https:// expected",
         ),
         (
             json!({"rpc_channel_info": {"name": "r", "position": "x"}}),
@@ -367,6 +372,107 @@ async fn the_empty_forms_of_the_go_server_are_taken() {
         status == 400 && !answer.to_string().contains("hush"),
         "{answer}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_certificates_for_a_target_are_looked_at_and_kept_as_paths() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("s.db");
+    let server = start(&store, true).await;
+    let issued = rcgen::generate_simple_self_signed(["h".to_owned()]).unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let certificate = file("c.pem", &issued.cert.pem());
+    let key = file("k.pem", &issued.signing_key.serialize_pem());
+    let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    let other = file("other.pem", &other);
+    let on = |uri: &str, dial_config: &Value| {
+        request(json!({
+            "milvus_connect_param": {"uri": uri, "enable_tls": true, "dial_config": dial_config},
+            "collection_infos": [{"name": "a"}],
+        }))
+    };
+    for (dial_config, parts) in [
+        (json!("x"), vec!["dial_config: an object expected"]),
+        (
+            json!({"ca_pem": "x"}),
+            vec!["dial_config.ca_pem: unknown field", "ca_pem_path"],
+        ),
+        (
+            json!({"ca_pem_path": "/nowhere/ca.pem"}),
+            vec!["dial_config.ca_pem_path", "/nowhere/ca.pem", "PEM file"],
+        ),
+        (
+            json!({"server_pem_path": key}),
+            vec!["dial_config.server_pem_path", "no certificate"],
+        ),
+        (
+            json!({"ca_pem_path": certificate, "server_pem_path": certificate}),
+            vec!["dial_config.server_pem_path: either"],
+        ),
+        (
+            json!({"client_pem_path": certificate}),
+            vec!["dial_config.client_key_path: missing"],
+        ),
+        (
+            json!({"client_key_path": key}),
+            vec!["dial_config.client_pem_path: missing"],
+        ),
+        (
+            json!({"client_pem_path": certificate, "client_key_path": other}),
+            vec!["dial_config.client_key_path", "do not belong together"],
+        ),
+        (
+            json!({"server_name": "a b"}),
+            vec!["dial_config.server_name: a host name or an IP address expected, not \"a b\""],
+        ),
+        (
+            json!({"ca_pem_path": 5}),
+            vec!["dial_config.ca_pem_path: a string expected, not 5"],
+        ),
+    ] {
+        let message = server.refused("create", on("h:1", &dial_config), 400).await;
+        for part in parts {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+    }
+    let given = json!({
+        "server_name": "db.example", "server_pem_path": "", "ca_pem_path": certificate,
+        "client_pem_path": certificate, "client_key_path": key,
+    });
+    let id = server.create(on("h:1", &given)).await;
+    let expected = ClientTls {
+        trusted: Some(certificate.clone().into()),
+        identity: Some(Identity {
+            certificate: certificate.clone().into(),
+            key: key.clone().into(),
+        }),
+        server_name: Some("db.example".to_owned()),
+        ..ClientTls::default()
+    };
+    assert_eq!(server.spec(&id).target.uri, "https://h:1");
+    assert_eq!(server.spec(&id).target.tls, expected);
+    let shown = server.granted("get", json!({"task_id": id})).await;
+    let dial_config = &shown["task"]["milvus_connect_param"]["dial_config"];
+    assert_eq!(dial_config["ca_pem_path"], json!(certificate), "{shown}");
+    assert!(dial_config.get("server_pem_path").is_none(), "{shown}");
+    server
+        .tasks
+        .shut_down(std::time::Duration::from_secs(1))
+        .await;
+    drop(server);
+    let stored = std::fs::read(&store).unwrap();
+    let holds = |text: &str| stored.windows(text.len()).any(|w| w == text.as_bytes());
+    let line = std::fs::read_to_string(&key).unwrap();
+    assert!(holds("db.example"), "this is where it would be");
+    assert!(!holds(line.lines().nth(1).unwrap()), "a key is stored");
+    // What became of the files is the connections' business: the task is read all the same.
+    std::fs::remove_file(&key).unwrap();
+    let server = start(&store, true).await;
+    assert_eq!(server.spec(&id).target.tls, expected, "after a restart");
 }
 
 #[tokio::test(flavor = "multi_thread")]

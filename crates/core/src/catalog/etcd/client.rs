@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use etcd_client::{
-    Client, ConnectOptions, Error, GetOptions, GetResponse, KeyValue, KvClient, TlsOptions,
+    Channel, Client, ConnectOptions, Error, GetOptions, GetResponse, KeyValue, KvClient,
 };
 use tokio::sync::Mutex;
 use tonic::Code;
 
 use super::{CatalogError, EtcdConfig};
+use crate::tls::{self, FieldNames, Ping};
 
 /// etcd lets a client ping every 5 s and breaks off with one that does it more often.
 const PING_EVERY: Duration = Duration::from_secs(6);
@@ -16,6 +17,15 @@ const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// One value may have 1.5 MiB; pages are cut by count, so that an answer of long values stays far below this.
 const MAX_ANSWER: usize = 256 << 20;
 const PAGE: i64 = 500;
+
+/// What the configuration calls the settings of TLS.
+const TLS_FIELDS: FieldNames = FieldNames {
+    trusted: "sourceConfig.etcd.tlsCACertPath",
+    certificate: "sourceConfig.etcd.tlsCertPath",
+    key: "sourceConfig.etcd.tlsKeyPath",
+    name: "a certificate for the host in sourceConfig.etcd.address",
+    switch: "https:// and sourceConfig.etcd.enableTLS",
+};
 
 /// A connection that is made when it is needed.
 pub(super) struct Link {
@@ -53,39 +63,39 @@ impl Link {
             .with_connect_timeout(config.connect_timeout)
             .with_keep_alive(PING_EVERY, PING_TIMEOUT)
             .with_keep_alive_while_idle(false);
-        // Only https takes these options. Those it has of itself hold no roots and trust nobody.
-        let https = config
-            .endpoints
-            .iter()
-            .any(|endpoint| endpoint.starts_with("https://"));
-        let plain = match https {
-            true => plain.with_tls(TlsOptions::new().with_native_roots()),
-            false => plain,
-        };
         if !config.username.is_empty() {
             let login = plain
                 .clone()
                 .with_user(config.username.as_str(), config.password.expose());
-            let answer = self
-                .in_time(
-                    config.connect_timeout,
-                    Client::connect(&config.endpoints, Some(login)),
-                )
-                .await;
-            match answer {
+            match self.open(login).await {
                 // As etcd's own client does: a login that is not asked for is no error.
                 Err(Failure::Etcd(Error::GRpcStatus(status)))
                     if status.message().contains("authentication is not enabled") => {}
                 other => return other.map_err(|failure| self.explain(failure)),
             }
         }
-        let answer = self
-            .in_time(
-                config.connect_timeout,
-                Client::connect(&config.endpoints, Some(plain)),
-            )
-            .await;
+        let answer = self.open(plain).await;
         answer.map_err(|failure| self.explain(failure))
+    }
+
+    async fn open(&self, options: ConnectOptions) -> Result<Client, Failure> {
+        let limit = self.config.connect_timeout;
+        let config = &self.config;
+        let ping = Ping {
+            every: PING_EVERY,
+            patience: PING_TIMEOUT,
+        };
+        match tls::etcd_channel(&config.endpoints, &config.tls, limit, ping) {
+            Some(channel) => {
+                let channel = Channel::Tonic(channel);
+                self.in_time(limit, Client::from_channel(channel, Some(options)))
+                    .await
+            }
+            None => {
+                let connecting = Client::connect(&config.endpoints, Some(options));
+                self.in_time(limit, connecting).await
+            }
+        }
     }
 
     /// One idempotent call, tried a second time with a new login if the old one has run out.
@@ -182,6 +192,15 @@ impl Link {
     }
 
     pub(super) fn explain(&self, failure: Failure) -> CatalogError {
+        if let Failure::Etcd(Error::GRpcStatus(status)) = &failure
+            && let Some(fault) = tls::fault(status)
+        {
+            return CatalogError::Tls {
+                endpoints: self.config.shown_endpoints(),
+                cause: fault.to_string(),
+                hint: fault.hint(&TLS_FIELDS),
+            };
+        }
         if let Failure::Etcd(Error::GRpcStatus(status)) = &failure
             && is_login(status)
         {

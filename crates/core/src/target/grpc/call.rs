@@ -8,8 +8,9 @@ use milvus::proto::milvus::milvus_service_client::MilvusServiceClient;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 
-use super::{GrpcTarget, MAX_ANSWER};
+use super::{GrpcTarget, MAX_ANSWER, no_connection};
 use crate::target::TargetError;
+use crate::tls;
 
 /// Deadline of every call but ReplicateMessage.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -53,6 +54,8 @@ impl GrpcTarget {
         let uri = self.uri.clone();
         match tokio::time::timeout(deadline + Duration::from_millis(500), f).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
+            // There was no connection, so the call did not get out.
+            Ok(Err(status)) if tls::fault(&status).is_some() => Err(no_connection(uri, &status)),
             Ok(Err(status)) => Err(match status.code() {
                 Code::Unauthenticated | Code::PermissionDenied => TargetError::Configuration {
                     uri,
