@@ -59,7 +59,7 @@ pub(super) async fn cdc(State(api): State<Api>, body: Body) -> Response {
 
 /// A request that can be carried out as far as its form goes.
 enum Request {
-    Create(request::CreateTask),
+    Create(Box<request::CreateTask>),
     Delete { id: String, ignore_not_found: bool },
     Pause(String),
     Resume(String, Vec<request::Answer>),
@@ -96,7 +96,7 @@ fn parse(limits: &request::Limits, bytes: &[u8]) -> Result<Request, Failure> {
         Some("create") => {
             let request = request::create(data, limits);
             check(&errors)?;
-            Request::Create(request.ok_or_else(|| bad("incomplete request"))?)
+            Request::Create(Box::new(request.ok_or_else(|| bad("incomplete request"))?))
         }
         Some("delete") => {
             let ignore_not_found = data.boolean("ignore_not_found").unwrap_or(false);
@@ -143,7 +143,7 @@ async fn handle(api: &Api, bytes: &[u8]) -> Result<Value, Failure> {
     }
     match request {
         Request::Create(request) => {
-            let id = api.tasks.create(request).await.map_err(failure)?;
+            let id = api.tasks.create(*request).await.map_err(failure)?;
             Ok(json!({ "task_id": id }))
         }
         Request::Delete {
