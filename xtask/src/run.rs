@@ -61,7 +61,7 @@ pub(crate) fn test(args: &[String]) -> Outcome {
             "--workspace",
             "--all-targets",
             "--features",
-            "cdc-lab/e2e,cdc-lab/audit,cdc-core/e2e",
+            "cdc-lab/e2e,cdc-lab/audit,cdc-core/e2e,milvus-cdc/e2e",
             "--",
             "-D",
             "warnings",
@@ -80,6 +80,13 @@ pub(crate) fn test(args: &[String]) -> Outcome {
         .args(["--test", "queue_natsmq", "--test", "catalog_etcd"])
         .envs(env.iter().cloned());
     let core = finish(core, "the tests of cdc-core on a real server");
+    step("the stores on real etcd, MariaDB and PostgreSQL");
+    let mut stores = Command::new("cargo");
+    stores
+        .args(["test", "-p", "milvus-cdc", "--features", "e2e"])
+        .args(["--test", "stores"])
+        .envs(env.iter().cloned());
+    let stores = finish(stores, "the tests of the stores");
     step("end-to-end tests on real servers");
     let mut e2e = Command::new("cargo");
     e2e.args(["test", "-p", "cdc-lab", "--features", "e2e,audit"])
@@ -88,7 +95,7 @@ pub(crate) fn test(args: &[String]) -> Outcome {
         .env("MILVUS_CDC_BIN", built("milvus-cdc")?)
         .env("CDC_LAB_BIN", built("cdc-lab")?);
     let e2e = finish(e2e, "the end-to-end tests");
-    core.and(e2e)
+    core.and(stores).and(e2e)
 }
 
 /// `export NAME='value'` lines.

@@ -13,6 +13,7 @@ mod kills;
 mod lab;
 mod many;
 mod objects;
+mod owners;
 mod partitions;
 mod plain;
 mod refusals;
@@ -46,6 +47,7 @@ const BOTH: &[(&str, &[Test])] = &[
 const ALONE: &[(&str, &[Alone])] = &[
     ("lab", itself::TESTS),
     ("refusals", refusals::TESTS),
+    ("owners", owners::TESTS),
     ("demo", demo::TESTS),
 ];
 
