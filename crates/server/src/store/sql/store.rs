@@ -59,7 +59,15 @@ impl SqlStore {
             used: Instant::now(),
             _lock: Some(lock),
         };
-        Ok(Self::start(writer))
+        let store = Self::start(writer);
+        // A connection that reads: what it may find wrong is said now.
+        let look = store.dialect.select("tasks", &["id"], &[], " LIMIT 1");
+        let looked = store.readers.fetch(&look).await;
+        looked.map_err(|cause| OpenError::Sqlite {
+            path: path.to_owned(),
+            cause,
+        })?;
+        Ok(store)
     }
 
     /// Opens the store in a database server, and makes its tables if they are not there. The handle reads; for writing
