@@ -49,7 +49,25 @@ impl Cdc {
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let dir = dir.canonicalize()?;
         let port = free_port()?;
-        let yaml = config(&Addresses::of(source), port, &dir) + more;
+        let yaml = config(&Addresses::of(source), port, &sqlite(&dir)) + more;
+        Self::start_from(dir, port, &yaml, progress).await
+    }
+
+    /// As [`Cdc::start`], with its store elsewhere: `store` is the YAML of `metaStoreConfig`.
+    ///
+    /// # Errors
+    /// As [`Cdc::start`].
+    pub async fn start_on(
+        source: &Milvus,
+        dir: impl Into<PathBuf>,
+        store: &str,
+        progress: &Progress,
+    ) -> Result<Self> {
+        let dir = dir.into();
+        std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let dir = dir.canonicalize()?;
+        let port = free_port()?;
+        let yaml = config(&Addresses::of(source), port, store);
         Self::start_from(dir, port, &yaml, progress).await
     }
 
@@ -79,7 +97,7 @@ impl Cdc {
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let dir = dir.canonicalize()?;
         let port = free_port()?;
-        let yaml = edit(config(source, port, &dir));
+        let yaml = edit(config(source, port, &sqlite(&dir)));
         Self::start_from(dir, port, &yaml, progress).await
     }
 
@@ -156,6 +174,20 @@ impl Cdc {
             .context("milvus-cdc does not run")?
             .stop(patience)
             .await
+    }
+
+    /// SIGSTOP.
+    pub fn freeze(&self) {
+        if let Some(process) = &self.process {
+            process.freeze();
+        }
+    }
+
+    /// SIGCONT after [`Cdc::freeze`].
+    pub fn thaw(&self) {
+        if let Some(process) = &self.process {
+            process.thaw();
+        }
     }
 
     /// From now on dropping it leaves it running.
@@ -437,7 +469,16 @@ impl Addresses {
     }
 }
 
-fn config(source: &Addresses, port: u16, dir: &Path) -> String {
+/// `metaStoreConfig` of a store in this folder.
+fn sqlite(dir: &Path) -> String {
+    let store = dir.join("milvus-cdc.db");
+    format!(
+        "metaStoreConfig:\n  storeType: sqlite\n  sqlite:\n    path: \"{}\"\n",
+        store.display()
+    )
+}
+
+fn config(source: &Addresses, port: u16, store: &str) -> String {
     let queue = match source.mq {
         Mq::Natsmq => format!("natsmq:\n    address: \"{}\"", source.nats),
         Mq::Rocksmq => format!("rocksmq:\n    path: \"{}\"", source.rocksmq.display()),
@@ -445,11 +486,10 @@ fn config(source: &Addresses, port: u16, dir: &Path) -> String {
     format!(
         "address: \"127.0.0.1:{port}\"\n\
          logLevel: info\n\
-         metaStoreConfig:\n  storeType: sqlite\n  sqlite:\n    path: \"{store}\"\n\
+         {store}\
          sourceConfig:\n  etcd:\n    address: [\"{etcd}\"]\n    rootPath: \"{root}\"\n    metaSubPath: meta\n\
          \x20 replicateChan: \"{channel}\"\n\
          \x20 {queue}\n",
-        store = dir.join("milvus-cdc.db").display(),
         etcd = source.etcd,
         root = source.root_path,
         channel = source.replicate_channel,

@@ -9,7 +9,9 @@ use cdc_core::secret::Secret;
 use cdc_core::tls::ClientTls;
 use serde_json::Value;
 
+use crate::config_store;
 use crate::fields::{Errors, Fields, clip};
+use crate::store::open::StoreConfig;
 use crate::tls_fields;
 
 /// The file that is used when none is given and the default one is not there.
@@ -23,7 +25,9 @@ pub struct Config {
     pub max_task_num: usize,
     /// In bytes.
     pub max_name_length: usize,
-    pub store: PathBuf,
+    pub store: StoreConfig,
+    /// For the secrets in the store.
+    pub secret_key: Option<Secret>,
     pub source: Source,
     pub log_level: String,
     pub log_json: bool,
@@ -244,7 +248,7 @@ fn read(top: Fields<'_>) -> Option<Config> {
     if let Some(target) = target {
         target.finish();
     }
-    let store = read_store(&top, &mut ignored);
+    let (store, secret_key) = config_store::read(&top, &mut ignored);
     let source = read_source(&top, &mut ignored);
     top.finish();
     Some(Config {
@@ -252,6 +256,7 @@ fn read(top: Fields<'_>) -> Option<Config> {
         max_task_num,
         max_name_length,
         store,
+        secret_key,
         source: source?,
         log_level,
         log_json,
@@ -281,33 +286,6 @@ fn check_filter(filter: &str) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-fn read_store(top: &Fields<'_>, ignored: &mut Vec<String>) -> PathBuf {
-    let default = PathBuf::from("./data/milvus-cdc.db");
-    let Some(store) = top.object("metaStoreConfig") else {
-        return default;
-    };
-    if let Some(kind) = store.string("storeType")
-        && kind != "sqlite"
-    {
-        let what = format!(
-            "{:?} is not available in this version; allowed: sqlite",
-            clip(&kind)
-        );
-        store.wrong("storeType", what);
-    }
-    ignored.extend(store.accept(&["etcd", "etcdEndpoints", "mysqlSourceUrl", "rootPath"]));
-    let path = store.object("sqlite").and_then(|sqlite| {
-        let path = sqlite.string("path");
-        if path.as_deref() == Some("") {
-            sqlite.wrong("path", "the path of a file expected, not \"\"");
-        }
-        sqlite.finish();
-        path
-    });
-    store.finish();
-    path.map_or(default, PathBuf::from)
 }
 
 fn read_source(top: &Fields<'_>, ignored: &mut Vec<String>) -> Option<Source> {
@@ -485,7 +463,11 @@ fn read_new_etcd(etcd: Fields<'_>, read: &mut Etcd, ignored: &mut Vec<String>) {
 }
 
 /// A list of `http(s)://host:port`, or one of them.
-fn endpoints(fields: &Fields<'_>, key: &'static str, value: &Value) -> Option<Vec<String>> {
+pub(crate) fn endpoints(
+    fields: &Fields<'_>,
+    key: &'static str,
+    value: &Value,
+) -> Option<Vec<String>> {
     let list: Vec<&Value> = match value {
         Value::Array(list) => list.iter().collect(),
         one => vec![one],
@@ -532,7 +514,7 @@ fn endpoints(fields: &Fields<'_>, key: &'static str, value: &Value) -> Option<Ve
 }
 
 /// `file:PATH` stands for what is in the file, without the line end.
-fn resolve_secret(value: &str) -> Result<Secret, String> {
+pub(crate) fn resolve_secret(value: &str) -> Result<Secret, String> {
     let Some(path) = value.strip_prefix("file:") else {
         return Ok(Secret::new(value));
     };

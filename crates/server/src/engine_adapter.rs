@@ -11,17 +11,22 @@ use cdc_core::error::{ErrorClass, Problem, ProblemCode};
 use cdc_core::ids::TaskId;
 use cdc_core::source::{LogSource, QueueConfig, SourceError, open_source};
 use cdc_core::store::SharedStore;
+use cdc_core::target::fence::{FencedConnector, Permit};
 use cdc_core::target::grpc::GrpcConnector;
 use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus};
+use parking_lot::RwLock;
 
 use crate::config::{Config, Queue};
 use crate::runtime::Replication;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The engine and what is needed to look at its source.
+/// The engine, while this server owns the tasks, and what is needed to look at its source.
 pub struct EngineReplication {
-    engine: Engine,
+    /// One for each term: its store and its permit are of that term, and nothing of it outlives that.
+    engine: RwLock<Option<Engine>>,
+    catalog: Arc<EtcdCatalog>,
+    replicate_channel: String,
     etcd: EtcdConfig,
     source: Arc<dyn LogSource>,
 }
@@ -31,7 +36,7 @@ impl EngineReplication {
     ///
     /// # Errors
     /// The queue's settings cannot work.
-    pub async fn new(config: &Config, store: SharedStore) -> Result<Self, SourceError> {
+    pub async fn new(config: &Config) -> Result<Self, SourceError> {
         let from = &config.source.etcd;
         let (username, password) = from.login.clone().unwrap_or_default();
         let etcd = EtcdConfig {
@@ -56,17 +61,46 @@ impl EngineReplication {
             },
         };
         let source = open_source(queue).await?;
-        let engine = Engine::new(Parts {
-            catalog: Arc::new(EtcdCatalog::connect(etcd.clone())),
-            source: source.clone(),
-            store,
-            connector: Arc::new(GrpcConnector),
-            replicate_channel: config.source.replicate_channel.clone(),
-        });
         Ok(Self {
-            engine,
+            engine: RwLock::new(None),
+            catalog: Arc::new(EtcdCatalog::connect(etcd.clone())),
+            replicate_channel: config.source.replicate_channel.clone(),
             etcd,
             source,
+        })
+    }
+
+    /// From now on tasks run: with this store, and for as long as `permit` says so.
+    pub fn begin(&self, store: SharedStore, permit: Arc<dyn Permit>) {
+        let connector = FencedConnector {
+            inner: Arc::new(GrpcConnector),
+            permit,
+        };
+        let engine = Engine::new(Parts {
+            catalog: self.catalog.clone(),
+            source: self.source.clone(),
+            store,
+            connector: Arc::new(connector),
+            replicate_channel: self.replicate_channel.clone(),
+        });
+        *self.engine.write() = Some(engine);
+    }
+
+    /// Stops every task; none can be started any more.
+    pub async fn end(&self, deadline: Duration) {
+        let engine = self.engine.write().take();
+        if let Some(engine) = engine {
+            engine.stop_all(deadline).await;
+        }
+    }
+
+    fn engine(&self) -> Result<Engine, Problem> {
+        self.engine.read().clone().ok_or_else(|| {
+            Problem::new(
+                ErrorClass::Transient,
+                "this server does not own the store and runs no tasks",
+                "see /readyz for who does",
+            )
         })
     }
 }
@@ -74,7 +108,7 @@ impl EngineReplication {
 #[async_trait]
 impl Replication for EngineReplication {
     async fn check_target(&self, target: &TargetSpec) -> Result<(), Problem> {
-        self.engine.check_target(target).await
+        self.engine()?.check_target(target).await
     }
 
     async fn check_source(&self) -> Result<(), Problem> {
@@ -95,19 +129,23 @@ impl Replication for EngineReplication {
     }
 
     fn start(&self, spec: TaskSpec) -> Result<(), Problem> {
-        self.engine.start(spec)
+        self.engine()?.start(spec)
     }
 
     async fn stop(&self, task: &TaskId, deadline: Duration) {
-        self.engine.stop(task, deadline).await;
+        if let Ok(engine) = self.engine() {
+            engine.stop(task, deadline).await;
+        }
     }
 
     async fn stop_all(&self, deadline: Duration) {
-        self.engine.stop_all(deadline).await;
+        if let Ok(engine) = self.engine() {
+            engine.stop_all(deadline).await;
+        }
     }
 
     fn status(&self, task: &TaskId) -> Option<TaskStatus> {
-        self.engine.status(task)
+        self.engine().ok()?.status(task)
     }
 
     async fn choose(
@@ -117,7 +155,7 @@ impl Replication for EngineReplication {
         name: &str,
         choice: Choice,
     ) -> Result<(), Problem> {
-        self.engine.choose(task, database, name, choice).await
+        self.engine()?.choose(task, database, name, choice).await
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod config;
+mod config_store;
 pub mod engine_adapter;
 pub mod fields;
 pub mod http;
@@ -14,4 +15,5 @@ pub mod serve;
 pub mod states;
 pub mod store;
 pub mod tasks;
+mod terms;
 pub mod tls_fields;

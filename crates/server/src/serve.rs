@@ -15,12 +15,18 @@ use crate::config::Config;
 use crate::engine_adapter::EngineReplication;
 use crate::http;
 use crate::request::Limits;
-use crate::store::SqliteStore;
+use crate::store::owner::Claim;
+use crate::store::seal::{self, SealKey, Sealed};
+use crate::store::switch::Switch;
 use crate::tasks::{TaskLimits, Tasks};
+use crate::terms::Terms;
 
 /// Of the 5 s a stop may take, what the tasks get to drain. The rest: 0.6 s for those that do not, 0.3 s for the store,
 /// 0.2 s for the runtime.
 const DRAIN: Duration = Duration::from_millis(3500);
+/// How long an owner of a shared store may be silent before another one takes over. A call to a target is begun only if
+/// its deadline lies within, so it is longer where that deadline is.
+const LEASE: Duration = Duration::from_secs(10);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Runs until SIGTERM or ctrl-c.
@@ -33,9 +39,9 @@ pub async fn serve(path: Option<&Path>) -> anyhow::Result<()> {
     }
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let parts = async {
-        let store = SqliteStore::open(&config.store).await?;
-        let replication = EngineReplication::new(&config, Arc::new(store.clone())).await?;
-        anyhow::Ok((store, replication))
+        let store = open_store(&config).await?;
+        let replication = EngineReplication::new(&config).await?;
+        anyhow::Ok((Arc::new(store), Arc::new(replication)))
     };
     let (store, replication) = tokio::select! {
         parts = parts => parts?,
@@ -47,7 +53,8 @@ pub async fn serve(path: Option<&Path>) -> anyhow::Result<()> {
         call_timeout: config.call_timeout,
         answer_deadline: ANSWER_DEADLINE,
     };
-    let tasks = Tasks::new(store, Arc::new(replication), limits);
+    let switch = Switch::new(store.clone());
+    let tasks = Tasks::new(switch.clone(), replication.clone(), limits);
     let router = http::router(
         tasks.clone(),
         Limits {
@@ -68,21 +75,55 @@ pub async fn serve(path: Option<&Path>) -> anyhow::Result<()> {
             .with_graceful_shutdown(stopped)
             .await
     });
-    let run = async {
-        tasks.recover().await?;
-        tracing::info!(tasks = tasks.list().len(), "tasks recovered");
-        std::future::pending::<anyhow::Result<()>>().await
+    let terms = Terms {
+        backend: store,
+        switch,
+        replication,
+        tasks: tasks.clone(),
+        claim: Claim {
+            name: name(&config.address),
+            lease: LEASE.max(config.call_timeout + LEASE / 2),
+        },
     };
+    let run = terms.run();
+    tokio::pin!(run);
     tokio::select! {
         () = stop_wanted(&mut terminate) => {}
-        failed = run => return failed,
+        failed = &mut run => return failed.map_err(Into::into),
     }
     tracing::info!("stopping");
     stop.cancel();
-    tasks.shut_down(DRAIN).await;
+    // The lease is renewed until the end: what is drained is still ours.
+    tokio::select! {
+        () = tasks.shut_down(DRAIN) => {}
+        _ = run => {}
+    }
     server.abort();
     tracing::info!("stopped");
     Ok(())
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<Sealed> {
+    let key = config.secret_key.as_ref().map(SealKey::parse).transpose()?;
+    tracing::info!(store = %config.store.shown(), "opening the store");
+    let sealed = Sealed::open(config.store.open().await?, key).await?;
+    if !sealed.has_key() {
+        tracing::warn!(
+            "targets' tokens are stored as they are; set {} to have them encrypted (openssl rand -base64 32)",
+            seal::SETTING
+        );
+    }
+    Ok(sealed)
+}
+
+/// How this server is told from others that share its store.
+fn name(address: &str) -> String {
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    format!(
+        "{address} (pid {} on {})",
+        std::process::id(),
+        host.to_string_lossy()
+    )
 }
 
 /// SIGTERM or ctrl-c.

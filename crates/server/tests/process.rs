@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cdc_core::ids::TaskId;
-use milvus_cdc::store::{Desired, SqliteStore, StoredTask, TaskWrite};
+use milvus_cdc::store::{Desired, SqliteStore, StoredTask, TaskStore, TaskWrite};
 use serde_json::{Value, json};
 
 /// A port nobody listens on.
@@ -174,4 +174,51 @@ fn a_stop_takes_no_longer_than_five_seconds_with_a_hung_target() {
     let (took, code) = server.terminate();
     assert_eq!(code, Some(0));
     assert!(took <= Duration::from_secs(5), "{took:?}");
+}
+
+/// Starts the program with these lines of `metaStoreConfig` and waits for its end; its code and what it said.
+fn ends(dir: &Path, store: &str) -> (Option<i32>, String) {
+    let file = dir.join("cdc.yaml");
+    let source = "sourceConfig: {natsmq: {address: 'nats://127.0.0.1:1'}}\n";
+    std::fs::write(&file, format!("metaStoreConfig: {store}\n{source}")).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_milvus-cdc"))
+        .args(["server", "--config"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), said)
+}
+
+#[test]
+fn a_secret_key_of_another_form_is_refused_with_the_settings_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.db").display().to_string();
+    let (code, said) = ends(
+        dir.path(),
+        &format!("{{secretKey: hunter2, sqlite: {{path: {path}}}}}"),
+    );
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("metaStoreConfig.secretKey"), "{said}");
+    assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn a_store_that_is_not_there_is_named_without_its_password() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    for store in [
+        format!("{{storeType: mysql, mysqlSourceUrl: 'u:hunter2@tcp(127.0.0.1:{port})/d'}}"),
+        format!(
+            "{{storeType: postgres, postgresSourceUrl: 'postgres://u:hunter2@127.0.0.1:{port}/d'}}"
+        ),
+        format!(
+            "{{storeType: etcd, etcd: {{address: 'http://127.0.0.1:{port}', enableAuth: true, username: u, password: hunter2}}}}"
+        ),
+    ] {
+        let (code, said) = ends(dir.path(), &store);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(&port.to_string()), "{store}: {said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
 }

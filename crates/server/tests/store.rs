@@ -10,7 +10,7 @@ use cdc_core::ids::{PChannel, TaskId};
 use cdc_core::store::contract;
 use cdc_core::store::memory::MemoryStore;
 use cdc_core::store::{Change, ProgressStore};
-use milvus_cdc::store::{Desired, Event, OpenError, SqliteStore, StoredTask, TaskWrite};
+use milvus_cdc::store::{Desired, Event, OpenError, SqliteStore, StoredTask, TaskStore, TaskWrite};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 

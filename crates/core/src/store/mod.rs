@@ -167,6 +167,9 @@ pub enum StoreError {
     /// What is stored cannot be read.
     #[error("store: {0}")]
     Corrupt(String),
+    /// Nothing was written: another program owns the store by now. Never goes away by itself.
+    #[error("store: {0}")]
+    NotOwner(String),
 }
 
 #[async_trait]

@@ -3,6 +3,7 @@
 //! [`Target`] is the seam. Every call has a deadline of its own; a lost reply is [`TargetError::Unknown`], never a
 //! success and never a refusal.
 
+pub mod fence;
 pub mod grpc;
 pub mod hub;
 #[cfg(any(test, feature = "testkit"))]

@@ -3,6 +3,7 @@
 mod config;
 mod ports;
 pub mod process;
+pub mod stores;
 pub mod wheel;
 
 use std::path::{Path, PathBuf};

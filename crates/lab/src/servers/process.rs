@@ -108,6 +108,16 @@ impl Process {
         self.end(Signal::SIGKILL, Duration::from_secs(10)).await
     }
 
+    /// SIGSTOP: it does nothing any more, and nobody who talks to it is told.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// SIGCONT after [`Process::freeze`].
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
     async fn end(&mut self, signal: Signal, patience: Duration) -> Result<Exit> {
         let start = Instant::now();
         if let Some(status) = self.ended()? {

@@ -13,6 +13,7 @@ mod kills;
 mod lab;
 mod many;
 mod objects;
+mod owners;
 mod partitions;
 mod plain;
 mod refusals;
@@ -48,6 +49,7 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("lab", itself::TESTS),
     ("refusals", refusals::TESTS),
     ("secured", secured::TESTS),
+    ("owners", owners::TESTS),
     ("demo", demo::TESTS),
 ];
 

@@ -5,12 +5,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use cdc_core::error::{ErrorClass, Problem, ProblemCode};
+use cdc_core::store::StoreError;
 use serde_json::{Map, Value, json};
 
 use super::{Api, answer, answer_error, body, show};
 use crate::fields::{Errors, Fields, clip};
 use crate::request;
-use crate::tasks::TaskError;
+use crate::tasks::{Standing, TaskError};
 
 const TYPES: &[&str] = &[
     "create",
@@ -30,14 +31,14 @@ pub(super) async fn healthz() -> Response {
 }
 
 pub(super) async fn readyz(State(api): State<Api>) -> Response {
-    if api.tasks.ready() {
-        answer(json!({ "status": "ready" }))
-    } else {
-        answer_error(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the stored tasks are being recovered",
-        )
-    }
+    let why = match api.tasks.standing() {
+        Standing::Owner => return answer(json!({ "status": "ready" })),
+        Standing::Starting => "the stored tasks are being recovered".to_owned(),
+        Standing::Waiting { owner } => {
+            format!("waiting: {owner} owns the store and runs its tasks")
+        }
+    };
+    answer_error(StatusCode::SERVICE_UNAVAILABLE, why)
 }
 
 pub(super) async fn cdc(State(api): State<Api>, body: Body) -> Response {
@@ -66,6 +67,12 @@ enum Request {
     Get(String),
     Position(String),
     List,
+}
+
+impl Request {
+    fn is_reading(&self) -> bool {
+        matches!(self, Request::Get(_) | Request::Position(_) | Request::List)
+    }
 }
 
 fn parse(limits: &request::Limits, bytes: &[u8]) -> Result<Request, Failure> {
@@ -135,12 +142,32 @@ fn parse(limits: &request::Limits, bytes: &[u8]) -> Result<Request, Failure> {
 
 async fn handle(api: &Api, bytes: &[u8]) -> Result<Value, Failure> {
     let request = parse(&api.limits, bytes)?;
-    if !api.tasks.ready() {
-        return Err((
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the stored tasks are being recovered; try again".to_owned(),
-        ));
+    let owner = match api.tasks.standing() {
+        Standing::Owner => None,
+        Standing::Waiting { owner } if request.is_reading() => Some(owner),
+        Standing::Waiting { owner } => {
+            return Err((
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!(
+                    "{owner} owns the store and runs its tasks; ask that one, or this one again when it has taken over"
+                ),
+            ));
+        }
+        Standing::Starting => {
+            return Err((
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the stored tasks are being recovered; try again".to_owned(),
+            ));
+        }
+    };
+    let mut data = carry_out(api, request).await?;
+    if let (Some(owner), Some(map)) = (owner, data.as_object_mut()) {
+        map.insert("owner".to_owned(), json!(owner));
     }
+    Ok(data)
+}
+
+async fn carry_out(api: &Api, request: Request) -> Result<Value, Failure> {
     match request {
         Request::Create(request) => {
             let id = api.tasks.create(*request).await.map_err(failure)?;
@@ -250,6 +277,10 @@ fn failure(error: TaskError) -> Failure {
         TaskError::Unreadable { .. } => (
             StatusCode::CONFLICT,
             format!("{error}; delete it and create it again"),
+        ),
+        TaskError::Store(StoreError::NotOwner(_)) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{error}; nothing was changed, see /readyz for who owns the store"),
         ),
         TaskError::Store(cause) => {
             tracing::error!(%cause, "the store failed");

@@ -5,19 +5,18 @@ mod stored;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cdc_core::error::{ErrorClass, Problem};
 use cdc_core::ids::TaskId;
-use cdc_core::store::{ProgressStore, StoreError, TaskProgress};
+use cdc_core::store::{StoreError, TaskProgress};
 use cdc_core::task::{TargetSpec, TaskSpec, TaskStatus};
 use cdc_core::tso::Tso;
 use parking_lot::RwLock;
 
 use crate::request::{Answer, CreateTask, Given};
 use crate::runtime::Replication;
-use crate::store::{Desired, Event, SqliteStore, TaskWrite, Unreadable};
+use crate::store::{Desired, Event, SharedTaskStore, TaskStore, TaskWrite, Unreadable};
 use stored::{decode, encode};
 
 /// How long a pause or delete waits for what is in flight.
@@ -60,6 +59,18 @@ pub enum TaskError {
     Store(#[from] StoreError),
 }
 
+/// What this server is to the tasks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// It does not know the tasks yet.
+    Starting,
+    /// It shows them; the server of this name runs them.
+    Waiting {
+        owner: String,
+    },
+    Owner,
+}
+
 /// All tasks of this server. Cheap to clone.
 #[derive(Clone)]
 pub struct Tasks {
@@ -67,7 +78,7 @@ pub struct Tasks {
 }
 
 struct Inner {
-    store: SqliteStore,
+    store: SharedTaskStore,
     replication: Arc<dyn Replication>,
     limits: TaskLimits,
     tasks: RwLock<BTreeMap<TaskId, Task>>,
@@ -75,19 +86,23 @@ struct Inner {
     unreadable: RwLock<BTreeMap<TaskId, Unreadable>>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
-    ready: AtomicBool,
+    standing: RwLock<Standing>,
 }
 
 impl Tasks {
-    pub fn new(store: SqliteStore, replication: Arc<dyn Replication>, limits: TaskLimits) -> Self {
+    pub fn new(
+        store: impl TaskStore + 'static,
+        replication: Arc<dyn Replication>,
+        limits: TaskLimits,
+    ) -> Self {
         let inner = Inner {
-            store,
+            store: Arc::new(store),
             replication,
             limits,
             tasks: RwLock::default(),
             unreadable: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
-            ready: AtomicBool::new(false),
+            standing: RwLock::new(Standing::Starting),
         };
         Self {
             inner: Arc::new(inner),
@@ -98,38 +113,46 @@ impl Tasks {
     pub async fn recover(&self) -> Result<(), StoreError> {
         let inner = &self.inner;
         let _changing = inner.changing.lock().await;
-        for row in inner.store.tasks().await? {
-            let task = row.and_then(|stored| {
-                let id = stored.id.clone();
-                decode(stored, &inner.limits).map_err(|cause| Unreadable { id, cause })
-            });
-            let task = match task {
-                Ok(task) => task,
-                Err(unreadable) => {
-                    let Unreadable { id, cause } = &unreadable;
-                    tracing::error!(task = %id, %cause, "a stored task cannot be read; the others go on");
-                    inner
-                        .unreadable
-                        .write()
-                        .insert(unreadable.id.clone(), unreadable);
-                    continue;
-                }
-            };
-            let spec = task.spec.clone();
+        let read = inner.read().await?;
+        let specs: Vec<TaskSpec> = read
+            .tasks
+            .values()
+            .filter(|task| task.desired == Desired::Running)
+            .map(|task| task.spec.clone())
+            .collect();
+        inner.show(read);
+        for spec in specs {
             let id = spec.id.clone();
-            let runs = task.desired == Desired::Running;
-            inner.tasks.write().insert(id.clone(), task);
-            if runs && let Err(problem) = inner.replication.start(spec) {
+            if let Err(problem) = inner.replication.start(spec) {
                 tracing::error!(task = %id, %problem, "a stored task could not be started");
             }
         }
-        inner.ready.store(true, Ordering::SeqCst);
+        *inner.standing.write() = Standing::Owner;
         Ok(())
     }
 
-    /// Whether [`Tasks::recover`] is through.
+    /// From now on another server runs the tasks; this one shows them.
+    pub fn wait_for(&self, owner: &str) {
+        *self.inner.standing.write() = Standing::Waiting {
+            owner: owner.to_owned(),
+        };
+    }
+
+    /// Reads the tasks again that another server may have changed.
+    pub async fn refresh(&self) -> Result<(), StoreError> {
+        let _changing = self.inner.changing.lock().await;
+        let read = self.inner.read().await?;
+        self.inner.show(read);
+        Ok(())
+    }
+
+    pub fn standing(&self) -> Standing {
+        self.inner.standing.read().clone()
+    }
+
+    /// Whether [`Tasks::recover`] is through and the tasks are this server's.
     pub fn ready(&self) -> bool {
-        self.inner.ready.load(Ordering::SeqCst)
+        *self.inner.standing.read() == Standing::Owner
     }
 
     pub fn list(&self) -> Vec<Task> {
@@ -334,7 +357,40 @@ impl Tasks {
     }
 }
 
+/// What is stored of the tasks.
+#[derive(Default)]
+struct Read {
+    tasks: BTreeMap<TaskId, Task>,
+    unreadable: BTreeMap<TaskId, Unreadable>,
+}
+
 impl Inner {
+    async fn read(&self) -> Result<Read, StoreError> {
+        let mut read = Read::default();
+        for row in self.store.tasks().await? {
+            let task = row.and_then(|stored| {
+                let id = stored.id.clone();
+                decode(stored, &self.limits).map_err(|cause| Unreadable { id, cause })
+            });
+            match task {
+                Ok(task) => drop(read.tasks.insert(task.spec.id.clone(), task)),
+                Err(task) => drop(read.unreadable.insert(task.id.clone(), task)),
+            }
+        }
+        Ok(read)
+    }
+
+    fn show(&self, read: Read) {
+        let mut unreadable = self.unreadable.write();
+        for Unreadable { id, cause } in read.unreadable.values() {
+            if !unreadable.contains_key(id) {
+                tracing::error!(task = %id, %cause, "a stored task cannot be read; the others go on");
+            }
+        }
+        *unreadable = read.unreadable;
+        *self.tasks.write() = read.tasks;
+    }
+
     /// Whether there is room for this task; the id of one that is the same already.
     fn check_room(&self, spec: &TaskSpec) -> Result<Option<TaskId>, TaskError> {
         let conflict = |message: String, hint: &str| {

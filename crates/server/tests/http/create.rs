@@ -9,6 +9,7 @@ use cdc_core::task::{GivenPosition, Selection, StartPoint};
 use cdc_core::tls::{ClientTls, Identity};
 use cdc_core::tso::Tso;
 use milvus_cdc::request::encode_position;
+use milvus_cdc::store::TaskStore;
 use serde_json::{Value, json};
 
 use crate::server::{request, start, wanted};

@@ -10,7 +10,7 @@ use cdc_core::store::{Change, CollectionObject, ObjectPhase, Progress, ProgressS
 use cdc_core::task::{ChannelPosition, CollectionState, LastError};
 use cdc_core::tso::Tso;
 use milvus_cdc::request::encode_position;
-use milvus_cdc::store::{Desired, StoredTask, TaskWrite};
+use milvus_cdc::store::{Desired, StoredTask, TaskStore, TaskWrite};
 use serde_json::{Value, json};
 
 use crate::server::{Server, collection, open, request, start, wanted};

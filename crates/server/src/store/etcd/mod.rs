@@ -1,0 +1,27 @@
+//! The store in an etcd.
+//!
+//! All keys are below `{rootPath}/milvus-cdc/`:
+//!
+//! | key | value |
+//! |---|---|
+//! | `version` | of this layout |
+//! | `owner` | the owner's name, held by its lease; its create revision is the epoch |
+//! | `seq` | moved by every write |
+//! | `tasks/{task}`, `events/{task}/{number}` | tasks and their history |
+//! | `progress/{task}/channels/{channel}` and the like | progress, see [`keys`] |
+//! | `floors/{target}/{channel}` | F |
+//! | `journal/…` | a write that is too large for one transaction, see [`writer`] |
+//!
+//! Every write is a transaction that holds only if `owner` still is the one of the writer's epoch and `seq` is where
+//! the writer last saw it. So a server that was stopped for a while writes nothing over its successor's, and a write
+//! of which no answer was seen cannot come late, behind the ones that followed it.
+
+mod keys;
+mod link;
+mod plan;
+mod read;
+mod store;
+mod writer;
+
+pub use link::{EtcdServer, EtcdStoreError, TlsFiles};
+pub use store::EtcdStore;

@@ -1,0 +1,14 @@
+//! The store in a SQL database: the same code for SQLite, PostgreSQL and MySQL or MariaDB. What they say differently
+//! is in [`dialect`] and [`schema`].
+
+mod connection;
+mod dialect;
+mod owner;
+mod read;
+mod schema;
+mod store;
+mod write;
+mod writer;
+
+pub use schema::{OpenSqlError, SqlServer};
+pub use store::SqlStore;

@@ -1,0 +1,7 @@
+//! What is SQLite's own: whose the file is, its schema, and that one process has it.
+
+mod header;
+mod schema;
+
+pub use schema::OpenError;
+pub(crate) use schema::{options, prepare};

@@ -1,0 +1,132 @@
+//! Commits that are too large for one transaction of etcd.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use cdc_core::ids::{CollectionId, PChannel, TaskId};
+use cdc_core::store::{Change, ProgressStore, contract};
+use rand::Rng;
+
+use crate::place::{Place, take};
+
+const NOTES: i64 = 300;
+
+/// One commit that says `n` in many places.
+fn commit(n: u64) -> Vec<Change> {
+    let task = TaskId::new("t");
+    // One that is gone in every second commit.
+    let mut all = vec![match n % 2 {
+        0 => Change::PutChannel {
+            task: task.clone(),
+            channel: PChannel::new("even"),
+            progress: contract::progress(n, n, n),
+            clean: true,
+        },
+        _ => Change::DeleteChannel {
+            task: task.clone(),
+            channel: PChannel::new("even"),
+        },
+    }];
+    all.extend((0..NOTES).map(|id| Change::PutNote {
+        task: task.clone(),
+        collection: CollectionId(id),
+        note: format!("{n} \"{}\"", "x".repeat(4000)),
+    }));
+    all
+}
+
+/// What the last commit said; panics unless it is there whole.
+async fn committed(store: &dyn ProgressStore) -> u64 {
+    let progress = store.load(&TaskId::new("t")).await.unwrap();
+    let said: BTreeSet<&str> = progress
+        .notes
+        .values()
+        .map(|note| note.split(' ').next().unwrap())
+        .collect();
+    if said.is_empty() {
+        assert!(progress.channels.is_empty());
+        return 0;
+    }
+    assert_eq!(progress.notes.len(), NOTES as usize);
+    assert_eq!(said.len(), 1, "half a commit: {said:?}");
+    let n = said.first().unwrap().parse().unwrap();
+    assert_eq!(progress.channels.len(), usize::from(n % 2 == 0), "at {n}");
+    n
+}
+
+pub(crate) async fn a_commit_of_any_size(place: &mut Place) {
+    let store = place.owned().await;
+    for n in 1..=3 {
+        store.commit(commit(n)).await.unwrap();
+        assert_eq!(committed(&store).await, n);
+    }
+    let task = TaskId::new("t");
+    let forget = vec![
+        Change::ForgetTask { task: task.clone() },
+        commit(4).remove(0),
+    ];
+    store.commit(forget).await.unwrap();
+    let left = store.load(&task).await.unwrap();
+    assert!(left.notes.is_empty() && left.channels.len() == 1);
+}
+
+/// The process ends at any moment of a large commit; another server looks on, and takes over.
+pub(crate) async fn a_large_commit_is_whole_or_not_at_all(place: &mut Place) {
+    let root = place.root();
+    let mut last = 0;
+    let mut odd_ends = 0;
+    for _ in 0..12 {
+        let backend = place.open(&root).await;
+        // A process of its own, as far as this can be one: everything in it ends with its runtime.
+        let process = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (killed, term) = {
+            let (send, receive) = tokio::sync::oneshot::channel();
+            let store = place.store(&root);
+            process.spawn(async move {
+                let backend = store.open().await.unwrap();
+                let term = take(&backend, "a", Duration::from_secs(60)).await;
+                let writes = backend.of_term(&term);
+                send.send(term).unwrap();
+                for n in last + 1.. {
+                    writes.commit(commit(n)).await.unwrap();
+                }
+            });
+            (process, receive.await.unwrap())
+        };
+        // Some commits, and then any moment of the next one.
+        let commits = last + rand::rng().random_range(0..3);
+        let begun = Instant::now();
+        let mut seen = last;
+        while seen < commits {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no commits");
+            let now = committed(backend.as_ref()).await;
+            assert!(now >= seen, "{now} after {seen}");
+            seen = now;
+        }
+        tokio::time::sleep(Duration::from_millis(rand::rng().random_range(0..400))).await;
+        killed.shutdown_background();
+        let at_the_end = committed(backend.as_ref()).await;
+        backend.release(&term).await.unwrap();
+        let next = take(&backend, "b", Duration::from_secs(60)).await;
+        let store = backend.of_term(&next);
+        let found = committed(store.as_ref()).await;
+        assert!(found >= at_the_end);
+        // The first write of the new owner brings what was begun to its end.
+        let note = Change::PutNote {
+            task: TaskId::new("other"),
+            collection: CollectionId(1),
+            note: "n".to_owned(),
+        };
+        store.commit(vec![note]).await.unwrap();
+        last = committed(store.as_ref()).await;
+        assert!(last >= found);
+        odd_ends += u64::from(last != at_the_end);
+        backend.release(&next).await.unwrap();
+    }
+    println!("{last} large commits over 12 kills, {odd_ends} of them seen only after the kill");
+    assert!(last > 0);
+}

@@ -1,0 +1,87 @@
+//! Every store on a real server of its kind: `cargo test -p milvus-cdc --features e2e --test stores`.
+//!
+//! One test after the other; the servers are started when they are first needed and shared by the tests of their kind.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod fence;
+mod large;
+mod place;
+mod secrets;
+mod suite;
+
+use std::pin::Pin;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use place::{Kind, Place};
+
+type Test = for<'a> fn(&'a mut Place) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+macro_rules! tests {
+    ($($name:path),* $(,)?) => {
+        &[$((stringify!($name), (|place| Box::pin($name(place))) as Test)),*]
+    };
+}
+
+/// On every store.
+const ALL: &[(&str, Test)] = tests![
+    suite::contract,
+    suite::tasks_and_their_history,
+    suite::one_failing_job_fails_alone_and_whole,
+    secrets::a_dump_has_no_planted_secret,
+    secrets::another_key_or_none_is_refused,
+];
+
+/// Where several servers may share one.
+const SHARED: &[(&str, Test)] = tests![
+    suite::what_was_committed_outlives_a_kill_of_the_server,
+    suite::a_store_that_was_away_goes_on,
+    fence::without_a_term_nothing_is_written,
+    fence::one_of_two_has_it,
+    fence::an_owner_that_lives_keeps_it,
+    fence::a_silent_owner_is_replaced_after_its_lease,
+    fence::a_write_of_an_old_epoch_is_refused_whole,
+    fence::commits_and_a_takeover_at_once,
+];
+
+const ETCD: &[(&str, Test)] = tests![
+    large::a_commit_of_any_size,
+    large::a_large_commit_is_whole_or_not_at_all,
+];
+
+fn main() -> ExitCode {
+    let mut args = Arguments::from_args();
+    args.test_threads = Some(1);
+    let mut trials = Vec::new();
+    for kind in [Kind::Sqlite, Kind::Postgres, Kind::Mysql, Kind::Etcd] {
+        let mut add = |tests: &'static [(&str, Test)]| {
+            for (name, test) in tests {
+                let name = format!("{}::{name}", kind.name());
+                trials.push(Trial::test(name, move || run(kind, *test)));
+            }
+        };
+        add(ALL);
+        if kind != Kind::Sqlite {
+            add(SHARED);
+        }
+        if kind == Kind::Etcd {
+            add(ETCD);
+        }
+    }
+    let conclusion = libtest_mimic::run(&args, trials);
+    place::end_all();
+    conclusion.exit_code()
+}
+
+fn run(kind: Kind, test: Test) -> Result<(), Failed> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let mut place = runtime
+        .block_on(place::get(kind))
+        .map_err(|e| format!("{e:#}"))?;
+    runtime.block_on(test(&mut place));
+    place::put_back(place);
+    Ok(())
+}
