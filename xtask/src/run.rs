@@ -7,6 +7,13 @@ use crate::env::{self, Env};
 
 type Outcome = Result<(), String>;
 
+/// Of all that is built for the tests, always with `--workspace`: what is built with other features, or for one package
+/// alone, has dependencies with other features, and they are compiled again.
+const FEATURES: [&str; 2] = [
+    "--features",
+    "cdc-lab/e2e,cdc-lab/audit,cdc-core/e2e,milvus-cdc/e2e",
+];
+
 /// Builds what the demo needs with the one queue it needs, and runs it.
 pub(crate) fn demo(args: &[String]) -> Outcome {
     let rocksmq = args.windows(2).any(|w| w == ["--source", "rocksmq"])
@@ -54,42 +61,41 @@ pub(crate) fn test(args: &[String]) -> Outcome {
     step("fmt");
     cargo(&env, &["fmt", "--all", "--check"])?;
     step("clippy");
+    let clippy = ["clippy", "--workspace", "--all-targets"];
     cargo(
         &env,
-        &[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--features",
-            "cdc-lab/e2e,cdc-lab/audit,cdc-core/e2e,milvus-cdc/e2e",
-            "--",
-            "-D",
-            "warnings",
-        ],
+        &[&clippy[..], &FEATURES, &["--", "-D", "warnings"]].concat(),
     )?;
     step("tests without servers");
     cargo(&env, &["test", "--workspace"])?;
     if quick {
         return Ok(());
     }
-    cargo(&env, &["build", "--workspace", "--bins"])?;
+    cargo(
+        &env,
+        &[&["build", "--workspace", "--bins"][..], &FEATURES].concat(),
+    )?;
     step("the queue and the catalog on a real server's JetStream and etcd");
     let mut core = Command::new(built("cdc-lab")?);
-    core.args(["beside", "--", "cargo", "test", "-p", "cdc-core"])
-        .args(["--features", "e2e"])
+    core.args(["beside", "--", "cargo", "test", "--workspace"])
+        .args(FEATURES)
         .args(["--test", "queue_natsmq", "--test", "catalog_etcd"])
         .envs(env.iter().cloned());
     let core = finish(core, "the tests of cdc-core on a real server");
     step("the stores on real etcd, MariaDB and PostgreSQL");
-    let mut stores = Command::new("cargo");
-    stores
-        .args(["test", "-p", "milvus-cdc", "--features", "e2e"])
-        .args(["--test", "stores"])
-        .envs(env.iter().cloned());
-    let stores = finish(stores, "the tests of the stores");
+    let stores = cargo(
+        &env,
+        &[
+            &["test", "--workspace"][..],
+            &FEATURES,
+            &["--test", "stores"],
+        ]
+        .concat(),
+    );
     step("end-to-end tests on real servers");
     let mut e2e = Command::new("cargo");
-    e2e.args(["test", "-p", "cdc-lab", "--features", "e2e,audit"])
+    e2e.args(["test", "--workspace"])
+        .args(FEATURES)
         .args(["--test", "e2e"])
         .envs(env)
         .env("MILVUS_CDC_BIN", built("milvus-cdc")?)
