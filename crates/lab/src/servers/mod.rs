@@ -3,6 +3,8 @@
 mod config;
 mod ports;
 pub mod process;
+pub mod pulsar;
+mod pulsar_jars;
 pub mod wheel;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use anyhow::{Context, Result, bail};
 
 pub use ports::free_port;
 pub use process::{Exit, Process};
+pub use pulsar::Pulsar;
 
 use crate::http;
 use crate::progress::Progress;
@@ -25,6 +28,8 @@ pub enum Mq {
     Natsmq,
     /// A RocksDB in the server's process, reachable as files.
     Rocksmq,
+    /// A Pulsar broker beside the server, in a process of its own.
+    Pulsar,
 }
 
 /// What server to start.
@@ -79,6 +84,8 @@ pub struct Milvus {
     ports: Ports,
     unpacked: PathBuf,
     process: Option<Process>,
+    /// With [`Mq::Pulsar`]; in `{dir}/pulsar`.
+    pulsar: Option<Pulsar>,
 }
 
 /// How long a server may take from its start to healthy. 10 to 15 s on two cores when nothing else runs.
@@ -99,13 +106,18 @@ impl Milvus {
             dir: spec.dir.canonicalize()?,
             ..spec
         };
+        let pulsar = match spec.mq {
+            Mq::Pulsar => Some(Pulsar::start(spec.dir.join("pulsar"), "", progress).await?),
+            Mq::Natsmq | Mq::Rocksmq => None,
+        };
         let ports = Ports::pick()?;
-        config::write(&spec, &ports, &unpacked)?;
+        config::write(&spec, &ports, &unpacked, pulsar.as_ref())?;
         let mut server = Self {
             spec,
             ports,
             unpacked,
             process: None,
+            pulsar,
         };
         server.launch(progress).await?;
         Ok(server)
@@ -165,10 +177,11 @@ impl Milvus {
             (_, true) => "standby",
             (Mq::Natsmq, false) => "natsmq",
             (Mq::Rocksmq, false) => "rocksmq",
+            (Mq::Pulsar, false) => "pulsar",
         }
     }
 
-    /// SIGTERM, SIGKILL after half a minute. Does nothing if it does not run.
+    /// SIGTERM, SIGKILL after half a minute. Does nothing if it does not run. A broker beside it stays.
     ///
     /// # Errors
     /// It cannot be stopped.
@@ -179,13 +192,16 @@ impl Milvus {
         }
     }
 
-    /// SIGKILL.
+    /// SIGKILL, to a broker beside it as well.
     ///
     /// # Errors
     /// It cannot be killed.
     pub async fn kill9(&mut self) -> Result<()> {
         if let Some(mut p) = self.process.take() {
             p.kill9().await?;
+        }
+        if let Some(pulsar) = &mut self.pulsar {
+            pulsar.kill9().await?;
         }
         Ok(())
     }
@@ -196,6 +212,11 @@ impl Milvus {
     /// As [`Milvus::start`].
     pub async fn restart(&mut self, progress: &Progress) -> Result<()> {
         self.stop().await?;
+        if let Some(pulsar) = &mut self.pulsar
+            && !pulsar.is_running()
+        {
+            pulsar.restart(progress).await?;
+        }
         self.launch(progress).await
     }
 
@@ -203,6 +224,9 @@ impl Milvus {
     pub fn leave_running(&mut self) {
         if let Some(process) = &mut self.process {
             process.leave_running();
+        }
+        if let Some(pulsar) = &mut self.pulsar {
+            pulsar.leave_running();
         }
     }
 
@@ -247,6 +271,16 @@ impl Milvus {
     /// The live RocksDB of RocksMQ; of use only with [`Mq::Rocksmq`].
     pub fn rocksmq_path(&self) -> PathBuf {
         self.spec.dir.join("rocksmq")
+    }
+
+    /// The broker beside it, with [`Mq::Pulsar`].
+    pub fn pulsar(&self) -> Option<&Pulsar> {
+        self.pulsar.as_ref()
+    }
+
+    /// As [`Milvus::pulsar`], to kill it and start it again.
+    pub fn pulsar_mut(&mut self) -> Option<&mut Pulsar> {
+        self.pulsar.as_mut()
     }
 
     pub fn metrics_port(&self) -> u16 {

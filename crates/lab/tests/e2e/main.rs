@@ -15,6 +15,7 @@ mod many;
 mod objects;
 mod partitions;
 mod plain;
+mod pulsar;
 mod refusals;
 mod replies;
 mod rows;
@@ -42,6 +43,17 @@ const BOTH: &[(&str, &[Test])] = &[
     ("replies", replies::TESTS),
 ];
 
+/// On the lab of a Pulsar source.
+const PULSAR: &[(&str, &[Test])] = &[
+    ("operations", rows::TESTS),
+    ("operations", objects::TESTS),
+    ("operations", partitions::TESTS),
+    ("operations", databases::TESTS),
+    ("operations", schemas::TESTS),
+    ("kills", kills::TESTS),
+    ("broker", pulsar::TESTS),
+];
+
 /// Each with servers of its own.
 const ALONE: &[(&str, &[Alone])] = &[
     ("lab", itself::TESTS),
@@ -61,6 +73,7 @@ fn main() -> ExitCode {
     };
     add(Kind::Natsmq, BOTH);
     add(Kind::Rocksmq, BOTH);
+    add(Kind::Pulsar, PULSAR);
     add(Kind::Crowded, &[("stuck", stuck::TESTS)]);
     add(
         Kind::NoTask,
