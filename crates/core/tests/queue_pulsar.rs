@@ -130,7 +130,7 @@ async fn a_reader_goes_on_after_an_unload_and_leaves_nothing_behind() {
     for _ in 0..3 {
         let all = write(&broker, &channel, 5).await;
         assert_eq!(read(&mut *reader, 5, 1 << 20).await, all);
-        let topic = Broker::topic(&channel);
+        let topic = broker.topic(&channel);
         broker.ask("PUT", &format!("{topic}/unload"), None).await;
     }
     let all = write(&broker, &channel, 5).await;
@@ -161,7 +161,13 @@ async fn a_topic_is_not_made_because_somebody_reads_it() {
             "{opened:?}"
         );
     }
-    let all = broker.ask("GET", "persistent/public/cdc-test", None).await;
+    let all = broker
+        .ask(
+            "GET",
+            &format!("persistent/public/{}", broker.namespace),
+            None,
+        )
+        .await;
     assert!(!all.to_string().contains(channel.as_str()), "{all}");
 }
 
@@ -172,7 +178,7 @@ async fn a_topic_made_anew_is_a_lost_position() {
     let old = write(&broker, &channel, 3).await;
     let mut reader = broker.source.open(&channel, Start::Earliest).await.unwrap();
     assert_eq!(read(&mut *reader, 3, 1 << 20).await, old);
-    let topic = Broker::topic(&channel);
+    let topic = broker.topic(&channel);
     broker
         .ask("DELETE", &format!("{topic}?force=true"), None)
         .await;

@@ -76,7 +76,7 @@ async fn a_reader_survives_a_broker_that_is_killed() {
         all[5..]
     );
     // The producer of before does not come back by itself.
-    let owner = Broker::new().await;
+    let owner = broker.again().await;
     let payload = Bytes::from_static(b"more");
     let position = owner.append_batch(&channel, &[payload.clone()]).await;
     for reader in [&mut reader, &mut behind] {

@@ -16,12 +16,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Mutex;
 
-const NAMESPACE: &str = "cdc-test";
-
 pub(crate) struct Broker {
     pub(crate) source: PulsarSource,
     client: pulsar::Pulsar<TokioExecutor>,
     admin: String,
+    /// Of its own: to set the retention of a namespace again while its topics are in use has been seen to lose it.
+    pub(crate) namespace: String,
     written: Mutex<HashMap<PChannel, Written>>,
 }
 
@@ -37,42 +37,47 @@ pub(crate) fn variable(name: &str) -> String {
 }
 
 impl Broker {
+    /// With a namespace of its own.
     pub(crate) async fn new() -> Self {
+        let broker = Self::of(format!("cdc-test-{:016x}", rand::random::<u64>())).await;
+        let namespace = format!("namespaces/public/{}", broker.namespace);
+        broker.ask("PUT", &namespace, None).await;
+        // No retention: what no durable subscription holds back is deleted.
+        let none = json!({ "retentionTimeInMinutes": 0, "retentionSizeInMB": 0 });
+        broker
+            .ask("POST", &format!("{namespace}/retention"), Some(none))
+            .await;
+        broker
+    }
+
+    /// With new connections.
+    pub(crate) async fn again(&self) -> Self {
+        Self::of(self.namespace.clone()).await
+    }
+
+    async fn of(namespace: String) -> Self {
         let address = variable("CDC_TEST_PULSAR_URL");
         let client = pulsar::Pulsar::builder(&address, TokioExecutor);
         let config = PulsarConfig {
             address,
             tenant: "public".to_owned(),
-            namespace: NAMESPACE.to_owned(),
+            namespace: namespace.clone(),
             auth: None,
             tls: PulsarTls::default(),
             max_message_size: 5 << 20,
             connect_timeout: Duration::from_secs(5),
         };
-        let broker = Self {
+        Self {
             source: PulsarSource::new(config).unwrap(),
             client: client.build().await.expect("the broker answers"),
             admin: variable("CDC_TEST_PULSAR_ADMIN"),
+            namespace,
             written: Mutex::default(),
-        };
-        // No retention: what no durable subscription holds back is deleted. A second test finds the namespace there.
-        let (status, _) = broker
-            .call("PUT", &format!("namespaces/public/{NAMESPACE}"), None)
-            .await;
-        assert!([204, 409].contains(&status), "the namespace: {status}");
-        let none = json!({ "retentionTimeInMinutes": 0, "retentionSizeInMB": 0 });
-        broker
-            .ask(
-                "POST",
-                &format!("namespaces/public/{NAMESPACE}/retention"),
-                Some(none),
-            )
-            .await;
-        broker
+        }
     }
 
-    pub(crate) fn topic(channel: &PChannel) -> String {
-        format!("persistent/public/{NAMESPACE}/{channel}")
+    pub(crate) fn topic(&self, channel: &PChannel) -> String {
+        format!("persistent/public/{}/{channel}", self.namespace)
     }
 
     /// A call of the admin interface that has to succeed.
@@ -109,7 +114,7 @@ impl Broker {
     }
 
     pub(crate) async fn subscriptions(&self, channel: &PChannel) -> Vec<String> {
-        let path = format!("{}/subscriptions", Self::topic(channel));
+        let path = format!("{}/subscriptions", self.topic(channel));
         let all = self.ask("GET", &path, None).await;
         all.as_array()
             .unwrap()
@@ -150,7 +155,7 @@ impl Broker {
     ) -> Producer<TokioExecutor> {
         self.client
             .producer()
-            .with_topic(format!("persistent://public/{NAMESPACE}/{channel}"))
+            .with_topic(format!("persistent://public/{}/{channel}", self.namespace))
             .with_options(options)
             .build()
             .await
@@ -175,7 +180,7 @@ impl ContractHarness for Broker {
 
     async fn create(&self) -> PChannel {
         let channel = PChannel::new(format!("cdc-test-{:016x}", rand::random::<u64>()));
-        let topic = Self::topic(&channel);
+        let topic = self.topic(&channel);
         self.ask("PUT", &topic, None).await;
         // Holds everything back until it is told to skip.
         let earliest = json!({ "ledgerId": -1, "entryId": -1, "partitionIndex": -1 });
@@ -208,7 +213,7 @@ impl ContractHarness for Broker {
         let mut written = self.written.lock().await;
         let written = written.get_mut(channel).unwrap();
         let upto = 1 + written.all.iter().position(|p| *p == position).unwrap();
-        let topic = Self::topic(channel);
+        let topic = self.topic(channel);
         let skip = format!("{topic}/subscription/keep/skip/{}", upto - written.deleted);
         self.ask("POST", &skip, None).await;
         written.deleted = upto;

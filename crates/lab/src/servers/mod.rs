@@ -17,6 +17,7 @@ pub use ports::free_port;
 pub use process::{Exit, Process};
 pub use pulsar::Pulsar;
 
+use crate::client::Client;
 use crate::http;
 use crate::progress::Progress;
 use config::Ports;
@@ -157,6 +158,7 @@ impl Milvus {
             if let Ok(reply) = http::get(&url, "/healthz", Duration::from_secs(3)).await
                 && reply.status == 200
                 && reply.body.trim() == "OK"
+                && self.takes_calls().await
             {
                 return Ok(());
             }
@@ -170,6 +172,15 @@ impl Milvus {
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
+    }
+
+    /// A 2.3.5 whose queue is slow to come up says that it is healthy before its proxy is ready.
+    async fn takes_calls(&self) -> bool {
+        let Ok(client) = Client::connect(&self.spec.name, &self.uri()).await else {
+            return false;
+        };
+        // Any other refusal (of a login that we have not) comes from a proxy that is ready.
+        !matches!(client.databases().await, Err(e) if format!("{e:#}").contains("not ready"))
     }
 
     fn kind(&self) -> &'static str {

@@ -65,7 +65,7 @@ impl Pulsar {
         let mut java = self.java();
         java.args(["-Xms256m", "-Xmx768m", "-XX:MaxDirectMemorySize=512m"])
             .args(["-XX:+UseG1GC", "-XX:+ExitOnOutOfMemoryError"])
-            .args(OPENED.iter().flat_map(|p| ["--add-opens", p]))
+            .args(OPENED.iter().flat_map(|p| ["--add-opens", *p]))
             .args(PROPERTIES)
             .args(["-cp", &format!("{}/*", self.jars.display())])
             .arg("org.apache.pulsar.PulsarStandaloneStarter")

@@ -12,7 +12,7 @@ use super::wheel::cache_dir;
 use crate::progress::Progress;
 
 /// The version of Pulsar the laboratory runs.
-pub const VERSION: &str = "3.0.7";
+pub(super) const VERSION: &str = "3.0.7";
 
 static DOWNLOADING: Mutex<()> = Mutex::const_new(());
 
