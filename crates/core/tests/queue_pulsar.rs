@@ -7,6 +7,7 @@
     reason = "a test ends where something is not as it must be"
 )]
 
+#[allow(dead_code, reason = "shared with other tests")]
 mod pulsar_lab;
 
 use std::time::Duration;
