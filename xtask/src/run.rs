@@ -16,14 +16,21 @@ const FEATURES: [&str; 2] = [
 
 /// Builds what the demo needs with the one queue it needs, and runs it.
 pub(crate) fn demo(args: &[String]) -> Outcome {
-    let rocksmq = args.windows(2).any(|w| w == ["--source", "rocksmq"])
-        || args.iter().any(|a| a == "--source=rocksmq");
-    let env = env::build(rocksmq)?;
-    let queue = if rocksmq {
-        "milvus-cdc/rocksmq"
+    let queue = args
+        .windows(2)
+        .find(|w| w[0] == "--source")
+        .map(|w| w[1].as_str())
+        .or_else(|| args.iter().find_map(|a| a.strip_prefix("--source=")))
+        .unwrap_or("natsmq");
+    let env = env::build(queue == "rocksmq")?;
+    // What is no queue is told by the demo itself, with what is one.
+    let known = ["natsmq", "rocksmq", "pulsar"];
+    let queue = if known.contains(&queue) {
+        queue
     } else {
-        "milvus-cdc/natsmq"
+        "natsmq"
     };
+    let queue = format!("milvus-cdc/{queue}");
     step("build");
     cargo(
         &env,
@@ -36,7 +43,7 @@ pub(crate) fn demo(args: &[String]) -> Outcome {
             "--bins",
             "--no-default-features",
             "--features",
-            queue,
+            &queue,
         ],
     )?;
     let mut demo = Command::new(built("cdc-lab")?);
@@ -75,11 +82,14 @@ pub(crate) fn test(args: &[String]) -> Outcome {
         &env,
         &[&["build", "--workspace", "--bins"][..], &FEATURES].concat(),
     )?;
-    step("the queue and the catalog on a real server's JetStream and etcd");
+    step(
+        "the queues and the catalog on a real server's JetStream and etcd, and on a Pulsar broker",
+    );
     let mut core = Command::new(built("cdc-lab")?);
-    core.args(["beside", "--", "cargo", "test", "--workspace"])
+    core.args(["beside", "--pulsar", "--", "cargo", "test", "--workspace"])
         .args(FEATURES)
         .args(["--test", "queue_natsmq", "--test", "catalog_etcd"])
+        .args(["--test", "queue_pulsar", "--test", "queue_pulsar_restart"])
         .envs(env.iter().cloned());
     let core = finish(core, "the tests of cdc-core on a real server");
     step("the stores on real etcd, MariaDB and PostgreSQL");

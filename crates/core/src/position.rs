@@ -36,7 +36,8 @@ pub enum Position {
     Rocksmq(i64),
     /// Offset in partition 0.
     Kafka(i64),
-    /// Ledger, entry, and index in a batched entry (-1 if it is not batched).
+    /// Ledger, entry, and index in a batched entry. A reader gives 0 to a message that is not batched; ids from elsewhere
+    /// may have -1 there, which stands for the whole entry. So ids from both are in order with each other.
     Pulsar { ledger: u64, entry: u64, batch: i32 },
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::http::{self, Reply};
 use crate::progress::Progress;
-use crate::servers::{Exit, Milvus, Mq, Process, free_port, process};
+use crate::servers::{Exit, Milvus, Mq, Process, Pulsar, free_port, process};
 
 /// How long the server may take to answer its first `/healthz`.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -452,6 +452,8 @@ pub struct Addresses {
     pub nats: String,
     /// Read with RocksMQ only.
     pub rocksmq: PathBuf,
+    /// `pulsar://host:port`; read with Pulsar only.
+    pub pulsar: String,
     pub root_path: String,
     pub replicate_channel: String,
 }
@@ -463,6 +465,7 @@ impl Addresses {
             etcd: source.etcd(),
             nats: source.nats(),
             rocksmq: source.rocksmq_path(),
+            pulsar: source.pulsar().map(Pulsar::url).unwrap_or_default(),
             root_path: source.root_path().to_owned(),
             replicate_channel: source.replicate_channel(),
         }
@@ -482,6 +485,7 @@ fn config(source: &Addresses, port: u16, store: &str) -> String {
     let queue = match source.mq {
         Mq::Natsmq => format!("natsmq:\n    address: \"{}\"", source.nats),
         Mq::Rocksmq => format!("rocksmq:\n    path: \"{}\"", source.rocksmq.display()),
+        Mq::Pulsar => format!("pulsar:\n    address: \"{}\"", source.pulsar),
     };
     format!(
         "address: \"127.0.0.1:{port}\"\n\

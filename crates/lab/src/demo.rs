@@ -14,7 +14,7 @@ use crate::compare::{Options, Report, compare};
 use crate::latency::visibility;
 use crate::progress::Progress;
 use crate::sabotage::{Sabotage, sabotage};
-use crate::servers::{Milvus, Mq, Spec};
+use crate::servers::{Milvus, Mq, Pulsar, Spec};
 use crate::workload::{Done, Plan, Workload};
 
 /// What the demo is asked to do.
@@ -283,7 +283,9 @@ impl Lab {
         self.cdc.leave_running();
         let get =
             serde_json::json!({ "request_type": "get", "request_data": { "task_id": self.task } });
-        let pids: Vec<String> = [self.cdc.pid(), self.source.pid(), self.target.pid()]
+        let pulsar = self.source.pulsar();
+        let broker = pulsar.and_then(Pulsar::pid);
+        let pids: Vec<String> = [self.cdc.pid(), self.source.pid(), self.target.pid(), broker]
             .into_iter()
             .flatten()
             .map(|p| p.to_string())
@@ -295,6 +297,13 @@ impl Lab {
             self.source.etcd(),
             self.source.root_path()
         );
+        if let Some(pulsar) = pulsar {
+            println!(
+                "  its Pulsar  {}  (admin port {})",
+                pulsar.url(),
+                pulsar.admin_port()
+            );
+        }
         println!(
             "  target      {}  (a standby: read it with Eventually, never drop anything on it)",
             self.target.uri()

@@ -10,7 +10,7 @@ use cdc_lab::compare::{Options, compare};
 use cdc_lab::demo::{self, Demo};
 use cdc_lab::progress::Progress;
 use cdc_lab::sabotage::Sabotage;
-use cdc_lab::servers::{Milvus, Mq, Spec};
+use cdc_lab::servers::{Milvus, Mq, Pulsar, Spec};
 use cdc_lab::workload::{Plan, Workload};
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -71,6 +71,10 @@ enum Command {
     },
     /// Runs a command beside a natsmq source, which it finds in CDC_TEST_NATS_URL and CDC_TEST_ETCD; ends as it does.
     Beside {
+        /// And beside a Pulsar broker whose ledgers hold one entry each and that is started again when it is killed:
+        /// CDC_TEST_PULSAR_URL, CDC_TEST_PULSAR_ADMIN (its HTTP address), CDC_TEST_PULSAR_PID.
+        #[arg(long)]
+        pulsar: bool,
         #[arg(trailing_var_arg = true, required = true)]
         command: Vec<String>,
     },
@@ -114,6 +118,7 @@ impl Size {
 enum Source {
     Natsmq,
     Rocksmq,
+    Pulsar,
 }
 
 impl From<Source> for Mq {
@@ -121,6 +126,7 @@ impl From<Source> for Mq {
         match source {
             Source::Natsmq => Mq::Natsmq,
             Source::Rocksmq => Mq::Rocksmq,
+            Source::Pulsar => Mq::Pulsar,
         }
     }
 }
@@ -238,7 +244,7 @@ async fn run(command: Command) -> Result<()> {
             println!("{report}");
             ensure!(report.is_equal(), "source and target differ");
         }
-        Command::Beside { command } => beside(&command, &progress).await?,
+        Command::Beside { pulsar, command } => beside(&command, pulsar, &progress).await?,
         #[cfg(feature = "audit")]
         Command::Audit {
             dir,
@@ -262,25 +268,58 @@ async fn run(command: Command) -> Result<()> {
 }
 
 /// The servers' folder stays if the command fails.
-async fn beside(command: &[String], progress: &Progress) -> Result<()> {
+async fn beside(command: &[String], with_pulsar: bool, progress: &Progress) -> Result<()> {
     let dir = std::env::temp_dir().join(format!("cdc-lab-{}", std::process::id()));
-    let mut source = Milvus::start(Spec::source("source", Mq::Natsmq, &dir), progress).await?;
+    let mut source = Milvus::start(
+        Spec::source("source", Mq::Natsmq, dir.join("source")),
+        progress,
+    )
+    .await?;
     let (program, args) = command.split_first().context("no command")?;
     let etcd = source.etcd();
-    let status = tokio::process::Command::new(program)
-        .args(args)
+    let mut run = tokio::process::Command::new(program);
+    run.args(args)
         .env("CDC_TEST_NATS_URL", source.nats())
         .env("CDC_TEST_ETCD", etcd.trim_start_matches("http://"))
-        .kill_on_drop(true)
-        .status()
-        .await
-        .with_context(|| format!("start {program}"))?;
+        .kill_on_drop(true);
+    let mut pulsar = None;
+    if with_pulsar {
+        let broker = Pulsar::start(dir.join("pulsar"), SMALL_LEDGERS, progress).await?;
+        run.env("CDC_TEST_PULSAR_URL", broker.url())
+            .env(
+                "CDC_TEST_PULSAR_ADMIN",
+                format!("127.0.0.1:{}", broker.admin_port()),
+            )
+            .env(
+                "CDC_TEST_PULSAR_PID",
+                broker.pid().unwrap_or_default().to_string(),
+            );
+        pulsar = Some(broker);
+    }
+    let mut run = run.spawn().with_context(|| format!("start {program}"))?;
+    let status = loop {
+        if let Ok(status) = tokio::time::timeout(Duration::from_millis(100), run.wait()).await {
+            break status?;
+        }
+        if let Some(broker) = &mut pulsar
+            && !broker.is_running()
+        {
+            broker.restart(progress).await?;
+        }
+    };
     source.kill9().await?;
+    if let Some(broker) = &mut pulsar {
+        broker.kill9().await?;
+    }
     ensure!(
         status.success(),
-        "{program} failed: {status}; the server's data and logs: {}",
+        "{program} failed: {status}; the servers' data and logs: {}",
         dir.display()
     );
     std::fs::remove_dir_all(&dir)?;
     Ok(())
 }
+
+/// Retention deletes whole ledgers: with one entry in each the tests can have any message deleted.
+const SMALL_LEDGERS: &str =
+    "managedLedgerMaxEntriesPerLedger=1\nmanagedLedgerMinLedgerRolloverTimeMinutes=0\n";

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cdc_core::position::QueueKind;
 use cdc_core::secret::Secret;
+use cdc_core::source::PulsarConfig;
 use cdc_core::tls::ClientTls;
 use serde_json::Value;
 
@@ -13,6 +14,11 @@ use crate::config_store;
 use crate::fields::{Errors, Fields, clip};
 use crate::store::open::StoreConfig;
 use crate::tls_fields;
+
+mod pulsar;
+
+/// For one answer of the source's queue or etcd.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The file that is used when none is given and the default one is not there.
 pub const EMBEDDED: &str = include_str!("../../../configs/cdc.yaml");
@@ -60,9 +66,14 @@ pub struct Etcd {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Queue {
     /// `nats://host:port`
-    Natsmq { address: String },
+    Natsmq {
+        address: String,
+    },
     /// The directory of the source's RocksMQ.
-    Rocksmq { path: PathBuf },
+    Rocksmq {
+        path: PathBuf,
+    },
+    Pulsar(PulsarConfig),
 }
 
 impl Queue {
@@ -70,6 +81,7 @@ impl Queue {
         match self {
             Queue::Natsmq { .. } => QueueKind::Natsmq,
             Queue::Rocksmq { .. } => QueueKind::Rocksmq,
+            Queue::Pulsar(_) => QueueKind::Pulsar,
         }
     }
 }
@@ -291,7 +303,10 @@ fn check_filter(filter: &str) -> Result<(), String> {
 fn read_source(top: &Fields<'_>, ignored: &mut Vec<String>) -> Option<Source> {
     let Some(source) = top.object("sourceConfig") else {
         if !top.has("sourceConfig") {
-            top.wrong("sourceConfig", "missing; it needs one of natsmq, rocksmq");
+            top.wrong(
+                "sourceConfig",
+                "missing; it needs one of natsmq, rocksmq, pulsar",
+            );
         }
         return None;
     };
@@ -311,7 +326,7 @@ fn read_source(top: &Fields<'_>, ignored: &mut Vec<String>) -> Option<Source> {
             "the name of the source's replicate channel expected, not \"\"",
         );
     }
-    let queue = read_queue(&source);
+    let queue = read_queue(&source, ignored);
     source.finish();
     Some(Source {
         etcd,
@@ -320,14 +335,12 @@ fn read_source(top: &Fields<'_>, ignored: &mut Vec<String>) -> Option<Source> {
     })
 }
 
-fn read_queue(source: &Fields<'_>) -> Option<Queue> {
-    for other in ["pulsar", "kafka"] {
-        if source.get(other).is_some() {
-            source.wrong(
-                other,
-                "this queue is not available in this version; available: natsmq, rocksmq",
-            );
-        }
+fn read_queue(source: &Fields<'_>, ignored: &mut Vec<String>) -> Option<Queue> {
+    if source.get("kafka").is_some() {
+        source.wrong(
+            "kafka",
+            "this queue is not available in this version; available: natsmq, rocksmq, pulsar",
+        );
     }
     let natsmq = source.object("natsmq").and_then(|natsmq| {
         let address = natsmq.string("address");
@@ -355,22 +368,30 @@ fn read_queue(source: &Fields<'_>) -> Option<Queue> {
         rocksmq.finish();
         path.map(|path| Queue::Rocksmq { path: path.into() })
     });
+    let pulsar = source.object("pulsar").and_then(|pulsar| {
+        let queue = pulsar::read(&pulsar, ignored);
+        pulsar.finish();
+        queue
+    });
     let given = ["natsmq", "rocksmq", "pulsar", "kafka"]
         .iter()
         .filter(|key| source.has(key))
         .count();
     if given != 1 {
         source.wrong(
-            "natsmq | rocksmq",
-            format_args!("exactly one queue expected, {given} given; allowed: natsmq, rocksmq"),
+            "natsmq | rocksmq | pulsar",
+            format_args!(
+                "exactly one queue expected, {given} given; allowed: natsmq, rocksmq, pulsar"
+            ),
         );
         return None;
     }
-    let queue = natsmq.or(rocksmq)?;
+    let queue = natsmq.or(rocksmq).or(pulsar)?;
     #[allow(clippy::match_like_matches_macro)] // it is a table of features, whatever this build has
     let built = match queue {
         Queue::Rocksmq { .. } => cfg!(feature = "rocksmq"),
         Queue::Natsmq { .. } => cfg!(feature = "natsmq"),
+        Queue::Pulsar(_) => cfg!(feature = "pulsar"),
     };
     if !built {
         source.wrong(

@@ -16,10 +16,8 @@ use cdc_core::target::grpc::GrpcConnector;
 use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus};
 use parking_lot::RwLock;
 
-use crate::config::{Config, Queue};
+use crate::config::{Config, Queue, TIMEOUT};
 use crate::runtime::Replication;
-
-const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The engine, while this server owns the tasks, and what is needed to look at its source.
 pub struct EngineReplication {
@@ -59,6 +57,7 @@ impl EngineReplication {
                 path,
                 secondary_dir: None,
             },
+            Queue::Pulsar(config) => QueueConfig::Pulsar(config),
         };
         let source = open_source(queue).await?;
         Ok(Self {

@@ -22,10 +22,12 @@ pub mod memory;
 #[cfg(feature = "natsmq")]
 pub mod natsmq;
 mod open;
+#[cfg(feature = "pulsar")]
+pub mod pulsar;
 #[cfg(feature = "rocksmq")]
 pub mod rocksmq;
 
-pub use open::{QueueConfig, open_source};
+pub use open::{PulsarAuth, PulsarConfig, PulsarTls, QueueConfig, open_source};
 
 use async_trait::async_trait;
 use bytes::Bytes;

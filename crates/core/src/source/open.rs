@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{LogSource, SourceError};
+use crate::secret::Secret;
 
 /// Which message queue the source Milvus writes to (`mq.type`), and where it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,6 +20,40 @@ pub enum QueueConfig {
         path: PathBuf,
         secondary_dir: Option<PathBuf>,
     },
+    Pulsar(PulsarConfig),
+}
+
+/// Where the Pulsar of the source is, and how it is entered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PulsarConfig {
+    /// `pulsar://host:port`, or `pulsar+ssl://host:port` with TLS; several `host:port` with commas between.
+    pub address: String,
+    pub tenant: String,
+    pub namespace: String,
+    pub auth: Option<PulsarAuth>,
+    pub tls: PulsarTls,
+    /// Bytes; the broker's own setting counts if it is larger.
+    pub max_message_size: usize,
+    /// For one attempt to connect, and for one answer; four times as much where the broker has to load a topic first.
+    pub connect_timeout: Duration,
+}
+
+/// How the broker is told who we are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PulsarAuth {
+    /// Pulsar's name of it: `token`, `basic`, `tls`.
+    pub method: String,
+    /// The token; `user:password`; nothing with `tls`.
+    pub data: Secret,
+}
+
+/// PEM files, read for each new connection.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PulsarTls {
+    /// Whom to trust; the system's certificates if `None`.
+    pub ca: Option<PathBuf>,
+    /// Our own certificate and its key.
+    pub client: Option<(PathBuf, PathBuf)>,
 }
 
 /// Makes the source without waiting for the queue to be up.
@@ -55,10 +90,14 @@ pub async fn open_source(config: QueueConfig) -> Result<Arc<dyn LogSource>, Sour
         }
         #[cfg(not(feature = "rocksmq"))]
         QueueConfig::Rocksmq { path, .. } => Err(left_out(path.display().to_string(), "rocksmq")),
+        #[cfg(feature = "pulsar")]
+        QueueConfig::Pulsar(config) => Ok(Arc::new(super::pulsar::PulsarSource::new(config)?)),
+        #[cfg(not(feature = "pulsar"))]
+        QueueConfig::Pulsar(config) => Err(left_out(config.address, "pulsar")),
     }
 }
 
-#[cfg(not(all(feature = "natsmq", feature = "rocksmq")))]
+#[cfg(not(all(feature = "natsmq", feature = "rocksmq", feature = "pulsar")))]
 fn left_out(address: String, feature: &str) -> SourceError {
     SourceError::Configuration {
         address,

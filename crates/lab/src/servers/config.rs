@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use serde_yaml_ng::{Mapping, Value};
 
 use super::ports::free_port;
-use super::{Mq, Spec};
+use super::{Mq, Pulsar, Spec};
 
 /// The ports of one server; kept over its restarts.
 #[derive(Debug, Clone)]
@@ -31,7 +31,12 @@ impl Ports {
 }
 
 /// Writes `{dir}/configs/{milvus.yaml,etcd.yaml,glog.conf}`.
-pub(super) fn write(spec: &Spec, ports: &Ports, unpacked: &Path) -> Result<()> {
+pub(super) fn write(
+    spec: &Spec,
+    ports: &Ports,
+    unpacked: &Path,
+    pulsar: Option<&Pulsar>,
+) -> Result<()> {
     let dir = &spec.dir;
     let configs = dir.join("configs");
     std::fs::create_dir_all(&configs).with_context(|| format!("create {}", configs.display()))?;
@@ -52,7 +57,7 @@ pub(super) fn write(spec: &Spec, ports: &Ports, unpacked: &Path) -> Result<()> {
     })?;
     let mut yaml: Value = serde_yaml_ng::from_str(&filled)
         .context("the template of the wheel is not YAML once filled in")?;
-    for (key, value) in settings(spec, ports) {
+    for (key, value) in settings(spec, ports, pulsar) {
         put(&mut yaml, &key, value)?;
     }
     for (key, value) in &spec.overrides {
@@ -72,7 +77,7 @@ pub(super) fn write(spec: &Spec, ports: &Ports, unpacked: &Path) -> Result<()> {
     Ok(())
 }
 
-fn settings(spec: &Spec, ports: &Ports) -> Vec<(String, Value)> {
+fn settings(spec: &Spec, ports: &Ports, pulsar: Option<&Pulsar>) -> Vec<(String, Value)> {
     let dir = &spec.dir;
     let path = |name: &str| Value::from(dir.join(name).display().to_string());
     let mut all: Vec<(&str, Value)> = vec![
@@ -90,6 +95,7 @@ fn settings(spec: &Spec, ports: &Ports) -> Vec<(String, Value)> {
             Value::from(match spec.mq {
                 Mq::Natsmq => "natsmq",
                 Mq::Rocksmq => "rocksmq",
+                Mq::Pulsar => "pulsar",
             }),
         ),
         ("natsmq.server.port", Value::from(ports.nats)),
@@ -108,6 +114,11 @@ fn settings(spec: &Spec, ports: &Ports) -> Vec<(String, Value)> {
         ("log.level", Value::from("warn")),
         ("log.file.rootPath", Value::from("")),
     ];
+    if let Some(pulsar) = pulsar {
+        all.push(("pulsar.address", Value::from("127.0.0.1")));
+        all.push(("pulsar.port", Value::from(pulsar.port())));
+        all.push(("pulsar.webport", Value::from(pulsar.admin_port())));
+    }
     // Several servers share the ports that are not in the template otherwise.
     all.push(("proxy.http.enabled", Value::from(false)));
     all.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()

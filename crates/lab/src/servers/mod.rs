@@ -3,6 +3,8 @@
 mod config;
 mod ports;
 pub mod process;
+pub mod pulsar;
+mod pulsar_jars;
 pub mod stores;
 pub mod wheel;
 
@@ -14,7 +16,9 @@ use anyhow::{Context, Result, bail};
 
 pub use ports::free_port;
 pub use process::{Exit, Process};
+pub use pulsar::Pulsar;
 
+use crate::client::Client;
 use crate::http;
 use crate::progress::Progress;
 use config::Ports;
@@ -26,6 +30,8 @@ pub enum Mq {
     Natsmq,
     /// A RocksDB in the server's process, reachable as files.
     Rocksmq,
+    /// A Pulsar broker beside the server, in a process of its own.
+    Pulsar,
 }
 
 /// What server to start.
@@ -80,6 +86,8 @@ pub struct Milvus {
     ports: Ports,
     unpacked: PathBuf,
     process: Option<Process>,
+    /// With [`Mq::Pulsar`]; in `{dir}/pulsar`.
+    pulsar: Option<Pulsar>,
 }
 
 /// How long a server may take from its start to healthy. 10 to 15 s on two cores when nothing else runs.
@@ -100,13 +108,18 @@ impl Milvus {
             dir: spec.dir.canonicalize()?,
             ..spec
         };
+        let pulsar = match spec.mq {
+            Mq::Pulsar => Some(Pulsar::start(spec.dir.join("pulsar"), "", progress).await?),
+            Mq::Natsmq | Mq::Rocksmq => None,
+        };
         let ports = Ports::pick()?;
-        config::write(&spec, &ports, &unpacked)?;
+        config::write(&spec, &ports, &unpacked, pulsar.as_ref())?;
         let mut server = Self {
             spec,
             ports,
             unpacked,
             process: None,
+            pulsar,
         };
         server.launch(progress).await?;
         Ok(server)
@@ -146,6 +159,7 @@ impl Milvus {
             if let Ok(reply) = http::get(&url, "/healthz", Duration::from_secs(3)).await
                 && reply.status == 200
                 && reply.body.trim() == "OK"
+                && self.takes_calls().await
             {
                 return Ok(());
             }
@@ -161,15 +175,25 @@ impl Milvus {
         }
     }
 
+    /// A 2.3.5 whose queue is slow to come up says that it is healthy before its proxy is ready.
+    async fn takes_calls(&self) -> bool {
+        let Ok(client) = Client::connect(&self.spec.name, &self.uri()).await else {
+            return false;
+        };
+        // Any other refusal (of a login that we have not) comes from a proxy that is ready.
+        !matches!(client.databases().await, Err(e) if format!("{e:#}").contains("not ready"))
+    }
+
     fn kind(&self) -> &'static str {
         match (self.spec.mq, self.spec.standby) {
             (_, true) => "standby",
             (Mq::Natsmq, false) => "natsmq",
             (Mq::Rocksmq, false) => "rocksmq",
+            (Mq::Pulsar, false) => "pulsar",
         }
     }
 
-    /// SIGTERM, SIGKILL after half a minute. Does nothing if it does not run.
+    /// SIGTERM, SIGKILL after half a minute. Does nothing if it does not run. A broker beside it stays.
     ///
     /// # Errors
     /// It cannot be stopped.
@@ -180,13 +204,16 @@ impl Milvus {
         }
     }
 
-    /// SIGKILL.
+    /// SIGKILL, to a broker beside it as well.
     ///
     /// # Errors
     /// It cannot be killed.
     pub async fn kill9(&mut self) -> Result<()> {
         if let Some(mut p) = self.process.take() {
             p.kill9().await?;
+        }
+        if let Some(pulsar) = &mut self.pulsar {
+            pulsar.kill9().await?;
         }
         Ok(())
     }
@@ -197,6 +224,11 @@ impl Milvus {
     /// As [`Milvus::start`].
     pub async fn restart(&mut self, progress: &Progress) -> Result<()> {
         self.stop().await?;
+        if let Some(pulsar) = &mut self.pulsar
+            && !pulsar.is_running()
+        {
+            pulsar.restart(progress).await?;
+        }
         self.launch(progress).await
     }
 
@@ -204,6 +236,9 @@ impl Milvus {
     pub fn leave_running(&mut self) {
         if let Some(process) = &mut self.process {
             process.leave_running();
+        }
+        if let Some(pulsar) = &mut self.pulsar {
+            pulsar.leave_running();
         }
     }
 
@@ -253,6 +288,16 @@ impl Milvus {
     /// The live RocksDB of RocksMQ; of use only with [`Mq::Rocksmq`].
     pub fn rocksmq_path(&self) -> PathBuf {
         self.spec.dir.join("rocksmq")
+    }
+
+    /// The broker beside it, with [`Mq::Pulsar`].
+    pub fn pulsar(&self) -> Option<&Pulsar> {
+        self.pulsar.as_ref()
+    }
+
+    /// As [`Milvus::pulsar`], to kill it and start it again.
+    pub fn pulsar_mut(&mut self) -> Option<&mut Pulsar> {
+        self.pulsar.as_mut()
     }
 
     pub fn metrics_port(&self) -> u16 {

@@ -15,6 +15,7 @@ tests![Alone:
     a_changed_field_is_named,
     a_missing_index_is_named,
     rocksmq_is_equal,
+    pulsar_is_equal,
 ];
 
 const LIMIT: Duration = Duration::from_secs(600);
@@ -84,11 +85,19 @@ async fn a_missing_index_is_named(random: &mut StdRng) -> Result<()> {
     named("index", "missing", random).await
 }
 
-async fn rocksmq_is_equal(random: &mut StdRng) -> Result<()> {
-    let (success, printed, told) = demo(&["--source", "rocksmq"], random).await?;
+async fn equal(source: &str, random: &mut StdRng) -> Result<()> {
+    let (success, printed, told) = demo(&["--source", source], random).await?;
     ensure!(
         success && printed.contains("source and target are equal"),
         "{told}\n{printed}"
     );
     Ok(())
+}
+
+async fn rocksmq_is_equal(random: &mut StdRng) -> Result<()> {
+    equal("rocksmq", random).await
+}
+
+async fn pulsar_is_equal(random: &mut StdRng) -> Result<()> {
+    equal("pulsar", random).await
 }

@@ -151,10 +151,10 @@ async fn one_partition_name_twenty_times_with_a_kill(
 async fn the_whole_workload_through_three_kills(lab: &mut Lab, random: &mut StdRng) -> Result<()> {
     const OPERATIONS: u64 = 220;
     let plan = Plan {
-        rows: if lab.kind.mq() == Mq::Natsmq {
-            20_000
-        } else {
+        rows: if lab.kind.mq() == Mq::Rocksmq {
             4_000
+        } else {
+            20_000
         },
         operations: OPERATIONS,
         seed: random.random(),

@@ -16,6 +16,7 @@ mod objects;
 mod owners;
 mod partitions;
 mod plain;
+mod pulsar;
 mod refusals;
 mod replies;
 mod rows;
@@ -44,6 +45,17 @@ const BOTH: &[(&str, &[Test])] = &[
     ("replies", replies::TESTS),
 ];
 
+/// On the lab of a Pulsar source.
+const PULSAR: &[(&str, &[Test])] = &[
+    ("operations", rows::TESTS),
+    ("operations", objects::TESTS),
+    ("operations", partitions::TESTS),
+    ("operations", databases::TESTS),
+    ("operations", schemas::TESTS),
+    ("kills", kills::TESTS),
+    ("broker", pulsar::TESTS),
+];
+
 /// Each with servers of its own.
 const ALONE: &[(&str, &[Alone])] = &[
     ("lab", itself::TESTS),
@@ -65,6 +77,7 @@ fn main() -> ExitCode {
     };
     add(Kind::Natsmq, BOTH);
     add(Kind::Rocksmq, BOTH);
+    add(Kind::Pulsar, PULSAR);
     add(Kind::Crowded, &[("stuck", stuck::TESTS)]);
     add(
         Kind::NoTask,

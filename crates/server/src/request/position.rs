@@ -101,9 +101,8 @@ pub(super) fn decode_position(
     let bytes = STANDARD
         .decode(text.trim())
         .map_err(|_| format!("base64 of a MsgPosition expected, not {:?}", clip(text)))?;
-    if let Ok(position) = Position::from_bytes(queue, &bytes)
-        && queue != QueueKind::Pulsar
-    {
+    // A MsgPosition is never a bare id: its fields have other wire types than Pulsar's, and it is not 8 bytes long.
+    if let Ok(position) = Position::from_bytes(queue, &bytes) {
         let applied = Tso::ZERO;
         return Ok((GivenPosition { position, applied }, None));
     }
