@@ -10,7 +10,8 @@ The commands of this repository
 
 cargo xtask demo [OPTIONS]   Two real Milvus servers, milvus-cdc between them, a workload over every operation, and
                              the comparison of both servers. Exits 0 only if they are equal.
-    --source natsmq|rocksmq          the source's message queue (natsmq; rocksmq compiles RocksDB, 10 to 20 minutes)
+    --source natsmq|rocksmq|kafka    the source's message queue (natsmq; rocksmq compiles RocksDB, 10 to 20 minutes;
+                                     kafka compiles OpenSSL and librdkafka, 3 to 5, and needs java and maven)
     --keep                           leave everything running and print how to go on by hand
     --sabotage lose|double|change|index   spoil one thing on the target first: the comparison must fail and name it
     --rows N, --ops N, --seed N, --dir FOLDER

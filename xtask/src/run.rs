@@ -9,14 +9,19 @@ type Outcome = Result<(), String>;
 
 /// Builds what the demo needs with the one queue it needs, and runs it.
 pub(crate) fn demo(args: &[String]) -> Outcome {
-    let rocksmq = args.windows(2).any(|w| w == ["--source", "rocksmq"])
-        || args.iter().any(|a| a == "--source=rocksmq");
-    let env = env::build(rocksmq)?;
-    let queue = if rocksmq {
-        "milvus-cdc/rocksmq"
-    } else {
-        "milvus-cdc/natsmq"
+    let source = args
+        .iter()
+        .position(|a| a == "--source")
+        .and_then(|i| args.get(i + 1).map(String::as_str))
+        .or_else(|| args.iter().find_map(|a| a.strip_prefix("--source=")))
+        .unwrap_or("natsmq");
+    // What is none is refused by the demo itself.
+    let queue = match source {
+        "rocksmq" => "milvus-cdc/rocksmq",
+        "kafka" => "milvus-cdc/kafka",
+        _ => "milvus-cdc/natsmq",
     };
+    let env = env::build(source == "rocksmq")?;
     step("build");
     cargo(
         &env,
@@ -73,11 +78,12 @@ pub(crate) fn test(args: &[String]) -> Outcome {
         return Ok(());
     }
     cargo(&env, &["build", "--workspace", "--bins"])?;
-    step("the queue and the catalog on a real server's JetStream and etcd");
+    step("the queues and the catalog on a real server's JetStream and etcd, and on Kafka");
     let mut core = Command::new(built("cdc-lab")?);
     core.args(["beside", "--", "cargo", "test", "-p", "cdc-core"])
         .args(["--features", "e2e"])
-        .args(["--test", "queue_natsmq", "--test", "catalog_etcd"])
+        .args(["--test", "queue_natsmq", "--test", "queue_kafka"])
+        .args(["--test", "catalog_etcd"])
         .envs(env.iter().cloned());
     let core = finish(core, "the tests of cdc-core on a real server");
     step("end-to-end tests on real servers");

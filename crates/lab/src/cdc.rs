@@ -407,6 +407,8 @@ pub struct Addresses {
     pub nats: String,
     /// Read with RocksMQ only.
     pub rocksmq: PathBuf,
+    /// `host:port`; read with Kafka only.
+    pub kafka: String,
     pub root_path: String,
     pub replicate_channel: String,
 }
@@ -418,6 +420,7 @@ impl Addresses {
             etcd: source.etcd(),
             nats: source.nats(),
             rocksmq: source.rocksmq_path(),
+            kafka: source.kafka(),
             root_path: source.root_path().to_owned(),
             replicate_channel: source.replicate_channel(),
         }
@@ -428,6 +431,7 @@ fn config(source: &Addresses, port: u16, dir: &Path) -> String {
     let queue = match source.mq {
         Mq::Natsmq => format!("natsmq:\n    address: \"{}\"", source.nats),
         Mq::Rocksmq => format!("rocksmq:\n    path: \"{}\"", source.rocksmq.display()),
+        Mq::Kafka => format!("kafka:\n    address: \"{}\"", source.kafka),
     };
     format!(
         "address: \"127.0.0.1:{port}\"\n\

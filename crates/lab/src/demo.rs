@@ -242,9 +242,10 @@ impl Lab {
         self.cdc.leave_running();
         let get =
             serde_json::json!({ "request_type": "get", "request_data": { "task_id": self.task } });
-        let pids: Vec<String> = [self.cdc.pid(), self.source.pid(), self.target.pid()]
-            .into_iter()
-            .flatten()
+        let cdc = self.cdc.pid().into_iter();
+        let pids: Vec<String> = cdc
+            .chain(self.source.pids())
+            .chain(self.target.pids())
             .map(|p| p.to_string())
             .collect();
         println!("left running:");

@@ -10,7 +10,7 @@ use cdc_lab::compare::{Options, compare};
 use cdc_lab::demo::{self, Demo};
 use cdc_lab::progress::Progress;
 use cdc_lab::sabotage::Sabotage;
-use cdc_lab::servers::{Milvus, Mq, Spec};
+use cdc_lab::servers::{Kafka, Milvus, Mq, Spec};
 use cdc_lab::workload::{Plan, Workload};
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -69,10 +69,20 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         patience: u64,
     },
-    /// Runs a command beside a natsmq source, which it finds in CDC_TEST_NATS_URL and CDC_TEST_ETCD; ends as it does.
+    /// Runs a command beside a natsmq source and a Kafka, which it finds in CDC_TEST_NATS_URL, CDC_TEST_ETCD and
+    /// CDC_TEST_KAFKA*; ends as it does.
     Beside {
         #[arg(trailing_var_arg = true, required = true)]
         command: Vec<String>,
+    },
+    /// Starts a Kafka broker, prints its address and process id, and ends with it or at the end of its input.
+    Kafka {
+        /// For its data and log; what is there already is used.
+        #[arg(long)]
+        dir: PathBuf,
+        /// A free one if not given.
+        #[arg(long)]
+        port: Option<u16>,
     },
     /// Reads what a standby was given from its RocksMQ, and fails if time or message ids go against the rules.
     #[cfg(feature = "audit")]
@@ -114,6 +124,7 @@ impl Size {
 enum Source {
     Natsmq,
     Rocksmq,
+    Kafka,
 }
 
 impl From<Source> for Mq {
@@ -121,6 +132,7 @@ impl From<Source> for Mq {
         match source {
             Source::Natsmq => Mq::Natsmq,
             Source::Rocksmq => Mq::Rocksmq,
+            Source::Kafka => Mq::Kafka,
         }
     }
 }
@@ -201,8 +213,9 @@ async fn run(command: Command) -> Result<()> {
                     m.root_path()
                 );
                 println!(
-                    "  nats {}, rocksmq {}, log {}",
+                    "  nats {}, kafka {}, rocksmq {}, log {}",
                     m.nats(),
+                    m.kafka(),
                     m.rocksmq_path().display(),
                     m.log().display()
                 );
@@ -239,6 +252,7 @@ async fn run(command: Command) -> Result<()> {
             ensure!(report.is_equal(), "source and target differ");
         }
         Command::Beside { command } => beside(&command, &progress).await?,
+        Command::Kafka { dir, port } => kafka(dir, port, &progress).await?,
         #[cfg(feature = "audit")]
         Command::Audit {
             dir,
@@ -264,18 +278,31 @@ async fn run(command: Command) -> Result<()> {
 /// The servers' folder stays if the command fails.
 async fn beside(command: &[String], progress: &Progress) -> Result<()> {
     let dir = std::env::temp_dir().join(format!("cdc-lab-{}", std::process::id()));
-    let mut source = Milvus::start(Spec::source("source", Mq::Natsmq, &dir), progress).await?;
+    let (mut source, mut kafka) = tokio::try_join!(
+        Milvus::start(
+            Spec::source("source", Mq::Natsmq, dir.join("source")),
+            progress
+        ),
+        Kafka::start(dir.join("kafka"), None, true, progress),
+    )?;
     let (program, args) = command.split_first().context("no command")?;
     let etcd = source.etcd();
+    let secured = kafka.secured().context("Kafka without a login")?;
     let status = tokio::process::Command::new(program)
         .args(args)
         .env("CDC_TEST_NATS_URL", source.nats())
         .env("CDC_TEST_ETCD", etcd.trim_start_matches("http://"))
+        .env("CDC_TEST_KAFKA", kafka.address())
+        .env("CDC_TEST_KAFKA_SECURED", &secured.address)
+        .env("CDC_TEST_KAFKA_CA", &secured.ca)
+        .env("CDC_TEST_KAFKA_USERNAME", secured.username)
+        .env("CDC_TEST_KAFKA_PASSWORD", secured.password)
+        .env("CDC_LAB_BIN", std::env::current_exe()?)
         .kill_on_drop(true)
         .status()
         .await
         .with_context(|| format!("start {program}"))?;
-    source.kill9().await?;
+    tokio::try_join!(source.kill9(), kafka.kill9())?;
     ensure!(
         status.success(),
         "{program} failed: {status}; the server's data and logs: {}",
@@ -283,4 +310,20 @@ async fn beside(command: &[String], progress: &Progress) -> Result<()> {
     );
     std::fs::remove_dir_all(&dir)?;
     Ok(())
+}
+
+async fn kafka(dir: PathBuf, port: Option<u16>, progress: &Progress) -> Result<()> {
+    let mut kafka = Kafka::start(dir, port, false, progress).await?;
+    println!("{} {}", kafka.address(), kafka.pid().unwrap_or_default());
+    let (close, closed) = tokio::sync::oneshot::channel();
+    // A thread of its own: the read cannot be given up, and the runtime would wait for it.
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = close.send(());
+    });
+    tokio::select! {
+        ended = kafka.ended() => ended?,
+        _ = closed => {}
+    }
+    kafka.kill9().await
 }

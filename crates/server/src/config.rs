@@ -6,9 +6,15 @@ use std::time::Duration;
 
 use cdc_core::position::QueueKind;
 use cdc_core::secret::Secret;
+use cdc_core::source::kafka::KafkaConfig;
 use serde_json::Value;
 
 use crate::fields::{Errors, Fields, clip};
+
+pub mod kafka;
+
+/// For one answer of the source's queue or etcd.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The file that is used when none is given and the default one is not there.
 pub const EMBEDDED: &str = include_str!("../../../configs/cdc.yaml");
@@ -52,9 +58,14 @@ pub struct Etcd {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Queue {
     /// `nats://host:port`
-    Natsmq { address: String },
+    Natsmq {
+        address: String,
+    },
     /// The directory of the source's RocksMQ.
-    Rocksmq { path: PathBuf },
+    Rocksmq {
+        path: PathBuf,
+    },
+    Kafka(KafkaConfig),
 }
 
 impl Queue {
@@ -62,6 +73,7 @@ impl Queue {
         match self {
             Queue::Natsmq { .. } => QueueKind::Natsmq,
             Queue::Rocksmq { .. } => QueueKind::Rocksmq,
+            Queue::Kafka(_) => QueueKind::Kafka,
         }
     }
 }
@@ -309,7 +321,10 @@ fn read_store(top: &Fields<'_>, ignored: &mut Vec<String>) -> PathBuf {
 fn read_source(top: &Fields<'_>, ignored: &mut Vec<String>) -> Option<Source> {
     let Some(source) = top.object("sourceConfig") else {
         if !top.has("sourceConfig") {
-            top.wrong("sourceConfig", "missing; it needs one of natsmq, rocksmq");
+            top.wrong(
+                "sourceConfig",
+                "missing; it needs one of natsmq, rocksmq, kafka",
+            );
         }
         return None;
     };
@@ -329,7 +344,7 @@ fn read_source(top: &Fields<'_>, ignored: &mut Vec<String>) -> Option<Source> {
             "the name of the source's replicate channel expected, not \"\"",
         );
     }
-    let queue = read_queue(&source);
+    let queue = read_queue(&source, ignored);
     source.finish();
     Some(Source {
         etcd,
@@ -338,14 +353,12 @@ fn read_source(top: &Fields<'_>, ignored: &mut Vec<String>) -> Option<Source> {
     })
 }
 
-fn read_queue(source: &Fields<'_>) -> Option<Queue> {
-    for other in ["pulsar", "kafka"] {
-        if source.get(other).is_some() {
-            source.wrong(
-                other,
-                "this queue is not available in this version; available: natsmq, rocksmq",
-            );
-        }
+fn read_queue(source: &Fields<'_>, ignored: &mut Vec<String>) -> Option<Queue> {
+    if source.get("pulsar").is_some() {
+        source.wrong(
+            "pulsar",
+            "this queue is not available in this version; available: natsmq, rocksmq, kafka",
+        );
     }
     let natsmq = source.object("natsmq").and_then(|natsmq| {
         let address = natsmq.string("address");
@@ -373,22 +386,30 @@ fn read_queue(source: &Fields<'_>) -> Option<Queue> {
         rocksmq.finish();
         path.map(|path| Queue::Rocksmq { path: path.into() })
     });
+    let kafka = source.object("kafka").and_then(|kafka| {
+        let queue = kafka::read(&kafka, ignored);
+        kafka.finish();
+        queue
+    });
     let given = ["natsmq", "rocksmq", "pulsar", "kafka"]
         .iter()
         .filter(|key| source.has(key))
         .count();
     if given != 1 {
         source.wrong(
-            "natsmq | rocksmq",
-            format_args!("exactly one queue expected, {given} given; allowed: natsmq, rocksmq"),
+            "natsmq | rocksmq | kafka",
+            format_args!(
+                "exactly one queue expected, {given} given; allowed: natsmq, rocksmq, kafka"
+            ),
         );
         return None;
     }
-    let queue = natsmq.or(rocksmq)?;
+    let queue = natsmq.or(rocksmq).or(kafka)?;
     #[allow(clippy::match_like_matches_macro)] // it is a table of features, whatever this build has
     let built = match queue {
         Queue::Rocksmq { .. } => cfg!(feature = "rocksmq"),
         Queue::Natsmq { .. } => cfg!(feature = "natsmq"),
+        Queue::Kafka(_) => cfg!(feature = "kafka"),
     };
     if !built {
         source.wrong(

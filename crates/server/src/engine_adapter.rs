@@ -14,10 +14,8 @@ use cdc_core::store::SharedStore;
 use cdc_core::target::grpc::GrpcConnector;
 use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus};
 
-use crate::config::{Config, Queue};
+use crate::config::{Config, Queue, TIMEOUT, kafka};
 use crate::runtime::Replication;
-
-const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The engine and what is needed to look at its source.
 pub struct EngineReplication {
@@ -53,6 +51,10 @@ impl EngineReplication {
                 path,
                 secondary_dir: None,
             },
+            Queue::Kafka(mut kafka) => {
+                kafka.prefetch = kafka::prefetch(config.memory_budget);
+                QueueConfig::Kafka(kafka)
+            }
         };
         let source = open_source(queue).await?;
         let engine = Engine::new(Parts {

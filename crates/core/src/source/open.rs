@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::kafka::KafkaConfig;
 use super::{LogSource, SourceError};
 
 /// Which message queue the source Milvus writes to (`mq.type`), and where it is.
@@ -19,6 +20,7 @@ pub enum QueueConfig {
         path: PathBuf,
         secondary_dir: Option<PathBuf>,
     },
+    Kafka(KafkaConfig),
 }
 
 /// Makes the source without waiting for the queue to be up.
@@ -55,10 +57,14 @@ pub async fn open_source(config: QueueConfig) -> Result<Arc<dyn LogSource>, Sour
         }
         #[cfg(not(feature = "rocksmq"))]
         QueueConfig::Rocksmq { path, .. } => Err(left_out(path.display().to_string(), "rocksmq")),
+        #[cfg(feature = "kafka")]
+        QueueConfig::Kafka(config) => Ok(Arc::new(super::kafka::KafkaSource::connect(&config)?)),
+        #[cfg(not(feature = "kafka"))]
+        QueueConfig::Kafka(config) => Err(left_out(config.brokers, "kafka")),
     }
 }
 
-#[cfg(not(all(feature = "natsmq", feature = "rocksmq")))]
+#[cfg(not(all(feature = "natsmq", feature = "rocksmq", feature = "kafka")))]
 fn left_out(address: String, feature: &str) -> SourceError {
     SourceError::Configuration {
         address,

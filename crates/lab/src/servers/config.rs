@@ -31,7 +31,9 @@ impl Ports {
 }
 
 /// Writes `{dir}/configs/{milvus.yaml,etcd.yaml,glog.conf}`.
-pub(super) fn write(spec: &Spec, ports: &Ports, unpacked: &Path) -> Result<()> {
+///
+/// `broker`: `host:port`, of use only with a queue outside the server.
+pub(super) fn write(spec: &Spec, ports: &Ports, broker: &str, unpacked: &Path) -> Result<()> {
     let dir = &spec.dir;
     let configs = dir.join("configs");
     std::fs::create_dir_all(&configs).with_context(|| format!("create {}", configs.display()))?;
@@ -52,7 +54,7 @@ pub(super) fn write(spec: &Spec, ports: &Ports, unpacked: &Path) -> Result<()> {
     })?;
     let mut yaml: Value = serde_yaml_ng::from_str(&filled)
         .context("the template of the wheel is not YAML once filled in")?;
-    for (key, value) in settings(spec, ports) {
+    for (key, value) in settings(spec, ports, broker) {
         put(&mut yaml, &key, value)?;
     }
     for (key, value) in &spec.overrides {
@@ -72,7 +74,7 @@ pub(super) fn write(spec: &Spec, ports: &Ports, unpacked: &Path) -> Result<()> {
     Ok(())
 }
 
-fn settings(spec: &Spec, ports: &Ports) -> Vec<(String, Value)> {
+fn settings(spec: &Spec, ports: &Ports, broker: &str) -> Vec<(String, Value)> {
     let dir = &spec.dir;
     let path = |name: &str| Value::from(dir.join(name).display().to_string());
     let mut all: Vec<(&str, Value)> = vec![
@@ -90,8 +92,10 @@ fn settings(spec: &Spec, ports: &Ports) -> Vec<(String, Value)> {
             Value::from(match spec.mq {
                 Mq::Natsmq => "natsmq",
                 Mq::Rocksmq => "rocksmq",
+                Mq::Kafka => "kafka",
             }),
         ),
+        ("kafka.brokerList", Value::from(broker)),
         ("natsmq.server.port", Value::from(ports.nats)),
         ("natsmq.server.storeDir", path("nats")),
         ("natsmq.server.monitor.logFile", path("nats.log")),

@@ -1,6 +1,7 @@
 //! Real Milvus servers on this machine, each in one process with its own ports, folders and embedded etcd.
 
 mod config;
+pub mod kafka;
 mod ports;
 pub mod process;
 pub mod wheel;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+pub use kafka::Kafka;
 pub use ports::free_port;
 pub use process::{Exit, Process};
 
@@ -25,6 +27,8 @@ pub enum Mq {
     Natsmq,
     /// A RocksDB in the server's process, reachable as files.
     Rocksmq,
+    /// A broker of its own beside the server, started and stopped with it.
+    Kafka,
 }
 
 /// What server to start.
@@ -79,6 +83,7 @@ pub struct Milvus {
     ports: Ports,
     unpacked: PathBuf,
     process: Option<Process>,
+    kafka: Option<Kafka>,
 }
 
 /// How long a server may take from its start to healthy. 10 to 15 s on two cores when nothing else runs.
@@ -100,12 +105,18 @@ impl Milvus {
             ..spec
         };
         let ports = Ports::pick()?;
-        config::write(&spec, &ports, &unpacked)?;
+        let kafka = match spec.mq {
+            Mq::Kafka => Some(Kafka::start(spec.dir.join("kafka"), None, false, progress).await?),
+            Mq::Natsmq | Mq::Rocksmq => None,
+        };
+        let broker = kafka.as_ref().map(Kafka::address).unwrap_or_default();
+        config::write(&spec, &ports, &broker, &unpacked)?;
         let mut server = Self {
             spec,
             ports,
             unpacked,
             process: None,
+            kafka,
         };
         server.launch(progress).await?;
         Ok(server)
@@ -165,27 +176,33 @@ impl Milvus {
             (_, true) => "standby",
             (Mq::Natsmq, false) => "natsmq",
             (Mq::Rocksmq, false) => "rocksmq",
+            (Mq::Kafka, false) => "kafka",
         }
     }
 
-    /// SIGTERM, SIGKILL after half a minute. Does nothing if it does not run.
+    /// SIGTERM, SIGKILL after half a minute; its broker is killed. Does nothing if it does not run.
     ///
     /// # Errors
     /// It cannot be stopped.
     pub async fn stop(&mut self) -> Result<Option<Exit>> {
-        match self.process.take() {
-            Some(mut p) => Ok(Some(p.stop(STOP_PATIENCE).await?)),
-            None => Ok(None),
-        }
+        let exit = match self.process.take() {
+            Some(mut p) => Some(p.stop(STOP_PATIENCE).await?),
+            None => None,
+        };
+        self.kill9().await?;
+        Ok(exit)
     }
 
-    /// SIGKILL.
+    /// SIGKILL, for its broker as well.
     ///
     /// # Errors
     /// It cannot be killed.
     pub async fn kill9(&mut self) -> Result<()> {
         if let Some(mut p) = self.process.take() {
             p.kill9().await?;
+        }
+        if let Some(kafka) = &mut self.kafka {
+            kafka.kill9().await?;
         }
         Ok(())
     }
@@ -196,11 +213,28 @@ impl Milvus {
     /// As [`Milvus::start`].
     pub async fn restart(&mut self, progress: &Progress) -> Result<()> {
         self.stop().await?;
+        if let Some(kafka) = &mut self.kafka {
+            kafka.restart(progress).await?;
+        }
         self.launch(progress).await
+    }
+
+    /// SIGKILL for its broker alone, and after `down` a new start on the same data.
+    ///
+    /// # Errors
+    /// It has no broker, or that does not start.
+    pub async fn restart_broker(&mut self, down: Duration, progress: &Progress) -> Result<()> {
+        let kafka = self.kafka.as_mut().context("this server has no broker")?;
+        kafka.kill9().await?;
+        tokio::time::sleep(down).await;
+        kafka.restart(progress).await
     }
 
     /// From now on dropping it leaves it running.
     pub fn leave_running(&mut self) {
+        if let Some(kafka) = &mut self.kafka {
+            kafka.leave_running();
+        }
         if let Some(process) = &mut self.process {
             process.leave_running();
         }
@@ -217,6 +251,12 @@ impl Milvus {
     /// The process id, if it runs.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Process::pid)
+    }
+
+    /// The process ids of all that runs of it.
+    pub fn pids(&self) -> impl Iterator<Item = u32> + use<> {
+        let broker = self.kafka.as_ref().and_then(Kafka::pid);
+        self.pid().into_iter().chain(broker)
     }
 
     /// The gRPC address, `http://127.0.0.1:port`.
@@ -242,6 +282,11 @@ impl Milvus {
     /// `nats://127.0.0.1:port`; of use only with [`Mq::Natsmq`].
     pub fn nats(&self) -> String {
         format!("nats://127.0.0.1:{}", self.ports.nats)
+    }
+
+    /// `host:port` of the broker; empty but for [`Mq::Kafka`].
+    pub fn kafka(&self) -> String {
+        self.kafka.as_ref().map(Kafka::address).unwrap_or_default()
     }
 
     /// The live RocksDB of RocksMQ; of use only with [`Mq::Rocksmq`].

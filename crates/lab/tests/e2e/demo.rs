@@ -15,6 +15,7 @@ tests![Alone:
     a_changed_field_is_named,
     a_missing_index_is_named,
     rocksmq_is_equal,
+    kafka_is_equal,
 ];
 
 const LIMIT: Duration = Duration::from_secs(600);
@@ -85,7 +86,15 @@ async fn a_missing_index_is_named(random: &mut StdRng) -> Result<()> {
 }
 
 async fn rocksmq_is_equal(random: &mut StdRng) -> Result<()> {
-    let (success, printed, told) = demo(&["--source", "rocksmq"], random).await?;
+    is_equal("rocksmq", random).await
+}
+
+async fn kafka_is_equal(random: &mut StdRng) -> Result<()> {
+    is_equal("kafka", random).await
+}
+
+async fn is_equal(source: &str, random: &mut StdRng) -> Result<()> {
+    let (success, printed, told) = demo(&["--source", source], random).await?;
     ensure!(
         success && printed.contains("source and target are equal"),
         "{told}\n{printed}"

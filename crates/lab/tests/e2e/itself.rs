@@ -18,6 +18,7 @@ use crate::lab::{folder, progress};
 tests![Alone:
     a_natsmq_source_survives_a_kill,
     a_rocksmq_source_survives_a_kill,
+    a_kafka_source_survives_a_kill,
     an_empty_target_lacks_everything_and_a_proxy_loses_replies,
 ];
 
@@ -78,6 +79,10 @@ async fn a_natsmq_source_survives_a_kill(random: &mut StdRng) -> Result<()> {
 
 async fn a_rocksmq_source_survives_a_kill(random: &mut StdRng) -> Result<()> {
     a_source_survives_a_kill(Mq::Rocksmq, random).await
+}
+
+async fn a_kafka_source_survives_a_kill(random: &mut StdRng) -> Result<()> {
+    a_source_survives_a_kill(Mq::Kafka, random).await
 }
 
 /// The comparison of a full server with an empty one names every object, and the proxy loses what it is told to lose.

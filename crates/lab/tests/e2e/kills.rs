@@ -21,7 +21,7 @@ tests![Test:
 ];
 
 /// Writes rounds to some collections until `enough`.
-async fn write(
+pub(crate) async fn write(
     from: &cdc_lab::client::Client,
     collections: &mut [Plain],
     random: &mut StdRng,
@@ -38,7 +38,7 @@ async fn write(
 }
 
 /// Waits for some rounds more, and then for any moment within one.
-async fn some_rounds(rounds: &AtomicU64, random: &mut StdRng) -> Result<()> {
+pub(crate) async fn some_rounds(rounds: &AtomicU64, random: &mut StdRng) -> Result<()> {
     let next = rounds.load(Ordering::Relaxed) + random.random_range(1..10);
     until("some rounds of rows", async || {
         Ok(rounds.load(Ordering::Relaxed) >= next)
@@ -151,10 +151,10 @@ async fn one_partition_name_twenty_times_with_a_kill(
 async fn the_whole_workload_through_three_kills(lab: &mut Lab, random: &mut StdRng) -> Result<()> {
     const OPERATIONS: u64 = 220;
     let plan = Plan {
-        rows: if lab.kind.mq() == Mq::Natsmq {
-            20_000
-        } else {
+        rows: if lab.kind.mq() == Mq::Rocksmq {
             4_000
+        } else {
+            20_000
         },
         operations: OPERATIONS,
         seed: random.random(),

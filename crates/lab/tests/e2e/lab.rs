@@ -26,6 +26,7 @@ pub(crate) const CROWDED: usize = 2;
 pub(crate) enum Kind {
     Natsmq,
     Rocksmq,
+    Kafka,
     /// A natsmq source whose collections share few physical channels.
     Crowded,
     /// natsmq without the cluster-level task. Fresh for each test.
@@ -36,6 +37,7 @@ impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Rocksmq => "rocksmq",
+            Kind::Kafka => "kafka",
             Kind::Natsmq | Kind::Crowded | Kind::NoTask => "natsmq",
         }
     }
@@ -46,10 +48,10 @@ impl Kind {
     }
 
     pub(crate) fn mq(self) -> Mq {
-        if self == Kind::Rocksmq {
-            Mq::Rocksmq
-        } else {
-            Mq::Natsmq
+        match self {
+            Kind::Rocksmq => Mq::Rocksmq,
+            Kind::Kafka => Mq::Kafka,
+            Kind::Natsmq | Kind::Crowded | Kind::NoTask => Mq::Natsmq,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! how long each test took is in `e2e-times.txt` in the temporary folder of the build (`target/tmp`).
 
 mod books;
+mod broker;
 mod databases;
 mod demo;
 mod harness;
@@ -31,7 +32,7 @@ use crate::harness::{Alone, Test, alone, shared};
 use crate::lab::Kind;
 
 /// On the lab of each queue.
-const BOTH: &[(&str, &[Test])] = &[
+const ALL: &[(&str, &[Test])] = &[
     ("operations", rows::TESTS),
     ("operations", objects::TESTS),
     ("operations", partitions::TESTS),
@@ -59,8 +60,10 @@ fn main() -> ExitCode {
             trials.extend(tests.iter().map(|t| shared(kind, group, t)));
         }
     };
-    add(Kind::Natsmq, BOTH);
-    add(Kind::Rocksmq, BOTH);
+    add(Kind::Natsmq, ALL);
+    add(Kind::Rocksmq, ALL);
+    add(Kind::Kafka, ALL);
+    add(Kind::Kafka, &[("broker", broker::TESTS)]);
     add(Kind::Crowded, &[("stuck", stuck::TESTS)]);
     add(
         Kind::NoTask,

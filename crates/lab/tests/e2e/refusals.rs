@@ -110,13 +110,14 @@ async fn targets_that_cannot_be(_: &mut StdRng) -> Result<()> {
 async fn nothing_there_at_the_start(_: &mut StdRng) -> Result<()> {
     let (dir, progress) = (folder()?, progress());
     let mut target = Milvus::start(Spec::standby("target", dir.join("target")), &progress).await?;
-    for mq in [Mq::Natsmq, Mq::Rocksmq] {
+    for mq in [Mq::Natsmq, Mq::Rocksmq, Mq::Kafka] {
         let (etcd, nats) = (free_port()?, free_port()?);
         let source = Addresses {
             mq,
             etcd: format!("http://127.0.0.1:{etcd}"),
             nats: format!("nats://127.0.0.1:{nats}"),
             rocksmq: dir.join("no-such-folder"),
+            kafka: format!("127.0.0.1:{nats}"),
             root_path: "source".to_owned(),
             replicate_channel: "source-replicate-msg".to_owned(),
         };
@@ -127,18 +128,19 @@ async fn nothing_there_at_the_start(_: &mut StdRng) -> Result<()> {
         cdc.kill9().await?;
     }
     // etcd is there (the target's own, of another root path), the queue is not.
-    for mq in [Mq::Natsmq, Mq::Rocksmq] {
+    for mq in [Mq::Natsmq, Mq::Rocksmq, Mq::Kafka] {
         let nats = free_port()?;
         let source = Addresses {
             mq,
             nats: format!("nats://127.0.0.1:{nats}"),
             rocksmq: dir.join("no-such-folder"),
+            kafka: format!("127.0.0.1:{nats}"),
             ..Addresses::of(&target)
         };
         let folder = dir.join(format!("cdc-queue-{mq:?}"));
         let mut cdc = Cdc::start_at(&source, folder, &progress).await?;
         let word = match mq {
-            Mq::Natsmq => format!("127.0.0.1:{nats}"),
+            Mq::Natsmq | Mq::Kafka => format!("127.0.0.1:{nats}"),
             Mq::Rocksmq => "no-such-folder".to_owned(),
         };
         refused(&cdc, task(&target.uri(), ""), AWAY, &[&word]).await?;
