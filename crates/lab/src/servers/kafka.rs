@@ -304,7 +304,7 @@ async fn ensure(progress: &Progress) -> Result<PathBuf> {
     let work = cache.join(format!("kafka-{VERSION}.{}.part", std::process::id()));
     let _ = std::fs::remove_dir_all(&work);
     std::fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
-    let what = format!("download Kafka {VERSION} (100 MB, once)");
+    let what = format!("download Kafka {VERSION} (46 MB, once)");
     progress.begin(&what);
     let filled = download(&work).await;
     // Another process may have been quicker: then its folder stays and ours goes.
