@@ -10,8 +10,10 @@ The commands of this repository
 
 cargo xtask demo [OPTIONS]   Two real Milvus servers, milvus-cdc between them, a workload over every operation, and
                              the comparison of both servers. Exits 0 only if they are equal.
-    --source natsmq|rocksmq|pulsar   the source's message queue (natsmq; rocksmq compiles RocksDB, 10 to 20 minutes;
-                                     pulsar needs Java 17 and Maven)
+    --source natsmq|rocksmq|kafka|pulsar
+                                     the source's message queue (natsmq; rocksmq compiles RocksDB, 10 to 20 minutes;
+                                     kafka compiles OpenSSL and librdkafka, 3 to 5; kafka and pulsar need Java 17 and
+                                     Maven)
     --keep                           leave everything running and print how to go on by hand
     --sabotage lose|double|change|index   spoil one thing on the target first: the comparison must fail and name it
     --rows N, --ops N, --seed N, --dir FOLDER

@@ -24,7 +24,7 @@ pub(crate) fn demo(args: &[String]) -> Outcome {
         .unwrap_or("natsmq");
     let env = env::build(queue == "rocksmq")?;
     // What is no queue is told by the demo itself, with what is one.
-    let known = ["natsmq", "rocksmq", "pulsar"];
+    let known = ["natsmq", "rocksmq", "kafka", "pulsar"];
     let queue = if known.contains(&queue) {
         queue
     } else {

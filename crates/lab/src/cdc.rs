@@ -454,6 +454,8 @@ pub struct Addresses {
     pub rocksmq: PathBuf,
     /// `pulsar://host:port`; read with Pulsar only.
     pub pulsar: String,
+    /// `host:port`; read with Kafka only.
+    pub kafka: String,
     pub root_path: String,
     pub replicate_channel: String,
 }
@@ -466,6 +468,7 @@ impl Addresses {
             nats: source.nats(),
             rocksmq: source.rocksmq_path(),
             pulsar: source.pulsar().map(Pulsar::url).unwrap_or_default(),
+            kafka: source.kafka(),
             root_path: source.root_path().to_owned(),
             replicate_channel: source.replicate_channel(),
         }
@@ -486,6 +489,7 @@ fn config(source: &Addresses, port: u16, store: &str) -> String {
         Mq::Natsmq => format!("natsmq:\n    address: \"{}\"", source.nats),
         Mq::Rocksmq => format!("rocksmq:\n    path: \"{}\"", source.rocksmq.display()),
         Mq::Pulsar => format!("pulsar:\n    address: \"{}\"", source.pulsar),
+        Mq::Kafka => format!("kafka:\n    address: \"{}\"", source.kafka),
     };
     format!(
         "address: \"127.0.0.1:{port}\"\n\

@@ -14,7 +14,7 @@ use crate::compare::{Options, Report, compare};
 use crate::latency::visibility;
 use crate::progress::Progress;
 use crate::sabotage::{Sabotage, sabotage};
-use crate::servers::{Milvus, Mq, Pulsar, Spec};
+use crate::servers::{Milvus, Mq, Spec};
 use crate::workload::{Done, Plan, Workload};
 
 /// What the demo is asked to do.
@@ -283,11 +283,10 @@ impl Lab {
         self.cdc.leave_running();
         let get =
             serde_json::json!({ "request_type": "get", "request_data": { "task_id": self.task } });
-        let pulsar = self.source.pulsar();
-        let broker = pulsar.and_then(Pulsar::pid);
-        let pids: Vec<String> = [self.cdc.pid(), self.source.pid(), self.target.pid(), broker]
-            .into_iter()
-            .flatten()
+        let cdc = self.cdc.pid().into_iter();
+        let pids: Vec<String> = cdc
+            .chain(self.source.pids())
+            .chain(self.target.pids())
             .map(|p| p.to_string())
             .collect();
         println!("left running:");
@@ -297,7 +296,7 @@ impl Lab {
             self.source.etcd(),
             self.source.root_path()
         );
-        if let Some(pulsar) = pulsar {
+        if let Some(pulsar) = self.source.pulsar() {
             println!(
                 "  its Pulsar  {}  (admin port {})",
                 pulsar.url(),

@@ -10,7 +10,7 @@ use cdc_lab::compare::{Options, compare};
 use cdc_lab::demo::{self, Demo};
 use cdc_lab::progress::Progress;
 use cdc_lab::sabotage::Sabotage;
-use cdc_lab::servers::{Milvus, Mq, Pulsar, Spec};
+use cdc_lab::servers::{Kafka, Milvus, Mq, Pulsar, Spec};
 use cdc_lab::workload::{Plan, Workload};
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -71,12 +71,24 @@ enum Command {
     },
     /// Runs a command beside a natsmq source, which it finds in CDC_TEST_NATS_URL and CDC_TEST_ETCD; ends as it does.
     Beside {
+        /// And beside a Kafka: CDC_TEST_KAFKA*.
+        #[arg(long)]
+        kafka: bool,
         /// And beside a Pulsar broker whose ledgers hold one entry each and that is started again when it is killed:
         /// CDC_TEST_PULSAR_URL, CDC_TEST_PULSAR_ADMIN (its HTTP address), CDC_TEST_PULSAR_PID.
         #[arg(long)]
         pulsar: bool,
         #[arg(trailing_var_arg = true, required = true)]
         command: Vec<String>,
+    },
+    /// Starts a Kafka broker, prints its address and process id, and ends with it or at the end of its input.
+    Kafka {
+        /// For its data and log; what is there already is used.
+        #[arg(long)]
+        dir: PathBuf,
+        /// A free one if not given.
+        #[arg(long)]
+        port: Option<u16>,
     },
     /// Reads what a standby was given from its RocksMQ, and fails if time or message ids go against the rules.
     #[cfg(feature = "audit")]
@@ -119,6 +131,7 @@ enum Source {
     Natsmq,
     Rocksmq,
     Pulsar,
+    Kafka,
 }
 
 impl From<Source> for Mq {
@@ -127,6 +140,7 @@ impl From<Source> for Mq {
             Source::Natsmq => Mq::Natsmq,
             Source::Rocksmq => Mq::Rocksmq,
             Source::Pulsar => Mq::Pulsar,
+            Source::Kafka => Mq::Kafka,
         }
     }
 }
@@ -207,8 +221,9 @@ async fn run(command: Command) -> Result<()> {
                     m.root_path()
                 );
                 println!(
-                    "  nats {}, rocksmq {}, log {}",
+                    "  nats {}, kafka {}, rocksmq {}, log {}",
                     m.nats(),
+                    m.kafka(),
                     m.rocksmq_path().display(),
                     m.log().display()
                 );
@@ -244,7 +259,12 @@ async fn run(command: Command) -> Result<()> {
             println!("{report}");
             ensure!(report.is_equal(), "source and target differ");
         }
-        Command::Beside { pulsar, command } => beside(&command, pulsar, &progress).await?,
+        Command::Beside {
+            kafka,
+            pulsar,
+            command,
+        } => beside(&command, kafka, pulsar, &progress).await?,
+        Command::Kafka { dir, port } => kafka(dir, port, &progress).await?,
         #[cfg(feature = "audit")]
         Command::Audit {
             dir,
@@ -268,7 +288,12 @@ async fn run(command: Command) -> Result<()> {
 }
 
 /// The servers' folder stays if the command fails.
-async fn beside(command: &[String], with_pulsar: bool, progress: &Progress) -> Result<()> {
+async fn beside(
+    command: &[String],
+    with_kafka: bool,
+    with_pulsar: bool,
+    progress: &Progress,
+) -> Result<()> {
     let dir = std::env::temp_dir().join(format!("cdc-lab-{}", std::process::id()));
     let mut source = Milvus::start(
         Spec::source("source", Mq::Natsmq, dir.join("source")),
@@ -282,6 +307,18 @@ async fn beside(command: &[String], with_pulsar: bool, progress: &Progress) -> R
         .env("CDC_TEST_NATS_URL", source.nats())
         .env("CDC_TEST_ETCD", etcd.trim_start_matches("http://"))
         .kill_on_drop(true);
+    let mut kafka = None;
+    if with_kafka {
+        let broker = Kafka::start(dir.join("kafka"), None, true, progress).await?;
+        let secured = broker.secured().context("Kafka without a login")?;
+        run.env("CDC_TEST_KAFKA", broker.address())
+            .env("CDC_TEST_KAFKA_SECURED", &secured.address)
+            .env("CDC_TEST_KAFKA_CA", &secured.ca)
+            .env("CDC_TEST_KAFKA_USERNAME", secured.username)
+            .env("CDC_TEST_KAFKA_PASSWORD", secured.password)
+            .env("CDC_LAB_BIN", std::env::current_exe()?);
+        kafka = Some(broker);
+    }
     let mut pulsar = None;
     if with_pulsar {
         let broker = Pulsar::start(dir.join("pulsar"), SMALL_LEDGERS, progress).await?;
@@ -308,6 +345,9 @@ async fn beside(command: &[String], with_pulsar: bool, progress: &Progress) -> R
         }
     };
     source.kill9().await?;
+    if let Some(broker) = &mut kafka {
+        broker.kill9().await?;
+    }
     if let Some(broker) = &mut pulsar {
         broker.kill9().await?;
     }
@@ -323,3 +363,18 @@ async fn beside(command: &[String], with_pulsar: bool, progress: &Progress) -> R
 /// Retention deletes whole ledgers: with one entry in each the tests can have any message deleted.
 const SMALL_LEDGERS: &str =
     "managedLedgerMaxEntriesPerLedger=1\nmanagedLedgerMinLedgerRolloverTimeMinutes=0\n";
+async fn kafka(dir: PathBuf, port: Option<u16>, progress: &Progress) -> Result<()> {
+    let mut kafka = Kafka::start(dir, port, false, progress).await?;
+    println!("{} {}", kafka.address(), kafka.pid().unwrap_or_default());
+    let (close, closed) = tokio::sync::oneshot::channel();
+    // A thread of its own: the read cannot be given up, and the runtime would wait for it.
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = close.send(());
+    });
+    tokio::select! {
+        ended = kafka.ended() => ended?,
+        _ = closed => {}
+    }
+    kafka.kill9().await
+}

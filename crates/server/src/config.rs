@@ -7,6 +7,7 @@ use std::time::Duration;
 use cdc_core::position::QueueKind;
 use cdc_core::secret::Secret;
 use cdc_core::source::PulsarConfig;
+use cdc_core::source::kafka::KafkaConfig;
 use cdc_core::tls::ClientTls;
 use serde_json::Value;
 
@@ -19,6 +20,8 @@ mod pulsar;
 
 /// For one answer of the source's queue or etcd.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
+
+pub mod kafka;
 
 /// The file that is used when none is given and the default one is not there.
 pub const EMBEDDED: &str = include_str!("../../../configs/cdc.yaml");
@@ -74,6 +77,7 @@ pub enum Queue {
         path: PathBuf,
     },
     Pulsar(PulsarConfig),
+    Kafka(KafkaConfig),
 }
 
 impl Queue {
@@ -82,6 +86,7 @@ impl Queue {
             Queue::Natsmq { .. } => QueueKind::Natsmq,
             Queue::Rocksmq { .. } => QueueKind::Rocksmq,
             Queue::Pulsar(_) => QueueKind::Pulsar,
+            Queue::Kafka(_) => QueueKind::Kafka,
         }
     }
 }
@@ -305,7 +310,7 @@ fn read_source(top: &Fields<'_>, ignored: &mut Vec<String>) -> Option<Source> {
         if !top.has("sourceConfig") {
             top.wrong(
                 "sourceConfig",
-                "missing; it needs one of natsmq, rocksmq, pulsar",
+                "missing; it needs one of natsmq, rocksmq, kafka, pulsar",
             );
         }
         return None;
@@ -336,12 +341,6 @@ fn read_source(top: &Fields<'_>, ignored: &mut Vec<String>) -> Option<Source> {
 }
 
 fn read_queue(source: &Fields<'_>, ignored: &mut Vec<String>) -> Option<Queue> {
-    if source.get("kafka").is_some() {
-        source.wrong(
-            "kafka",
-            "this queue is not available in this version; available: natsmq, rocksmq, pulsar",
-        );
-    }
     let natsmq = source.object("natsmq").and_then(|natsmq| {
         let address = natsmq.string("address");
         let ok = address.as_deref().is_some_and(|a| {
@@ -373,25 +372,31 @@ fn read_queue(source: &Fields<'_>, ignored: &mut Vec<String>) -> Option<Queue> {
         pulsar.finish();
         queue
     });
+    let kafka = source.object("kafka").and_then(|kafka| {
+        let queue = kafka::read(&kafka, ignored);
+        kafka.finish();
+        queue
+    });
     let given = ["natsmq", "rocksmq", "pulsar", "kafka"]
         .iter()
         .filter(|key| source.has(key))
         .count();
     if given != 1 {
         source.wrong(
-            "natsmq | rocksmq | pulsar",
+            "natsmq | rocksmq | kafka | pulsar",
             format_args!(
-                "exactly one queue expected, {given} given; allowed: natsmq, rocksmq, pulsar"
+                "exactly one queue expected, {given} given; allowed: natsmq, rocksmq, kafka, pulsar"
             ),
         );
         return None;
     }
-    let queue = natsmq.or(rocksmq).or(pulsar)?;
+    let queue = natsmq.or(rocksmq).or(kafka).or(pulsar)?;
     #[allow(clippy::match_like_matches_macro)] // it is a table of features, whatever this build has
     let built = match queue {
         Queue::Rocksmq { .. } => cfg!(feature = "rocksmq"),
         Queue::Natsmq { .. } => cfg!(feature = "natsmq"),
         Queue::Pulsar(_) => cfg!(feature = "pulsar"),
+        Queue::Kafka(_) => cfg!(feature = "kafka"),
     };
     if !built {
         source.wrong(

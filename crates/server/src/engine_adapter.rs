@@ -16,7 +16,7 @@ use cdc_core::target::grpc::GrpcConnector;
 use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus};
 use parking_lot::RwLock;
 
-use crate::config::{Config, Queue, TIMEOUT};
+use crate::config::{Config, Queue, TIMEOUT, kafka};
 use crate::runtime::Replication;
 
 /// The engine, while this server owns the tasks, and what is needed to look at its source.
@@ -58,6 +58,10 @@ impl EngineReplication {
                 secondary_dir: None,
             },
             Queue::Pulsar(config) => QueueConfig::Pulsar(config),
+            Queue::Kafka(mut kafka) => {
+                kafka.prefetch = kafka::prefetch(config.memory_budget);
+                QueueConfig::Kafka(kafka)
+            }
         };
         let source = open_source(queue).await?;
         Ok(Self {

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use cdc_core::source::PulsarConfig;
+#[cfg(feature = "kafka")]
+use cdc_core::source::kafka::{KafkaConfig, SaslMechanism};
 use cdc_core::tls::{ClientTls, Identity, TlsVersion};
 use milvus_cdc::config::{Config, EMBEDDED, Queue};
 use milvus_cdc::store::open::StoreConfig;
@@ -126,10 +128,7 @@ fn exactly_one_queue() {
             "pulsar: {address: 'pulsar://h:1'}, rocksmq: {path: /x}",
             "2 given",
         ),
-        (
-            "kafka: {address: 'h:9092'}",
-            "sourceConfig.kafka: this queue is not available",
-        ),
+        ("kafka: {address: 'h:9092'}, rocksmq: {path: /x}", "2 given"),
         ("natsmq: {address: 'h:4222'}", "sourceConfig.natsmq.address"),
         ("rocksmq: {}", "sourceConfig.rocksmq.path"),
     ] {
@@ -587,4 +586,121 @@ fn what_is_wrong_with_pulsar_is_named_and_secrets_are_not_shown() {
     }
     let text = "sourceConfig: {pulsar: {address: 'pulsar://h:1', tlsCACertPath: /ca}}";
     assert!(parse(text).unwrap_err().contains("pulsar+ssl://"));
+}
+
+#[cfg(feature = "kafka")]
+fn kafka(keys: &str) -> Result<(KafkaConfig, Vec<String>), String> {
+    let config = parse(&format!("sourceConfig: {{kafka: {{{keys}}}}}"))?;
+    match config.source.queue {
+        Queue::Kafka(kafka) => Ok((kafka, config.ignored)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+fn kafka_has_the_keys_of_the_go_server_and_milvus_defaults() {
+    let (plain, _) = kafka("address: 'a:9092,b:9093'").unwrap();
+    assert_eq!(plain.brokers, "a:9092,b:9093");
+    assert!(plain.tls.is_none() && plain.sasl.is_none());
+
+    let (login, _) = kafka("address: 'h:1', saslUsername: u, saslPassword: '${PW}'").unwrap();
+    let sasl = login.sasl.clone().unwrap();
+    assert_eq!(
+        (
+            sasl.mechanism,
+            sasl.username.as_str(),
+            sasl.password.expose()
+        ),
+        (SaslMechanism::Plain, "u", "from-env")
+    );
+    assert!(login.tls.as_ref().unwrap().verify_hostname);
+    assert!(!format!("{login:?}").contains("from-env"));
+
+    let (login, ignored) = kafka(
+        "address: 'h:1', saslUsername: u, saslPassword: p, saslMechanisms: SCRAM-SHA-512, securityProtocol: SASL_PLAINTEXT, tlsCACertPath: /nowhere, consumer: {fetch.wait.max.ms: '1'}",
+    )
+    .unwrap();
+    assert_eq!(login.sasl.unwrap().mechanism, SaslMechanism::ScramSha512);
+    assert!(login.tls.is_none());
+    assert_eq!(
+        ignored,
+        [
+            "sourceConfig.kafka.consumer",
+            "sourceConfig.kafka.tlsCACertPath"
+        ]
+    );
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+fn kafka_reads_passwords_and_certificates_from_files() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "from-file\n").unwrap();
+    let path = file.path().display();
+    let (config, _) = kafka(&format!(
+        "address: 'h:1', securityProtocol: SASL_SSL, saslUsername: u, saslPassword: 'file:{path}', tlsCACertPath: '{path}', tlsCertPath: '{path}', tlsKeyPath: '{path}', tlsKeyPassword: 'file:{path}', tlsVerifyHostname: false"
+    ))
+    .unwrap();
+    assert_eq!(config.sasl.as_ref().unwrap().password.expose(), "from-file");
+    let tls = config.tls.as_ref().unwrap();
+    assert_eq!(tls.ca.as_deref(), Some(file.path()));
+    assert!(!tls.verify_hostname);
+    let client = tls.client.as_ref().unwrap();
+    assert_eq!(client.key_password.expose(), "from-file");
+    assert!(!format!("{config:?}").contains("from-file"));
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+fn what_is_wrong_with_kafka_names_the_key_and_never_the_password() {
+    let cases: &[(&str, &[&str])] = &[
+        ("address: h", &["kafka.address", "host:port"]),
+        ("address: 'u:hush@h:1'", &["kafka.address"]),
+        (
+            "address: 'h:1', securityProtocol: TLS",
+            &["kafka.securityProtocol", "TLS", "SASL_SSL"],
+        ),
+        (
+            "address: 'h:1', saslUsername: u, saslPassword: hush, saslMechanisms: GSSAPI",
+            &["kafka.saslMechanisms", "GSSAPI", "SCRAM-SHA-256"],
+        ),
+        (
+            "address: 'h:1', securityProtocol: SASL_SSL",
+            &["kafka.securityProtocol", "saslUsername"],
+        ),
+        (
+            "address: 'h:1', saslUsername: u",
+            &["kafka.saslUsername", "saslPassword"],
+        ),
+        (
+            "address: 'h:1', saslPassword: hush",
+            &["kafka.saslPassword", "saslUsername"],
+        ),
+        (
+            "address: 'h:1', saslUsername: u, saslPassword: hush, securityProtocol: SSL",
+            &["kafka.saslUsername", "SASL_SSL"],
+        ),
+        (
+            "address: 'h:1', saslUsername: u, saslPassword: 'file:/nowhere/pw'",
+            &["kafka.saslPassword", "/nowhere/pw"],
+        ),
+        (
+            "address: 'h:1', securityProtocol: SSL, tlsCACertPath: /nowhere/ca",
+            &["kafka.tlsCACertPath", "/nowhere/ca"],
+        ),
+        (
+            "address: 'h:1', securityProtocol: SSL, tlsKeyPath: /dev/null",
+            &["kafka.tlsKeyPath", "tlsCertPath"],
+        ),
+        ("address: 'h:1', topic: x", &["kafka.topic", "unknown"]),
+    ];
+    for (keys, parts) in cases {
+        let error = kafka(keys).unwrap_err();
+        assert!(error.contains("1 error(s)"), "{keys}: {error}");
+        assert!(!error.contains("hush"), "{error}");
+        for part in *parts {
+            assert!(error.contains(part), "{part:?} in {error}");
+        }
+    }
 }

@@ -17,6 +17,7 @@
 
 #[cfg(any(test, feature = "testkit"))]
 pub mod contract;
+pub mod kafka;
 #[cfg(any(test, feature = "testkit"))]
 pub mod memory;
 #[cfg(feature = "natsmq")]
@@ -32,7 +33,7 @@ pub use open::{PulsarAuth, PulsarConfig, PulsarTls, QueueConfig, open_source};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::error::{ErrorClass, Problem};
+use crate::error::{ErrorClass, Problem, ProblemCode};
 use crate::ids::PChannel;
 use crate::position::{Position, QueueKind};
 
@@ -80,6 +81,9 @@ pub enum SourceError {
     /// The queue does not answer, or broke off.
     #[error("message queue at {address}: {cause}")]
     Unreachable { address: String, cause: String },
+    /// The queue answers, and does not let us in or permit what is needed.
+    #[error("message queue at {address}: {cause}")]
+    Login { address: String, cause: String },
     /// The settings cannot work with this queue.
     #[error("message queue at {address}: {cause}")]
     Configuration {
@@ -111,9 +115,17 @@ impl SourceError {
                 ErrorClass::Transient,
                 "check that the source's queue is up and that its address in sourceConfig is right; tried again by itself".to_owned(),
             ),
+            SourceError::Login { .. } => (
+                ErrorClass::Configuration,
+                "check the login of the queue in sourceConfig, and that it may read and describe the topics of Milvus".to_owned(),
+            ),
             SourceError::Configuration { hint, .. } => (ErrorClass::Configuration, hint.clone()),
         };
-        Problem::new(class, self.to_string(), hint)
+        let problem = Problem::new(class, self.to_string(), hint);
+        match self {
+            SourceError::Login { .. } => problem.with_code(ProblemCode::Login),
+            _ => problem,
+        }
     }
 }
 

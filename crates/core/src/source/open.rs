@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::kafka::KafkaConfig;
 use super::{LogSource, SourceError};
 use crate::secret::Secret;
 
@@ -20,6 +21,7 @@ pub enum QueueConfig {
         path: PathBuf,
         secondary_dir: Option<PathBuf>,
     },
+    Kafka(KafkaConfig),
     Pulsar(PulsarConfig),
 }
 
@@ -94,10 +96,19 @@ pub async fn open_source(config: QueueConfig) -> Result<Arc<dyn LogSource>, Sour
         QueueConfig::Pulsar(config) => Ok(Arc::new(super::pulsar::PulsarSource::new(config)?)),
         #[cfg(not(feature = "pulsar"))]
         QueueConfig::Pulsar(config) => Err(left_out(config.address, "pulsar")),
+        #[cfg(feature = "kafka")]
+        QueueConfig::Kafka(config) => Ok(Arc::new(super::kafka::KafkaSource::connect(&config)?)),
+        #[cfg(not(feature = "kafka"))]
+        QueueConfig::Kafka(config) => Err(left_out(config.brokers, "kafka")),
     }
 }
 
-#[cfg(not(all(feature = "natsmq", feature = "rocksmq", feature = "pulsar")))]
+#[cfg(not(all(
+    feature = "natsmq",
+    feature = "rocksmq",
+    feature = "kafka",
+    feature = "pulsar"
+)))]
 fn left_out(address: String, feature: &str) -> SourceError {
     SourceError::Configuration {
         address,

@@ -31,11 +31,14 @@ impl Ports {
 }
 
 /// Writes `{dir}/configs/{milvus.yaml,etcd.yaml,glog.conf}`.
+///
+/// `kafka`: `host:port`, of use only with that queue; so is `pulsar`.
 pub(super) fn write(
     spec: &Spec,
     ports: &Ports,
-    unpacked: &Path,
+    kafka: &str,
     pulsar: Option<&Pulsar>,
+    unpacked: &Path,
 ) -> Result<()> {
     let dir = &spec.dir;
     let configs = dir.join("configs");
@@ -57,7 +60,7 @@ pub(super) fn write(
     })?;
     let mut yaml: Value = serde_yaml_ng::from_str(&filled)
         .context("the template of the wheel is not YAML once filled in")?;
-    for (key, value) in settings(spec, ports, pulsar) {
+    for (key, value) in settings(spec, ports, kafka, pulsar) {
         put(&mut yaml, &key, value)?;
     }
     for (key, value) in &spec.overrides {
@@ -77,7 +80,12 @@ pub(super) fn write(
     Ok(())
 }
 
-fn settings(spec: &Spec, ports: &Ports, pulsar: Option<&Pulsar>) -> Vec<(String, Value)> {
+fn settings(
+    spec: &Spec,
+    ports: &Ports,
+    kafka: &str,
+    pulsar: Option<&Pulsar>,
+) -> Vec<(String, Value)> {
     let dir = &spec.dir;
     let path = |name: &str| Value::from(dir.join(name).display().to_string());
     let mut all: Vec<(&str, Value)> = vec![
@@ -96,8 +104,10 @@ fn settings(spec: &Spec, ports: &Ports, pulsar: Option<&Pulsar>) -> Vec<(String,
                 Mq::Natsmq => "natsmq",
                 Mq::Rocksmq => "rocksmq",
                 Mq::Pulsar => "pulsar",
+                Mq::Kafka => "kafka",
             }),
         ),
+        ("kafka.brokerList", Value::from(kafka)),
         ("natsmq.server.port", Value::from(ports.nats)),
         ("natsmq.server.storeDir", path("nats")),
         ("natsmq.server.monitor.logFile", path("nats.log")),

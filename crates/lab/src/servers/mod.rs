@@ -1,6 +1,7 @@
 //! Real Milvus servers on this machine, each in one process with its own ports, folders and embedded etcd.
 
 mod config;
+pub mod kafka;
 mod ports;
 pub mod process;
 pub mod pulsar;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+pub use kafka::Kafka;
 pub use ports::free_port;
 pub use process::{Exit, Process};
 pub use pulsar::Pulsar;
@@ -32,6 +34,8 @@ pub enum Mq {
     Rocksmq,
     /// A Pulsar broker beside the server, in a process of its own.
     Pulsar,
+    /// A broker of its own beside the server, started and stopped with it.
+    Kafka,
 }
 
 /// What server to start.
@@ -86,6 +90,8 @@ pub struct Milvus {
     ports: Ports,
     unpacked: PathBuf,
     process: Option<Process>,
+    /// With [`Mq::Kafka`]; in `{dir}/kafka`.
+    kafka: Option<Kafka>,
     /// With [`Mq::Pulsar`]; in `{dir}/pulsar`.
     pulsar: Option<Pulsar>,
 }
@@ -110,15 +116,21 @@ impl Milvus {
         };
         let pulsar = match spec.mq {
             Mq::Pulsar => Some(Pulsar::start(spec.dir.join("pulsar"), "", progress).await?),
-            Mq::Natsmq | Mq::Rocksmq => None,
+            _ => None,
         };
         let ports = Ports::pick()?;
-        config::write(&spec, &ports, &unpacked, pulsar.as_ref())?;
+        let kafka = match spec.mq {
+            Mq::Kafka => Some(Kafka::start(spec.dir.join("kafka"), None, false, progress).await?),
+            _ => None,
+        };
+        let broker = kafka.as_ref().map(Kafka::address).unwrap_or_default();
+        config::write(&spec, &ports, &broker, pulsar.as_ref(), &unpacked)?;
         let mut server = Self {
             spec,
             ports,
             unpacked,
             process: None,
+            kafka,
             pulsar,
         };
         server.launch(progress).await?;
@@ -189,19 +201,22 @@ impl Milvus {
             (_, true) => "standby",
             (Mq::Natsmq, false) => "natsmq",
             (Mq::Rocksmq, false) => "rocksmq",
+            (Mq::Kafka, false) => "kafka",
             (Mq::Pulsar, false) => "pulsar",
         }
     }
 
-    /// SIGTERM, SIGKILL after half a minute. Does nothing if it does not run. A broker beside it stays.
+    /// SIGTERM, SIGKILL after half a minute; a broker beside it is killed. Does nothing if it does not run.
     ///
     /// # Errors
     /// It cannot be stopped.
     pub async fn stop(&mut self) -> Result<Option<Exit>> {
-        match self.process.take() {
-            Some(mut p) => Ok(Some(p.stop(STOP_PATIENCE).await?)),
-            None => Ok(None),
-        }
+        let exit = match self.process.take() {
+            Some(mut p) => Some(p.stop(STOP_PATIENCE).await?),
+            None => None,
+        };
+        self.kill9().await?;
+        Ok(exit)
     }
 
     /// SIGKILL, to a broker beside it as well.
@@ -211,6 +226,9 @@ impl Milvus {
     pub async fn kill9(&mut self) -> Result<()> {
         if let Some(mut p) = self.process.take() {
             p.kill9().await?;
+        }
+        if let Some(kafka) = &mut self.kafka {
+            kafka.kill9().await?;
         }
         if let Some(pulsar) = &mut self.pulsar {
             pulsar.kill9().await?;
@@ -224,6 +242,9 @@ impl Milvus {
     /// As [`Milvus::start`].
     pub async fn restart(&mut self, progress: &Progress) -> Result<()> {
         self.stop().await?;
+        if let Some(kafka) = &mut self.kafka {
+            kafka.restart(progress).await?;
+        }
         if let Some(pulsar) = &mut self.pulsar
             && !pulsar.is_running()
         {
@@ -232,8 +253,22 @@ impl Milvus {
         self.launch(progress).await
     }
 
+    /// SIGKILL for its broker alone, and after `down` a new start on the same data.
+    ///
+    /// # Errors
+    /// It has no broker, or that does not start.
+    pub async fn restart_broker(&mut self, down: Duration, progress: &Progress) -> Result<()> {
+        let kafka = self.kafka.as_mut().context("this server has no broker")?;
+        kafka.kill9().await?;
+        tokio::time::sleep(down).await;
+        kafka.restart(progress).await
+    }
+
     /// From now on dropping it leaves it running.
     pub fn leave_running(&mut self) {
+        if let Some(kafka) = &mut self.kafka {
+            kafka.leave_running();
+        }
         if let Some(process) = &mut self.process {
             process.leave_running();
         }
@@ -253,6 +288,13 @@ impl Milvus {
     /// The process id, if it runs.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Process::pid)
+    }
+
+    /// The process ids of all that runs of it.
+    pub fn pids(&self) -> impl Iterator<Item = u32> + use<> {
+        let broker = self.kafka.as_ref().and_then(Kafka::pid);
+        let pulsar = self.pulsar.as_ref().and_then(Pulsar::pid);
+        self.pid().into_iter().chain(broker).chain(pulsar)
     }
 
     /// The gRPC address, `http://127.0.0.1:port`.
@@ -283,6 +325,11 @@ impl Milvus {
     /// `nats://127.0.0.1:port`; of use only with [`Mq::Natsmq`].
     pub fn nats(&self) -> String {
         format!("nats://127.0.0.1:{}", self.ports.nats)
+    }
+
+    /// `host:port` of the broker; empty but for [`Mq::Kafka`].
+    pub fn kafka(&self) -> String {
+        self.kafka.as_ref().map(Kafka::address).unwrap_or_default()
     }
 
     /// The live RocksDB of RocksMQ; of use only with [`Mq::Rocksmq`].

@@ -13,6 +13,8 @@ use crate::progress::Progress;
 /// The version of Milvus the laboratory runs.
 pub const VERSION: &str = "2.3.5";
 
+const PYTHON: &str = "python3 with pip has to be installed";
+
 /// Packages of one process take turns: the second one finds the cache filled.
 static UNPACKING: Mutex<()> = Mutex::const_new(());
 
@@ -73,7 +75,13 @@ async fn fill(work: &Path, progress: &Progress) -> Result<()> {
     ])
     .arg(work)
     .arg(&package);
-    run(pip, "python3 -m pip download", Duration::from_secs(900)).await?;
+    run(
+        pip,
+        "python3 -m pip download",
+        PYTHON,
+        Duration::from_secs(900),
+    )
+    .await?;
     progress.done(&what);
 
     let what = format!("unpack Milvus {VERSION} (once)");
@@ -88,7 +96,7 @@ async fn fill(work: &Path, progress: &Progress) -> Result<()> {
         .args(["-c", UNPACK])
         .arg(&wheel)
         .arg(work.join("milvus"));
-    run(python, "python3 (unpack)", Duration::from_secs(300)).await?;
+    run(python, "python3 (unpack)", PYTHON, Duration::from_secs(300)).await?;
     progress.done(&what);
     Ok(())
 }
@@ -111,16 +119,23 @@ with zipfile.ZipFile(wheel) as z:
                 shutil.copyfileobj(f, out)
 "#;
 
-async fn run(mut command: Command, what: &str, deadline: Duration) -> Result<()> {
+/// Runs a command to its end. `needs`: what to say if it cannot be started.
+pub(super) async fn run(
+    mut command: Command,
+    what: &str,
+    needs: &str,
+    deadline: Duration,
+) -> Result<()> {
     let child = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(deadline, child)
         .await
         .with_context(|| format!("{what} took longer than {} s", deadline.as_secs()))?
-        .with_context(|| format!("start {what} (python3 with pip has to be installed)"))?;
+        .with_context(|| format!("start {what} ({needs})"))?;
     if !output.status.success() {
         bail!(
-            "{what} failed ({}):\n{}",
+            "{what} failed ({}):\n{}{}",
             output.status,
+            String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr).trim_end()
         );
     }

@@ -15,8 +15,9 @@ tests![Alone:
     a_changed_field_is_named,
     a_missing_index_is_named,
     rocksmq_is_equal,
-    pulsar_is_equal,
 ];
+tests![Alone as PULSAR: pulsar_is_equal];
+tests![Alone as KAFKA: kafka_is_equal];
 
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -83,6 +84,10 @@ async fn a_changed_field_is_named(random: &mut StdRng) -> Result<()> {
 
 async fn a_missing_index_is_named(random: &mut StdRng) -> Result<()> {
     named("index", "missing", random).await
+}
+
+async fn kafka_is_equal(random: &mut StdRng) -> Result<()> {
+    equal("kafka", random).await
 }
 
 async fn equal(source: &str, random: &mut StdRng) -> Result<()> {

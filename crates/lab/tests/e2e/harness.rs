@@ -28,10 +28,13 @@ pub(crate) struct Alone {
     pub(crate) run: fn(&mut StdRng) -> LocalBoxFuture<'_, Result<()>>,
 }
 
-/// `tests![one, two]`: the functions as tests of their names.
+/// `tests![Test: one, two]`: the functions as tests of their names, in `TESTS`; `tests![Test as OTHERS: three]`.
 macro_rules! tests {
     ($kind:ident: $($name:ident),* $(,)?) => {
-        pub(crate) const TESTS: &[$crate::harness::$kind] = &[$(tests!(@$kind $name)),*];
+        tests![$kind as TESTS: $($name),*];
+    };
+    ($kind:ident as $list:ident: $($name:ident),* $(,)?) => {
+        pub(crate) const $list: &[$crate::harness::$kind] = &[$(tests!(@$kind $name)),*];
     };
     (@Test $name:ident) => {
         $crate::harness::Test { name: stringify!($name), run: |lab, random| Box::pin($name(lab, random)) }

@@ -21,6 +21,7 @@ tests![Alone:
     a_pulsar_source_survives_a_kill,
     an_empty_target_lacks_everything_and_a_proxy_loses_replies,
 ];
+tests![Alone as KAFKA: a_kafka_source_survives_a_kill];
 
 async fn a_source_survives_a_kill(mq: Mq, random: &mut StdRng) -> Result<()> {
     let (dir, progress) = (folder()?, progress());
@@ -83,6 +84,10 @@ async fn a_rocksmq_source_survives_a_kill(random: &mut StdRng) -> Result<()> {
 
 async fn a_pulsar_source_survives_a_kill(random: &mut StdRng) -> Result<()> {
     a_source_survives_a_kill(Mq::Pulsar, random).await
+}
+
+async fn a_kafka_source_survives_a_kill(random: &mut StdRng) -> Result<()> {
+    a_source_survives_a_kill(Mq::Kafka, random).await
 }
 
 /// The comparison of a full server with an empty one names every object, and the proxy loses what it is told to lose.

@@ -17,8 +17,8 @@ tests![Test:
     ten_kills_under_rows,
     kill_restart_stop_start_kill,
     one_partition_name_twenty_times_with_a_kill,
-    the_whole_workload_through_three_kills,
 ];
+tests![Test as WORKLOAD: the_whole_workload_through_three_kills];
 
 /// Writes rounds to some collections until `enough`.
 pub(crate) async fn write(

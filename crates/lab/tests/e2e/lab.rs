@@ -27,6 +27,7 @@ pub(crate) enum Kind {
     Natsmq,
     Rocksmq,
     Pulsar,
+    Kafka,
     /// A natsmq source whose collections share few physical channels.
     Crowded,
     /// natsmq without the cluster-level task. Fresh for each test.
@@ -38,6 +39,7 @@ impl Kind {
         match self {
             Kind::Rocksmq => "rocksmq",
             Kind::Pulsar => "pulsar",
+            Kind::Kafka => "kafka",
             Kind::Natsmq | Kind::Crowded | Kind::NoTask => "natsmq",
         }
     }
@@ -51,6 +53,7 @@ impl Kind {
         match self {
             Kind::Rocksmq => Mq::Rocksmq,
             Kind::Pulsar => Mq::Pulsar,
+            Kind::Kafka => Mq::Kafka,
             Kind::Natsmq | Kind::Crowded | Kind::NoTask => Mq::Natsmq,
         }
     }

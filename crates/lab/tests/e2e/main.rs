@@ -5,6 +5,7 @@
 //! how long each test took is in `e2e-times.txt` in the temporary folder of the build (`target/tmp`).
 
 mod books;
+mod broker;
 mod databases;
 mod demo;
 mod harness;
@@ -16,7 +17,6 @@ mod objects;
 mod owners;
 mod partitions;
 mod plain;
-mod pulsar;
 mod refusals;
 mod replies;
 mod rows;
@@ -34,26 +34,20 @@ use crate::harness::{Alone, Test, alone, shared};
 use crate::lab::Kind;
 
 /// On the lab of each queue.
-const BOTH: &[(&str, &[Test])] = &[
+const EACH: &[(&str, &[Test])] = &[
     ("operations", rows::TESTS),
     ("operations", objects::TESTS),
     ("operations", partitions::TESTS),
     ("operations", databases::TESTS),
     ("operations", schemas::TESTS),
-    ("many", many::TESTS),
     ("kills", kills::TESTS),
-    ("replies", replies::TESTS),
 ];
 
-/// On the lab of a Pulsar source.
-const PULSAR: &[(&str, &[Test])] = &[
-    ("operations", rows::TESTS),
-    ("operations", objects::TESTS),
-    ("operations", partitions::TESTS),
-    ("operations", databases::TESTS),
-    ("operations", schemas::TESTS),
-    ("kills", kills::TESTS),
-    ("broker", pulsar::TESTS),
+/// What does not depend on the queue, and takes long.
+const ONE: &[(&str, &[Test])] = &[
+    ("many", many::TESTS),
+    ("kills", kills::WORKLOAD),
+    ("replies", replies::TESTS),
 ];
 
 /// Each with servers of its own.
@@ -63,6 +57,7 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("secured", secured::TESTS),
     ("owners", owners::TESTS),
     ("demo", demo::TESTS),
+    ("demo", demo::PULSAR),
 ];
 
 fn main() -> ExitCode {
@@ -75,9 +70,14 @@ fn main() -> ExitCode {
             trials.extend(tests.iter().map(|t| shared(kind, group, t)));
         }
     };
-    add(Kind::Natsmq, BOTH);
-    add(Kind::Rocksmq, BOTH);
-    add(Kind::Pulsar, PULSAR);
+    add(Kind::Natsmq, EACH);
+    add(Kind::Natsmq, ONE);
+    add(Kind::Rocksmq, EACH);
+    if cfg!(feature = "kafka") {
+        add(Kind::Kafka, EACH);
+        add(Kind::Kafka, &[("broker", broker::TESTS)]);
+    }
+    add(Kind::Pulsar, EACH);
     add(Kind::Crowded, &[("stuck", stuck::TESTS)]);
     add(
         Kind::NoTask,
@@ -85,6 +85,10 @@ fn main() -> ExitCode {
     );
     for (group, tests) in ALONE {
         trials.extend(tests.iter().map(|t| alone(group, t)));
+    }
+    if cfg!(feature = "kafka") {
+        let kafka = demo::KAFKA.iter().map(|t| alone("demo", t));
+        trials.extend(kafka.chain(itself::KAFKA.iter().map(|t| alone("lab", t))));
     }
     harness::run(&args, trials)
 }

@@ -106,11 +106,17 @@ async fn targets_that_cannot_be(_: &mut StdRng) -> Result<()> {
     Ok(())
 }
 
+const QUEUES: &[Mq] = if cfg!(feature = "kafka") {
+    &[Mq::Natsmq, Mq::Rocksmq, Mq::Pulsar, Mq::Kafka]
+} else {
+    &[Mq::Natsmq, Mq::Rocksmq, Mq::Pulsar]
+};
+
 /// Neither etcd nor the queue: the server starts, is live, and tells which of them does not answer.
 async fn nothing_there_at_the_start(_: &mut StdRng) -> Result<()> {
     let (dir, progress) = (folder()?, progress());
     let mut target = Milvus::start(Spec::standby("target", dir.join("target")), &progress).await?;
-    for mq in [Mq::Natsmq, Mq::Rocksmq, Mq::Pulsar] {
+    for &mq in QUEUES {
         let (etcd, nats) = (free_port()?, free_port()?);
         let source = Addresses {
             mq,
@@ -118,6 +124,7 @@ async fn nothing_there_at_the_start(_: &mut StdRng) -> Result<()> {
             nats: format!("nats://127.0.0.1:{nats}"),
             rocksmq: dir.join("no-such-folder"),
             pulsar: format!("pulsar://127.0.0.1:{nats}"),
+            kafka: format!("127.0.0.1:{nats}"),
             root_path: "source".to_owned(),
             replicate_channel: "source-replicate-msg".to_owned(),
         };
@@ -128,19 +135,20 @@ async fn nothing_there_at_the_start(_: &mut StdRng) -> Result<()> {
         cdc.kill9().await?;
     }
     // etcd is there (the target's own, of another root path), the queue is not.
-    for mq in [Mq::Natsmq, Mq::Rocksmq, Mq::Pulsar] {
+    for &mq in QUEUES {
         let nats = free_port()?;
         let source = Addresses {
             mq,
             nats: format!("nats://127.0.0.1:{nats}"),
             rocksmq: dir.join("no-such-folder"),
             pulsar: format!("pulsar://127.0.0.1:{nats}"),
+            kafka: format!("127.0.0.1:{nats}"),
             ..Addresses::of(&target)
         };
         let folder = dir.join(format!("cdc-queue-{mq:?}"));
         let mut cdc = Cdc::start_at(&source, folder, &progress).await?;
         let word = match mq {
-            Mq::Natsmq | Mq::Pulsar => format!("127.0.0.1:{nats}"),
+            Mq::Natsmq | Mq::Kafka | Mq::Pulsar => format!("127.0.0.1:{nats}"),
             Mq::Rocksmq => "no-such-folder".to_owned(),
         };
         refused(&cdc, task(&target.uri(), ""), AWAY, &[&word]).await?;
