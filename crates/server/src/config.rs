@@ -489,7 +489,11 @@ fn read_new_etcd(etcd: Fields<'_>, read: &mut Etcd, ignored: &mut Vec<String>) {
 }
 
 /// A list of `http(s)://host:port`, or one of them.
-fn endpoints(fields: &Fields<'_>, key: &'static str, value: &Value) -> Option<Vec<String>> {
+pub(crate) fn endpoints(
+    fields: &Fields<'_>,
+    key: &'static str,
+    value: &Value,
+) -> Option<Vec<String>> {
     let list: Vec<&Value> = match value {
         Value::Array(list) => list.iter().collect(),
         one => vec![one],

@@ -4,7 +4,9 @@
 //! to the corelib); what has to survive goes to [`store`].
 
 pub mod cli;
+pub mod command;
 pub mod config;
+pub mod doctor;
 pub mod engine_adapter;
 pub mod fields;
 pub mod http;

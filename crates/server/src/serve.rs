@@ -21,7 +21,6 @@ use crate::tasks::{TaskLimits, Tasks};
 /// Of the 5 s a stop may take, what the tasks get to drain. The rest: 0.6 s for those that do not, 0.3 s for the store,
 /// 0.2 s for the runtime.
 const DRAIN: Duration = Duration::from_millis(3500);
-const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Runs until SIGTERM or ctrl-c.
 pub async fn serve(path: Option<&Path>) -> anyhow::Result<()> {
@@ -41,13 +40,7 @@ pub async fn serve(path: Option<&Path>) -> anyhow::Result<()> {
         parts = parts => parts?,
         () = stop_wanted(&mut terminate) => return Ok(()),
     };
-    let limits = TaskLimits {
-        max_task_num: config.max_task_num,
-        memory_budget: config.memory_budget,
-        call_timeout: config.call_timeout,
-        answer_deadline: ANSWER_DEADLINE,
-    };
-    let tasks = Tasks::new(store, Arc::new(replication), limits);
+    let tasks = Tasks::new(store, Arc::new(replication), TaskLimits::of(&config));
     let router = http::router(
         tasks.clone(),
         Limits {

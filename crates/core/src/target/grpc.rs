@@ -1,5 +1,7 @@
 //! A real target, by Milvus' gRPC API.
 
+pub mod plain;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -138,12 +140,11 @@ impl GrpcTarget {
             authorization,
             call_timeout: spec.call_timeout,
         };
-        target.version().await?;
+        target.check_version().await?;
         Ok(target)
     }
 
-    /// Refuses versions that do not take replicated messages.
-    async fn version(&self) -> Result<(), TargetError> {
+    async fn version(&self) -> Result<String, TargetError> {
         let mut client = self.client();
         let answer = self
             .call(
@@ -152,7 +153,12 @@ impl GrpcTarget {
             )
             .await?;
         self.check("GetVersion", answer.status)?;
-        let version = answer.version;
+        Ok(answer.version)
+    }
+
+    /// Refuses versions that do not take replicated messages.
+    async fn check_version(&self) -> Result<(), TargetError> {
+        let version = self.version().await?;
         let mut numbers = version
             .trim_start_matches('v')
             .split(['.', '-'])

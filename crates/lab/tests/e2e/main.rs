@@ -7,6 +7,8 @@
 mod books;
 mod databases;
 mod demo;
+mod doctor;
+mod failover;
 mod harness;
 mod itself;
 mod kills;
@@ -46,6 +48,8 @@ const BOTH: &[(&str, &[Test])] = &[
 const ALONE: &[(&str, &[Alone])] = &[
     ("lab", itself::TESTS),
     ("refusals", refusals::TESTS),
+    ("doctor", doctor::TESTS),
+    ("failover", failover::TESTS),
     ("demo", demo::TESTS),
 ];
 

@@ -239,7 +239,7 @@ fn with_hint(problem: &Problem) -> String {
     }
 }
 
-fn failure(error: TaskError) -> Failure {
+pub(super) fn failure(error: TaskError) -> Failure {
     match &error {
         TaskError::NotFound(_) => (
             StatusCode::NOT_FOUND,

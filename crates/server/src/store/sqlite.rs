@@ -14,6 +14,7 @@ use sqlx::sqlite::{SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{Connection, Row, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
+use super::header;
 use super::schema::{self, OpenError};
 use super::write::{TaskWrite, Write, apply};
 use super::{Event, StoredTask, Unreadable};
@@ -54,6 +55,30 @@ impl SqliteStore {
         let (jobs, waiting) = mpsc::channel(QUEUE);
         // Ends when the last clone is gone.
         tokio::spawn(write_jobs(connection, waiting, lock));
+        Ok(Self { jobs, readers })
+    }
+
+    /// Opens the file to look at it, also while a server has it open. Every write fails.
+    ///
+    /// # Errors
+    /// The file is not ours, or cannot be read.
+    pub async fn look(path: &Path) -> Result<Self, OpenError> {
+        header::check(path)?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_with(
+                schema::options(path)
+                    .create_if_missing(false)
+                    .read_only(true),
+            )
+            .await
+            .map_err(|cause| OpenError::Sqlite {
+                path: path.to_owned(),
+                cause,
+            })?;
+        // Nobody takes jobs.
+        let (jobs, _) = mpsc::channel(1);
         Ok(Self { jobs, readers })
     }
 
