@@ -29,17 +29,12 @@ const LOAD: Duration = Duration::from_secs(60);
 /// a restart with `false` in milvus.yaml, and without effect again 1 to 5 s after the key is deleted.
 pub const SWITCH: &str = "config/common/ttMsgEnabled";
 
-/// Switches a target's own ticks on, through its etcd. Can be repeated.
+/// Looks whether there is a Milvus below the root path, before anything is done that has no way back.
 ///
 /// # Errors
-/// etcd does not answer or refuses, or there is no Milvus below the root path; names what is there instead.
-pub async fn switch_on(etcd: &EtcdConfig) -> Result<(), Problem> {
+/// etcd does not answer or refuses, or there is no Milvus; names what is there instead.
+pub async fn check_switch(etcd: &EtcdConfig) -> Result<(), Problem> {
     let link = Link::new(etcd.clone());
-    let root = etcd.root_path.trim_matches('/');
-    let folder = match root {
-        "" => String::new(),
-        root => format!("{root}/"),
-    };
     let meta = etcd.meta_prefix();
     let options = GetOptions::new()
         .with_prefix()
@@ -67,7 +62,20 @@ pub async fn switch_on(etcd: &EtcdConfig) -> Result<(), Problem> {
             "give the etcd and the etcd.rootPath of the target (by-dev by default)",
         ));
     }
-    let key = format!("{folder}{SWITCH}");
+    Ok(())
+}
+
+/// Switches a target's own ticks on, through its etcd. Can be repeated.
+///
+/// # Errors
+/// As [`check_switch`].
+pub async fn switch_on(etcd: &EtcdConfig) -> Result<(), Problem> {
+    check_switch(etcd).await?;
+    let link = Link::new(etcd.clone());
+    let key = match etcd.root_path.trim_matches('/') {
+        "" => SWITCH.to_owned(),
+        root => format!("{root}/{SWITCH}"),
+    };
     link.call(|mut kv| {
         let key = key.clone();
         async move { kv.put(key, "true", None).await }

@@ -149,6 +149,10 @@ impl Replication for EngineReplication {
         target.is_standby().await.map_err(|e| e.problem())
     }
 
+    async fn check_switch(&self, etcd: &EtcdConfig) -> Result<(), Problem> {
+        promote::check_switch(etcd).await
+    }
+
     async fn switch_on(&self, etcd: &EtcdConfig) -> Result<(), Problem> {
         promote::switch_on(etcd).await
     }

@@ -35,6 +35,8 @@ pub trait Replication: Send + Sync {
     async fn target_time(&self, target: &TargetSpec) -> Result<Tso, Problem>;
     /// Whether the target takes replicated messages, and none from clients.
     async fn is_standby(&self, target: &TargetSpec) -> Result<bool, Problem>;
+    /// Whether a target's own ticks could be switched on through this etcd. Changes nothing.
+    async fn check_switch(&self, etcd: &EtcdConfig) -> Result<(), Problem>;
     /// Switches a target's own ticks on, through its etcd.
     async fn switch_on(&self, etcd: &EtcdConfig) -> Result<(), Problem>;
     /// Reads these collections (database, name) of a promoted target and inserts for a try.

@@ -218,6 +218,12 @@ async fn with_the_targets_etcd(random: &mut StdRng) -> Result<()> {
         said.code == Some(1) && said.stdout.contains("found instead: target"),
         "{said:?}"
     );
+    let task_now = lab.cdc.task(&task).await?;
+    ensure!(
+        task_now.state() == "Running",
+        "it still runs: {}",
+        task_now.task
+    );
     let right = [
         "promote",
         &task,

@@ -243,6 +243,11 @@ impl Inner {
 
     async fn carry_out(&self, job: &Job, target: &TargetSpec, wish: &Wish) -> Done<String> {
         let key = target.key();
+        if let Some(etcd) = &wish.etcd {
+            // Before there is no way back.
+            job.show("begin", "looking at the target's etcd", "");
+            self.replication.check_switch(etcd).await?;
+        }
         self.drain(job, &key, wish.patience).await;
         let ids = self.stop_for_good(job, &key).await?;
         job.shown.lock().tasks.clone_from(&ids);
@@ -375,7 +380,7 @@ impl Inner {
                 .await?;
                 (
                     wish.patience.min(ETCD_TAKES),
-                    "the key is set; check that this etcd and rootPath are the target's".to_owned(),
+                    "the key is set, and a Milvus reads it every 5 s; if it lasts, check that this etcd and rootPath are the target's".to_owned(),
                 )
             }
             None => (

@@ -128,10 +128,11 @@ impl Replication for Fake {
     async fn is_standby(&self, _: &TargetSpec) -> Result<bool, Problem> {
         Ok(*self.standby.lock())
     }
-    async fn switch_on(&self, _: &EtcdConfig) -> Result<(), Problem> {
-        if let Some(problem) = self.refuse_switch.lock().clone() {
-            return Err(problem);
-        }
+    async fn check_switch(&self, _: &EtcdConfig) -> Result<(), Problem> {
+        self.refuse_switch.lock().clone().map_or(Ok(()), Err)
+    }
+    async fn switch_on(&self, etcd: &EtcdConfig) -> Result<(), Problem> {
+        self.check_switch(etcd).await?;
         *self.standby.lock() = false;
         Ok(())
     }
