@@ -7,6 +7,8 @@
 mod books;
 mod databases;
 mod demo;
+mod doctor;
+mod failover;
 mod harness;
 mod itself;
 mod kills;
@@ -50,6 +52,8 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("refusals", refusals::TESTS),
     ("secured", secured::TESTS),
     ("owners", owners::TESTS),
+    ("doctor", doctor::TESTS),
+    ("failover", failover::TESTS),
     ("demo", demo::TESTS),
 ];
 
