@@ -211,7 +211,10 @@ async fn only_the_owner_promotes_and_says_how_far_it_is() {
     // To look is no change.
     let (status, report) = server.rest("GET", "/api/v1/doctor", &Value::Null).await;
     assert!(
-        status == 200 && report.to_string().contains("1 task(s), run by the-other:8444"),
+        status == 200
+            && report
+                .to_string()
+                .contains("1 task(s), run by the-other:8444"),
         "{report}"
     );
     // It comes back: not by itself.

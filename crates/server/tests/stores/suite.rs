@@ -197,33 +197,3 @@ pub(crate) async fn a_store_that_was_away_goes_on(place: &mut Place) {
     assert_eq!(channel, contract::progress(3, 3, 3));
     assert!(backend.renew(&term).await.unwrap(), "the term went on");
 }
-
-/// Whoever only looks reads what the owner wrote, makes nothing, and takes nothing from it.
-pub(crate) async fn a_look_changes_nothing(place: &mut Place) {
-    let config = place.fresh();
-    if place.kind != Kind::Etcd {
-        let before = config.look(None).await.unwrap();
-        assert!(before.is_none(), "there is no store yet");
-    }
-    if let StoreConfig::Sqlite(path) = &config {
-        assert!(!path.exists());
-    }
-    let owned = take(&config).await;
-    let written = task("a");
-    owned
-        .store
-        .write_tasks(vec![TaskWrite::Create(written.clone())])
-        .await
-        .unwrap();
-    let look = config.look(None).await.unwrap().unwrap();
-    let seen = look.tasks().await.unwrap();
-    assert!(seen == vec![Ok(written)]);
-    look.load(&TaskId::new("a")).await.unwrap();
-    look.floors(&TargetKey::new("t")).await.unwrap();
-    let delete = vec![TaskWrite::Delete(TaskId::new("a"))];
-    assert!(look.write_tasks(delete.clone()).await.is_err());
-    assert_eq!(look.tasks().await.unwrap().len(), 1);
-    // The owner still is it.
-    owned.store.write_tasks(delete).await.unwrap();
-    assert!(look.tasks().await.unwrap().is_empty());
-}
