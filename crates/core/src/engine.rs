@@ -130,7 +130,7 @@ impl Engine {
 }
 
 /// A refused login is told apart from other errors of what was asked for.
-fn target_problem(error: &TargetError) -> Problem {
+pub(crate) fn target_problem(error: &TargetError) -> Problem {
     // 1400: not authenticated, 1401: not permitted (`pkg/util/merr`). A gRPC status that says so comes as
     // `Configuration` with the token's name in its hint.
     let login = match error {

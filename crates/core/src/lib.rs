@@ -12,12 +12,14 @@
 pub mod backoff;
 pub mod catalog;
 pub mod decode;
+pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod ids;
 pub mod lane;
 mod pipeline;
 pub mod position;
+pub mod promote;
 pub mod route;
 pub mod secret;
 pub mod source;

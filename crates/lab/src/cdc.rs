@@ -14,6 +14,8 @@ use crate::servers::{Exit, Milvus, Mq, Process, Pulsar, free_port, process};
 /// How long the server may take to answer its first `/healthz`.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// For answers that look at everything.
+const LONG_CALL: Duration = Duration::from_secs(120);
 
 /// A `milvus-cdc server` started by us. Dropping it kills it; its folder stays.
 pub struct Cdc {
@@ -49,7 +51,7 @@ impl Cdc {
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let dir = dir.canonicalize()?;
         let port = free_port()?;
-        let yaml = config(&Addresses::of(source), port, &sqlite(&dir)) + more;
+        let yaml = config(&Addresses::of(source), port, &dir) + more;
         Self::start_from(dir, port, &yaml, progress).await
     }
 
@@ -67,7 +69,7 @@ impl Cdc {
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let dir = dir.canonicalize()?;
         let port = free_port()?;
-        let yaml = config(&Addresses::of(source), port, store);
+        let yaml = config_with(&Addresses::of(source), port, store);
         Self::start_from(dir, port, &yaml, progress).await
     }
 
@@ -97,7 +99,7 @@ impl Cdc {
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let dir = dir.canonicalize()?;
         let port = free_port()?;
-        let yaml = edit(config(source, port, &sqlite(&dir)));
+        let yaml = edit(config(source, port, &dir));
         Self::start_from(dir, port, &yaml, progress).await
     }
 
@@ -221,6 +223,20 @@ impl Cdc {
     /// No answer.
     pub async fn get(&self, path: &str) -> Result<Reply> {
         http::get(&self.address(), path, CALL_DEADLINE).await
+    }
+
+    /// `GET` or `POST` of one of the REST paths: the status and the JSON of the answer.
+    ///
+    /// # Errors
+    /// No answer, or one that is not JSON.
+    pub async fn rest(&self, path: &str, body: Option<&Value>) -> Result<(u16, Value)> {
+        let reply = match body {
+            None => http::get(&self.address(), path, LONG_CALL).await?,
+            Some(body) => http::post(&self.address(), path, &body.to_string(), LONG_CALL).await?,
+        };
+        let answer = serde_json::from_str(&reply.body)
+            .with_context(|| format!("{path}: HTTP {}: {}", reply.status, reply.body))?;
+        Ok((reply.status, answer))
     }
 
     /// `POST /cdc` with any body; the answer as it comes.
@@ -425,6 +441,34 @@ fn find<'a>(root: &'a Value, key: &str) -> Option<&'a Value> {
     None
 }
 
+/// What a command of the binary printed, and its code; `None` if it was ended by a signal.
+#[derive(Debug, Clone)]
+pub struct Said {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs a command of the binary to its end; killed when the future is dropped.
+///
+/// # Errors
+/// The binary is not there, or does not end within `deadline`.
+pub async fn command(args: &[&str], deadline: Duration) -> Result<Said> {
+    let output = tokio::process::Command::new(binary()?)
+        .args(args)
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(deadline, output)
+        .await
+        .with_context(|| format!("milvus-cdc {args:?} did not end within {deadline:?}"))??;
+    Ok(Said {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
 /// The server's binary: `MILVUS_CDC_BIN`, else beside this executable or in the folder above (tests are in `deps`).
 ///
 /// # Errors
@@ -484,7 +528,13 @@ fn sqlite(dir: &Path) -> String {
     )
 }
 
-fn config(source: &Addresses, port: u16, store: &str) -> String {
+/// A `cdc.yaml` for this source, with the store in `dir`.
+pub fn config(source: &Addresses, port: u16, dir: &Path) -> String {
+    config_with(source, port, &sqlite(dir))
+}
+
+/// The same with this `metaStoreConfig`.
+fn config_with(source: &Addresses, port: u16, store: &str) -> String {
     let queue = match source.mq {
         Mq::Natsmq => format!("natsmq:\n    address: \"{}\"", source.nats),
         Mq::Rocksmq => format!("rocksmq:\n    path: \"{}\"", source.rocksmq.display()),

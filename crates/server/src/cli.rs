@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::command::{doctor, promote};
+
 /// Change data capture from one Milvus to another.
 #[derive(Parser)]
 #[command(name = "milvus-cdc", version)]
@@ -20,4 +22,6 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    Doctor(doctor::Args),
+    Promote(promote::Args),
 }

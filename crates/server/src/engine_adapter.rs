@@ -6,14 +6,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cdc_core::catalog::CatalogError;
 use cdc_core::catalog::etcd::{EtcdCatalog, EtcdConfig, probe};
+use cdc_core::doctor::{Check, Patient, Setup, examine};
 use cdc_core::engine::{Engine, Parts};
 use cdc_core::error::{ErrorClass, Problem, ProblemCode};
 use cdc_core::ids::TaskId;
+use cdc_core::promote::{self, TriedOut};
 use cdc_core::source::{LogSource, QueueConfig, SourceError, open_source};
 use cdc_core::store::SharedStore;
 use cdc_core::target::fence::{FencedConnector, Permit};
 use cdc_core::target::grpc::GrpcConnector;
+use cdc_core::target::grpc::plain::PlainTarget;
 use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus};
+use cdc_core::tso::Tso;
 use parking_lot::RwLock;
 
 use crate::config::{Config, Queue, TIMEOUT, kafka};
@@ -35,35 +39,8 @@ impl EngineReplication {
     /// # Errors
     /// The queue's settings cannot work.
     pub async fn new(config: &Config) -> Result<Self, SourceError> {
-        let from = &config.source.etcd;
-        let (username, password) = from.login.clone().unwrap_or_default();
-        let etcd = EtcdConfig {
-            endpoints: from.endpoints.clone(),
-            root_path: from.root_path.clone(),
-            meta_sub_path: from.meta_sub_path.clone(),
-            username,
-            password,
-            tls: from.tls.clone(),
-            connect_timeout: TIMEOUT,
-            request_timeout: TIMEOUT,
-            kv_sub_path: from.kv_sub_path.clone(),
-        };
-        let queue = match config.source.queue.clone() {
-            Queue::Natsmq { address } => QueueConfig::Natsmq {
-                address,
-                connect_timeout: TIMEOUT,
-            },
-            Queue::Rocksmq { path } => QueueConfig::Rocksmq {
-                path,
-                secondary_dir: None,
-            },
-            Queue::Pulsar(config) => QueueConfig::Pulsar(config),
-            Queue::Kafka(mut kafka) => {
-                kafka.prefetch = kafka::prefetch(config.memory_budget);
-                QueueConfig::Kafka(kafka)
-            }
-        };
-        let source = open_source(queue).await?;
+        let etcd = etcd_config(config);
+        let source = open_source(queue_config(config)?).await?;
         Ok(Self {
             engine: RwLock::new(None),
             catalog: Arc::new(EtcdCatalog::connect(etcd.clone())),
@@ -106,6 +83,45 @@ impl EngineReplication {
             )
         })
     }
+}
+
+/// Where the configuration says the source's metadata is.
+pub fn etcd_config(config: &Config) -> EtcdConfig {
+    let from = &config.source.etcd;
+    let (username, password) = from.login.clone().unwrap_or_default();
+    EtcdConfig {
+        endpoints: from.endpoints.clone(),
+        root_path: from.root_path.clone(),
+        meta_sub_path: from.meta_sub_path.clone(),
+        username,
+        password,
+        tls: from.tls.clone(),
+        connect_timeout: TIMEOUT,
+        request_timeout: TIMEOUT,
+        kv_sub_path: from.kv_sub_path.clone(),
+    }
+}
+
+/// Where the configuration says the source's queue is.
+///
+/// # Errors
+/// Its settings cannot work.
+pub fn queue_config(config: &Config) -> Result<QueueConfig, SourceError> {
+    Ok(match config.source.queue.clone() {
+        Queue::Natsmq { address } => QueueConfig::Natsmq {
+            address,
+            connect_timeout: TIMEOUT,
+        },
+        Queue::Rocksmq { path } => QueueConfig::Rocksmq {
+            path,
+            secondary_dir: None,
+        },
+        Queue::Pulsar(config) => QueueConfig::Pulsar(config),
+        Queue::Kafka(mut kafka) => {
+            kafka.prefetch = kafka::prefetch(config.memory_budget);
+            QueueConfig::Kafka(kafka)
+        }
+    })
 }
 
 #[async_trait]
@@ -159,6 +175,46 @@ impl Replication for EngineReplication {
         choice: Choice,
     ) -> Result<(), Problem> {
         self.engine()?.choose(task, database, name, choice).await
+    }
+
+    async fn target_time(&self, target: &TargetSpec) -> Result<Tso, Problem> {
+        let target = PlainTarget::connect(target).await;
+        let target = target.map_err(|e| e.problem())?;
+        target.now().await.map_err(|e| e.problem())
+    }
+
+    async fn is_standby(&self, target: &TargetSpec) -> Result<bool, Problem> {
+        let target = PlainTarget::connect(target).await;
+        let target = target.map_err(|e| e.problem())?;
+        target.is_standby().await.map_err(|e| e.problem())
+    }
+
+    async fn check_switch(&self, etcd: &EtcdConfig) -> Result<(), Problem> {
+        promote::check_switch(etcd).await
+    }
+
+    async fn switch_on(&self, etcd: &EtcdConfig) -> Result<(), Problem> {
+        promote::switch_on(etcd).await
+    }
+
+    async fn try_out(
+        &self,
+        target: &TargetSpec,
+        collections: &[(String, String)],
+    ) -> Result<TriedOut, Problem> {
+        let target = PlainTarget::connect(target).await;
+        promote::try_out(&target.map_err(|e| e.problem())?, collections).await
+    }
+
+    async fn examine(&self, tasks: Vec<Patient>, targets: Vec<TargetSpec>) -> Vec<Check> {
+        let setup = Setup {
+            etcd: self.etcd.clone(),
+            source: Ok(self.source.clone()),
+            replicate_channel: self.replicate_channel.clone(),
+            tasks,
+            targets,
+        };
+        examine(&setup).await
     }
 }
 

@@ -4,8 +4,10 @@
 //! to the corelib); what has to survive goes to [`store`].
 
 pub mod cli;
+pub mod command;
 pub mod config;
 mod config_store;
+pub mod doctor;
 pub mod engine_adapter;
 pub mod fields;
 pub mod http;

@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use cdc_core::catalog::etcd::EtcdConfig;
+use cdc_core::doctor::{Check, Patient};
 use cdc_core::error::Problem;
 use cdc_core::ids::TaskId;
+use cdc_core::promote::TriedOut;
 use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus};
+use cdc_core::tso::Tso;
 
 /// What carries the tasks: the corelib's engine, or a stand-in in tests.
 #[async_trait]
@@ -27,4 +31,20 @@ pub trait Replication: Send + Sync {
         name: &str,
         choice: Choice,
     ) -> Result<(), Problem>;
+    /// A fresh timestamp of the target's oracle.
+    async fn target_time(&self, target: &TargetSpec) -> Result<Tso, Problem>;
+    /// Whether the target takes replicated messages, and none from clients.
+    async fn is_standby(&self, target: &TargetSpec) -> Result<bool, Problem>;
+    /// Whether a target's own ticks could be switched on through this etcd. Changes nothing.
+    async fn check_switch(&self, etcd: &EtcdConfig) -> Result<(), Problem>;
+    /// Switches a target's own ticks on, through its etcd.
+    async fn switch_on(&self, etcd: &EtcdConfig) -> Result<(), Problem>;
+    /// Reads these collections (database, name) of a promoted target and inserts for a try.
+    async fn try_out(
+        &self,
+        target: &TargetSpec,
+        collections: &[(String, String)],
+    ) -> Result<TriedOut, Problem>;
+    /// Looks at the source, at what these tasks need of it, and at the targets, theirs and some more. Changes nothing.
+    async fn examine(&self, tasks: Vec<Patient>, targets: Vec<TargetSpec>) -> Vec<Check>;
 }

@@ -27,7 +27,6 @@ const DRAIN: Duration = Duration::from_millis(3500);
 /// How long an owner of a shared store may be silent before another one takes over. A call to a target is begun only if
 /// its deadline lies within, so it is longer where that deadline is.
 const LEASE: Duration = Duration::from_secs(10);
-const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Runs until SIGTERM or ctrl-c.
 pub async fn serve(path: Option<&Path>) -> anyhow::Result<()> {
@@ -47,14 +46,8 @@ pub async fn serve(path: Option<&Path>) -> anyhow::Result<()> {
         parts = parts => parts?,
         () = stop_wanted(&mut terminate) => return Ok(()),
     };
-    let limits = TaskLimits {
-        max_task_num: config.max_task_num,
-        memory_budget: config.memory_budget,
-        call_timeout: config.call_timeout,
-        answer_deadline: ANSWER_DEADLINE,
-    };
     let switch = Switch::new(store.clone());
-    let tasks = Tasks::new(switch.clone(), replication.clone(), limits);
+    let tasks = Tasks::new(switch.clone(), replication.clone(), TaskLimits::of(&config));
     let router = http::router(
         tasks.clone(),
         Limits {

@@ -1,6 +1,6 @@
 //! The catalog on a source's etcd.
 
-mod client;
+pub(crate) mod client;
 mod probe;
 mod run;
 
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-pub use self::probe::{SourceInfo, probe};
+pub use self::probe::{SourceInfo, probe, roots};
 
 use self::client::Link;
 use super::assemble::Assembler;
@@ -73,7 +73,7 @@ impl EtcdConfig {
     }
 
     /// The endpoints as they may be shown: without what someone wrote before an `@`.
-    fn shown_endpoints(&self) -> String {
+    pub fn shown_endpoints(&self) -> String {
         let shown = self
             .endpoints
             .iter()

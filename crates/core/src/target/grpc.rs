@@ -1,6 +1,7 @@
 //! A real target, by Milvus' gRPC API.
 
 mod call;
+pub mod plain;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,12 +137,11 @@ impl GrpcTarget {
             authorization,
             call_timeout: spec.call_timeout,
         };
-        target.version().await?;
+        target.check_version().await?;
         Ok(target)
     }
 
-    /// Refuses versions that do not take replicated messages.
-    async fn version(&self) -> Result<(), TargetError> {
+    async fn version(&self) -> Result<String, TargetError> {
         let mut client = self.client();
         let answer = self
             .call(
@@ -150,7 +150,12 @@ impl GrpcTarget {
             )
             .await?;
         self.check("GetVersion", answer.status)?;
-        let version = answer.version;
+        Ok(answer.version)
+    }
+
+    /// Refuses versions that do not take replicated messages.
+    async fn check_version(&self) -> Result<(), TargetError> {
+        let version = self.version().await?;
         let mut numbers = version
             .trim_start_matches('v')
             .split(['.', '-'])

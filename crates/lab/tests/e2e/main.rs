@@ -8,6 +8,8 @@ mod books;
 mod broker;
 mod databases;
 mod demo;
+mod doctor;
+mod failover;
 mod harness;
 mod itself;
 mod kills;
@@ -56,6 +58,8 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("refusals", refusals::TESTS),
     ("secured", secured::TESTS),
     ("owners", owners::TESTS),
+    ("doctor", doctor::TESTS),
+    ("failover", failover::TESTS),
     ("demo", demo::TESTS),
     ("demo", demo::PULSAR),
 ];

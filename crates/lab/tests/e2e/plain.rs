@@ -30,6 +30,24 @@ impl Plain {
 
     /// Creates it without an index.
     pub(crate) async fn bare(client: &Client, db: &str, name: &str, shards: i32) -> Result<Self> {
+        let known = Self {
+            db: db.to_owned(),
+            ..Self::known(name)
+        };
+        let options = CollectionOptions {
+            shards,
+            consistency: ConsistencyLevel::Bounded,
+            properties: Vec::new(),
+            partitions: 0,
+        };
+        client
+            .create_collection(db, &known.schema, &options)
+            .await?;
+        Ok(known)
+    }
+
+    /// One that is there, in the default database.
+    pub(crate) fn known(name: &str) -> Self {
         let mut pk = field("pk", DataType::Int64);
         pk.is_primary_key = true;
         let mut vector = field("vec", DataType::FloatVector);
@@ -42,19 +60,12 @@ impl Plain {
             fields: vec![pk, field("a", DataType::Int64), vector],
             ..Default::default()
         };
-        let options = CollectionOptions {
-            shards,
-            consistency: ConsistencyLevel::Bounded,
-            properties: Vec::new(),
-            partitions: 0,
-        };
-        client.create_collection(db, &schema, &options).await?;
-        Ok(Self {
-            db: db.to_owned(),
+        Self {
+            db: DB.to_owned(),
             schema,
             keys: Vec::new(),
             next: 0,
-        })
+        }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -108,6 +119,18 @@ impl Plain {
             .insert(&self.db, &self.schema, partition, &rows)
             .await
             .map(drop)
+    }
+
+    /// Rows with these keys, without a note of them; the source's timestamp of the insert.
+    pub(crate) async fn timed_insert(
+        &self,
+        client: &Client,
+        keys: &[i64],
+        random: &mut StdRng,
+    ) -> Result<u64> {
+        let rows: Vec<Row> = keys.iter().map(|k| row(*k, random)).collect();
+        let answer = client.insert(&self.db, &self.schema, "", &rows).await?;
+        Ok(answer.timestamp)
     }
 
     /// Other values for some of its keys, and `new` ones.

@@ -143,21 +143,10 @@ fn parse(limits: &request::Limits, bytes: &[u8]) -> Result<Request, Failure> {
 async fn handle(api: &Api, bytes: &[u8]) -> Result<Value, Failure> {
     let request = parse(&api.limits, bytes)?;
     let owner = match api.tasks.standing() {
-        Standing::Owner => None,
         Standing::Waiting { owner } if request.is_reading() => Some(owner),
-        Standing::Waiting { owner } => {
-            return Err((
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!(
-                    "{owner} owns the store and runs its tasks; ask that one, or this one again when it has taken over"
-                ),
-            ));
-        }
-        Standing::Starting => {
-            return Err((
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the stored tasks are being recovered; try again".to_owned(),
-            ));
+        standing => {
+            owner_only(standing)?;
+            None
         }
     };
     let mut data = carry_out(api, request).await?;
@@ -165,6 +154,18 @@ async fn handle(api: &Api, bytes: &[u8]) -> Result<Value, Failure> {
         map.insert("owner".to_owned(), json!(owner));
     }
     Ok(data)
+}
+
+/// Only the owner changes tasks and knows how far it is with that.
+pub(super) fn owner_only(standing: Standing) -> Result<(), Failure> {
+    let why = match standing {
+        Standing::Owner => return Ok(()),
+        Standing::Waiting { owner } => format!(
+            "{owner} owns the store and runs its tasks; ask that one, or this one again when it has taken over"
+        ),
+        Standing::Starting => "the stored tasks are being recovered; try again".to_owned(),
+    };
+    Err((StatusCode::SERVICE_UNAVAILABLE, why))
 }
 
 async fn carry_out(api: &Api, request: Request) -> Result<Value, Failure> {
@@ -266,7 +267,7 @@ fn with_hint(problem: &Problem) -> String {
     }
 }
 
-fn failure(error: TaskError) -> Failure {
+pub(super) fn failure(error: TaskError) -> Failure {
     match &error {
         TaskError::NotFound(_) => (
             StatusCode::NOT_FOUND,

@@ -1,8 +1,10 @@
 //! The HTTP interface.
 
 mod body;
+mod doctor;
 mod handlers;
 mod metrics;
+mod promote;
 mod show;
 
 use std::sync::Arc;
@@ -29,6 +31,8 @@ pub fn router(tasks: Tasks, limits: Limits) -> Router {
         .route("/healthz", get(handlers::healthz))
         .route("/readyz", get(handlers::readyz))
         .route("/cdc/metrics", get(metrics::metrics))
+        .merge(doctor::routes())
+        .merge(promote::routes())
         .fallback(async || {
             answer_error(
                 StatusCode::NOT_FOUND,

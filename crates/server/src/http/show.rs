@@ -46,6 +46,14 @@ pub(super) fn brief(task: &Task) -> Map<String, Value> {
             );
             put("state", json!("Paused"))
         }
+        Desired::Promoting { .. } => {
+            put("reason", json!("its target is being promoted"));
+            put("state", json!("Promoting"))
+        }
+        Desired::Promoted { reason, .. } => {
+            put("reason", json!(reason));
+            put("state", json!("Promoted"))
+        }
     };
     out
 }

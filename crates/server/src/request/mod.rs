@@ -11,7 +11,7 @@ use std::time::Duration;
 use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::position::QueueKind;
 use cdc_core::secret::Secret;
-use cdc_core::task::{GivenPosition, OnConflict, Selection, StartPoint};
+use cdc_core::task::{GivenPosition, OnConflict, Selection, StartPoint, TargetSpec};
 use cdc_core::tls::ClientTls;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -20,6 +20,18 @@ pub use answer::{Answer, answers};
 pub use connect::normalise_uri;
 pub use position::encode_position;
 pub use selection::check_name;
+
+/// Reads a target by itself, in the form of `milvus_connect_param`. What is wrong goes to the errors of `param`.
+pub fn target(param: Fields<'_>, call_timeout: Duration) -> Option<TargetSpec> {
+    let connect = connect::connect_param(param)?;
+    Some(TargetSpec {
+        uri: connect.uri,
+        token: connect.token,
+        tls: connect.tls,
+        connect_timeout: connect.timeout,
+        call_timeout,
+    })
+}
 
 use crate::fields::{Fields, clip};
 

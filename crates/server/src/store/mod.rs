@@ -36,6 +36,18 @@ pub enum Desired {
         since: u64,
         reason: String,
     },
+    /// Its target is on the way to being a Milvus of its own; it never runs again.
+    Promoting {
+        by: String,
+        since: u64,
+    },
+    /// Its target is a Milvus of its own.
+    Promoted {
+        by: String,
+        since: u64,
+        /// What was seen at the end.
+        reason: String,
+    },
 }
 
 /// A task as stored. `spec` is opaque JSON of the control plane and holds the token: it has no `Debug`.

@@ -8,7 +8,8 @@ use cdc_core::secret::Secret;
 use sqlx::mysql::MySqlSslMode;
 
 use super::etcd::{EtcdServer, EtcdStore};
-use super::{Backend, SqlServer, SqlStore};
+use super::seal::{SealKey, Sealed};
+use super::{Backend, SharedTaskStore, SqlServer, SqlStore};
 
 #[derive(Clone, PartialEq, Debug)]
 pub enum StoreConfig {
@@ -156,9 +157,7 @@ impl StoreConfig {
         Ok(match self {
             StoreConfig::Sqlite(path) => Arc::new(SqlStore::open(path).await?),
             StoreConfig::Postgres { url, root } => {
-                let server = SqlServer::postgres(url.expose(), root)
-                    .map_err(|e| anyhow::anyhow!("metaStoreConfig.postgresSourceUrl: {e}"))?;
-                Arc::new(SqlStore::connect(&server).await?)
+                Arc::new(SqlStore::connect(&postgres(url, root)?).await?)
             }
             StoreConfig::Mysql { address, root } => {
                 Arc::new(SqlStore::connect(&SqlServer::mysql(address, root)).await?)
@@ -166,6 +165,36 @@ impl StoreConfig {
             StoreConfig::Etcd(server) => Arc::new(EtcdStore::connect(server.clone()).await?),
         })
     }
+
+    /// Opens the store to look at it, whoever owns it; `None` if it is not there yet. Changes nothing in it, makes
+    /// nothing, and takes no ownership.
+    ///
+    /// # Errors
+    /// It cannot be reached, is not ours, of a newer version, or encrypted with another key.
+    pub async fn look(&self, key: Option<SealKey>) -> anyhow::Result<Option<SharedTaskStore>> {
+        let found = match self {
+            StoreConfig::Sqlite(path) if !path.exists() => None,
+            StoreConfig::Sqlite(path) => Some(SqlStore::look(path)?),
+            StoreConfig::Postgres { url, root } => SqlStore::look_at(&postgres(url, root)?).await?,
+            StoreConfig::Mysql { address, root } => {
+                SqlStore::look_at(&SqlServer::mysql(address, root)).await?
+            }
+            // Its handle writes nothing without a term.
+            StoreConfig::Etcd(server) => {
+                let store = Arc::new(EtcdStore::connect(server.clone()).await?);
+                return Ok(Some(Arc::new(Sealed::open(store, key).await?)));
+            }
+        };
+        Ok(match found {
+            None => None,
+            Some(store) => Some(Arc::new(Sealed::open(Arc::new(store), key).await?)),
+        })
+    }
+}
+
+fn postgres(url: &Secret, root: &str) -> anyhow::Result<SqlServer> {
+    SqlServer::postgres(url.expose(), root)
+        .map_err(|e| anyhow::anyhow!("metaStoreConfig.postgresSourceUrl: {e}"))
 }
 
 #[cfg(test)]

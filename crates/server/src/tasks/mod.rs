@@ -1,6 +1,8 @@
 //! The tasks: what a person wants of them, kept in the store, and carried out by the corelib.
 
 mod answers;
+mod patients;
+mod promote;
 mod stored;
 
 use std::collections::BTreeMap;
@@ -8,19 +10,24 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cdc_core::error::{ErrorClass, Problem};
-use cdc_core::ids::TaskId;
+use cdc_core::ids::{TargetKey, TaskId};
 use cdc_core::store::{StoreError, TaskProgress};
 use cdc_core::task::{TargetSpec, TaskSpec, TaskStatus};
 use cdc_core::tso::Tso;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
+use crate::config::Config;
 use crate::request::{Answer, CreateTask, Given};
 use crate::runtime::Replication;
 use crate::store::{Desired, Event, SharedTaskStore, TaskStore, TaskWrite, Unreadable};
+pub use patients::stored_patients;
+use promote::Job;
+pub use promote::{Promotion, PromotionState, Wish};
 use stored::{decode, encode};
 
 /// How long a pause or delete waits for what is in flight.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Settings that go into every task.
 #[derive(Clone, Debug)]
@@ -30,6 +37,17 @@ pub struct TaskLimits {
     pub call_timeout: Duration,
     /// How long a person's answer waits for its collection to ask, and again for its confirmation.
     pub answer_deadline: Duration,
+}
+
+impl TaskLimits {
+    pub fn of(config: &Config) -> Self {
+        Self {
+            max_task_num: config.max_task_num,
+            memory_budget: config.memory_budget,
+            call_timeout: config.call_timeout,
+            answer_deadline: ANSWER_DEADLINE,
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -87,6 +105,8 @@ struct Inner {
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
     standing: RwLock<Standing>,
+    /// By target: the promotion that is under way, or the last one of this process.
+    promotions: Mutex<BTreeMap<TargetKey, Arc<Job>>>,
 }
 
 impl Tasks {
@@ -103,6 +123,7 @@ impl Tasks {
             unreadable: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
             standing: RwLock::new(Standing::Starting),
+            promotions: Mutex::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -133,6 +154,7 @@ impl Tasks {
 
     /// From now on another server runs the tasks; this one shows them.
     pub fn wait_for(&self, owner: &str) {
+        promote::forget(&self.inner);
         *self.inner.standing.write() = Standing::Waiting {
             owner: owner.to_owned(),
         };
@@ -174,6 +196,11 @@ impl Tasks {
             },
             None => TaskError::NotFound(crate::fields::clip(id)),
         })
+    }
+
+    /// Deadline of one call that writes to a target.
+    pub fn call_timeout(&self) -> Duration {
+        self.inner.limits.call_timeout
     }
 
     /// What a running task says of itself.
@@ -267,6 +294,9 @@ impl Tasks {
         let inner = &self.inner;
         let _changing = inner.changing.lock().await;
         let task = self.get(id)?;
+        if let Some(refusal) = promote::refusal(&task) {
+            return Err(refusal);
+        }
         if task.desired == Desired::Running {
             let reason = "paused by a request".to_owned();
             let desired = Desired::Paused {
@@ -297,6 +327,9 @@ impl Tasks {
         let inner = &self.inner;
         let _changing = inner.changing.lock().await;
         let task = self.get(id)?;
+        if let Some(refusal) = promote::refusal(&task) {
+            return Err(refusal);
+        }
         let id = task.spec.id.clone();
         if task.desired != Desired::Running {
             let text = "resumed by a request".to_owned();
@@ -328,6 +361,9 @@ impl Tasks {
             }
             other => other?,
         };
+        if inner.is_promoting(&task) {
+            return Err(promote::refusal(&task).unwrap_or(TaskError::NotFound(id.to_owned())));
+        }
         inner.replication.stop(&task.spec.id, STOP_DEADLINE).await;
         let deleted = inner
             .store
@@ -347,6 +383,7 @@ impl Tasks {
 
     /// Stops everything; what a person wants stays as it is.
     pub async fn shut_down(&self, deadline: Duration) {
+        promote::break_off(&self.inner);
         // Whoever does not keep the deadline is left in doubt, which the next start sorts out.
         let grace = deadline + Duration::from_millis(600);
         let stop = self.inner.replication.stop_all(deadline);
@@ -412,8 +449,23 @@ impl Inner {
             let message = format!("task {} exists and asks for something else", spec.id);
             return Err(conflict(message, "delete it first, or leave out task_id"));
         }
+        let there = |t: &&Task| t.spec.target.uri == spec.target.uri;
+        let promoting = |t: &&Task| matches!(t.desired, Desired::Promoting { .. });
+        if let Some(other) = tasks.values().filter(there).find(promoting) {
+            let message = format!(
+                "{} is being promoted (task {})",
+                spec.target.uri, other.spec.id
+            );
+            return Err(conflict(
+                message,
+                "it is nobody's standby any more; choose another target",
+            ));
+        }
+        // Of one that is promoted nothing but its history is left.
         let same = |t: &&Task| {
-            t.spec.target.uri == spec.target.uri && t.spec.selection.overlaps(&spec.selection)
+            there(t)
+                && !matches!(t.desired, Desired::Promoted { .. })
+                && t.spec.selection.overlaps(&spec.selection)
         };
         if let Some(other) = tasks.values().find(same) {
             let message = format!(

@@ -3,6 +3,7 @@
 
 mod answers;
 mod create;
+mod promote;
 mod server;
 mod show;
 

@@ -6,12 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use cdc_core::catalog::etcd::EtcdConfig;
+use cdc_core::doctor::{Check, Patient};
 use cdc_core::error::Problem;
 use cdc_core::ids::{CollectionId, TaskId};
 use cdc_core::position::QueueKind;
+use cdc_core::promote::TriedOut;
 use cdc_core::task::{
     Choice, CollectionState, CollectionStatus, Counters, TargetSpec, TaskSpec, TaskStatus,
 };
+use cdc_core::tso::Tso;
 use milvus_cdc::http::router;
 use milvus_cdc::request::Limits;
 use milvus_cdc::runtime::Replication;
@@ -22,7 +26,6 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-#[derive(Default)]
 pub(crate) struct Fake {
     pub(crate) running: Mutex<BTreeMap<TaskId, TaskSpec>>,
     pub(crate) refuse: Mutex<Option<Problem>>,
@@ -34,6 +37,30 @@ pub(crate) struct Fake {
     pub(crate) refuse_choice: Mutex<BTreeMap<String, Problem>>,
     pub(crate) lose_choice: Mutex<BTreeSet<String>>,
     pub(crate) never_stops: Mutex<bool>,
+    /// The target's time.
+    pub(crate) time: Mutex<Tso>,
+    pub(crate) standby: Mutex<bool>,
+    pub(crate) refuse_switch: Mutex<Option<Problem>>,
+    pub(crate) refuse_try: Mutex<Option<Problem>>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            running: Mutex::default(),
+            refuse: Mutex::default(),
+            refuse_start: Mutex::default(),
+            collections: Mutex::default(),
+            chosen: Mutex::default(),
+            refuse_choice: Mutex::default(),
+            lose_choice: Mutex::default(),
+            never_stops: Mutex::default(),
+            time: Mutex::default(),
+            standby: Mutex::new(true),
+            refuse_switch: Mutex::default(),
+            refuse_try: Mutex::default(),
+        }
+    }
 }
 
 #[async_trait]
@@ -94,6 +121,34 @@ impl Replication for Fake {
         let taken = (db.to_owned(), name.to_owned(), choice);
         self.chosen.lock().push(taken);
         Ok(())
+    }
+    async fn target_time(&self, _: &TargetSpec) -> Result<Tso, Problem> {
+        Ok(*self.time.lock())
+    }
+    async fn is_standby(&self, _: &TargetSpec) -> Result<bool, Problem> {
+        Ok(*self.standby.lock())
+    }
+    async fn check_switch(&self, _: &EtcdConfig) -> Result<(), Problem> {
+        self.refuse_switch.lock().clone().map_or(Ok(()), Err)
+    }
+    async fn switch_on(&self, etcd: &EtcdConfig) -> Result<(), Problem> {
+        self.check_switch(etcd).await?;
+        *self.standby.lock() = false;
+        Ok(())
+    }
+    async fn try_out(&self, _: &TargetSpec, _: &[(String, String)]) -> Result<TriedOut, Problem> {
+        match self.refuse_try.lock().clone() {
+            Some(problem) => Err(problem),
+            None => Ok(TriedOut {
+                read: 1,
+                rows: 7,
+                not_loaded: 0,
+            }),
+        }
+    }
+    async fn examine(&self, tasks: Vec<Patient>, targets: Vec<TargetSpec>) -> Vec<Check> {
+        let found = format!("{} task(s), {} more target(s)", tasks.len(), targets.len());
+        vec![Check::ok("all", found)]
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod fence;
 mod large;
+mod look;
 mod place;
 mod secrets;
 mod suite;
@@ -27,6 +28,7 @@ macro_rules! tests {
 const ALL: &[(&str, Test)] = tests![
     suite::contract,
     suite::tasks_and_their_history,
+    look::a_look_changes_nothing,
     suite::one_failing_job_fails_alone_and_whole,
     secrets::a_dump_has_no_planted_secret,
     secrets::another_key_or_none_is_refused,

@@ -28,13 +28,13 @@ const TLS_FIELDS: FieldNames = FieldNames {
 };
 
 /// A connection that is made when it is needed.
-pub(super) struct Link {
+pub(crate) struct Link {
     pub(super) config: EtcdConfig,
     client: Mutex<Option<Client>>,
 }
 
 impl Link {
-    pub(super) fn new(config: EtcdConfig) -> Self {
+    pub(crate) fn new(config: EtcdConfig) -> Self {
         Self {
             config,
             client: Mutex::new(None),
@@ -99,7 +99,7 @@ impl Link {
     }
 
     /// One idempotent call, tried a second time with a new login if the old one has run out.
-    pub(super) async fn call<T, F>(&self, call: impl Fn(KvClient) -> F) -> Result<T, CatalogError>
+    pub(crate) async fn call<T, F>(&self, call: impl Fn(KvClient) -> F) -> Result<T, CatalogError>
     where
         F: Future<Output = Result<T, Error>> + Send,
     {
@@ -125,7 +125,7 @@ impl Link {
         }
     }
 
-    pub(super) async fn get(
+    pub(crate) async fn get(
         &self,
         key: &[u8],
         options: GetOptions,

@@ -61,6 +61,62 @@ pub async fn probe(config: &EtcdConfig) -> Result<SourceInfo, CatalogError> {
     }
 }
 
+/// How deep a root path may be to be found by [`roots`], and how many questions it asks at most.
+const DEPTH: usize = 3;
+const QUESTIONS: usize = 300;
+
+/// Where in this etcd a Milvus keeps its metadata, as pairs of rootPath and metaSubPath: for somebody whose root path
+/// leads to none. Skips from folder to folder, so that its cost does not grow with what is in them, and ends after a few
+/// hundred questions.
+///
+/// # Errors
+/// etcd does not answer, or this user may not read it as a whole.
+pub async fn roots(config: &EtcdConfig) -> Result<Vec<(String, String)>, CatalogError> {
+    let link = Link::new(config.clone());
+    let mut found = Vec::new();
+    let mut questions = 0;
+    let mut folders = vec![(String::new(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let mut from = folder.clone().into_bytes();
+        let mut end = from.clone();
+        match end.last_mut() {
+            // `/` has the successor `0`.
+            Some(last) => *last = last.saturating_add(1),
+            // All keys.
+            None => (from, end) = (vec![0], vec![0]),
+        }
+        while questions < QUESTIONS {
+            questions += 1;
+            let options = GetOptions::new()
+                .with_range(end.clone())
+                .with_limit(1)
+                .with_keys_only();
+            let answer = link.get(&from, options).await?;
+            let Some(kv) = answer.kvs().first() else {
+                break;
+            };
+            let inside = kv.key().get(folder.len()..).unwrap_or_default();
+            let Some(length) = inside.iter().position(|byte| *byte == b'/') else {
+                from = kv.key().to_vec();
+                from.push(0);
+                continue;
+            };
+            let name = String::from_utf8_lossy(&inside[..length]).into_owned();
+            let child = format!("{folder}{name}/");
+            from = kv.key()[..folder.len() + length].to_vec();
+            from.push(b'/' + 1);
+            questions += 1;
+            if any(&link, format!("{child}root-coord/")).await? {
+                found.push((folder.trim_end_matches('/').to_owned(), name));
+            } else if depth + 1 < DEPTH {
+                folders.push((child, depth + 1));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 async fn any(link: &Link, prefix: String) -> Result<bool, CatalogError> {
     let options = GetOptions::new()
         .with_prefix()

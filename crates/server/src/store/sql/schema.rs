@@ -127,22 +127,63 @@ impl SqlServer {
 
     /// Brings the tables up to [`VERSION`], one server at a time.
     pub(super) async fn prepare(&self) -> Result<(), OpenSqlError> {
-        let shown = self.shown.clone();
-        match tokio::time::timeout(DEADLINE, self.prepare_slowly()).await {
+        self.in_time(self.prepare_slowly()).await
+    }
+
+    /// Whether there are tables of ours. Changes nothing.
+    pub(super) async fn is_there(&self) -> Result<bool, OpenSqlError> {
+        self.in_time(async {
+            let mut c = Connection::open(&self.target)
+                .await
+                .map_err(|cause| self.sql(cause))?;
+            let found = self.version(&mut c).await;
+            c.close().await;
+            match found {
+                Err(OpenSqlError::Sql { cause, .. }) if is_no_table(&cause) => Ok(false),
+                found => Ok(found? > 0),
+            }
+        })
+        .await
+    }
+
+    async fn in_time<T>(
+        &self,
+        asked: impl Future<Output = Result<T, OpenSqlError>>,
+    ) -> Result<T, OpenSqlError> {
+        match tokio::time::timeout(DEADLINE, asked).await {
             Ok(done) => done,
             Err(_) => Err(OpenSqlError::Silent {
-                shown,
+                shown: self.shown.clone(),
                 seconds: DEADLINE.as_secs(),
                 setting: self.setting(),
             }),
         }
     }
 
-    async fn prepare_slowly(&self) -> Result<(), OpenSqlError> {
-        let sql = |cause| OpenSqlError::Sql {
+    fn sql(&self, cause: sqlx::Error) -> OpenSqlError {
+        OpenSqlError::Sql {
             shown: self.shown.clone(),
             cause,
-        };
+        }
+    }
+
+    /// 0 if none is written yet.
+    async fn version(&self, c: &mut Connection) -> Result<i64, OpenSqlError> {
+        let id = [("id", Value::Int(1))];
+        let of = self.dialect.select("version", &["version"], &id, "");
+        let rows = c.fetch(&of).await.map_err(|cause| self.sql(cause))?;
+        match rows.first().and_then(|row| row.first()) {
+            Some(Value::Int(found)) if *found > VERSION => Err(OpenSqlError::Newer {
+                shown: self.shown.clone(),
+                found: *found,
+            }),
+            Some(Value::Int(found)) => Ok(*found),
+            _ => Ok(0),
+        }
+    }
+
+    async fn prepare_slowly(&self) -> Result<(), OpenSqlError> {
+        let sql = |cause| self.sql(cause);
         let mut c = Connection::open(&self.target).await.map_err(sql)?;
         // Ends with the connection.
         let lock = match self.dialect.database {
@@ -157,27 +198,11 @@ impl SqlServer {
 
     async fn migrate(&self, c: &mut Connection) -> Result<(), OpenSqlError> {
         let d = &self.dialect;
-        let sql = |cause| OpenSqlError::Sql {
-            shown: self.shown.clone(),
-            cause,
-        };
+        let sql = |cause| self.sql(cause);
         let version = self.words("CREATE TABLE IF NOT EXISTS {p}version{q} (id BIGINT PRIMARY KEY, version BIGINT NOT NULL){end}");
         c.raw(&version).await.map_err(sql)?;
         let id = [("id", Value::Int(1))];
-        let rows = c
-            .fetch(&d.select("version", &["version"], &id, ""))
-            .await
-            .map_err(sql)?;
-        let found = match rows.first().and_then(|row| row.first()) {
-            Some(Value::Int(n)) => *n,
-            _ => 0,
-        };
-        if found > VERSION {
-            return Err(OpenSqlError::Newer {
-                shown: self.shown.clone(),
-                found,
-            });
-        }
+        let found = self.version(c).await?;
         for step in STEPS.iter().skip(usize::try_from(found).unwrap_or(0)) {
             for statement in *step {
                 c.raw(&self.words(statement)).await.map_err(sql)?;
@@ -229,6 +254,12 @@ impl SqlServer {
             .replace("{seq}", seq)
             .replace("{end}", end)
     }
+}
+
+/// `42P01` of PostgreSQL, `42S02` of MySQL and MariaDB.
+fn is_no_table(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("42P01" | "42S02"))
 }
 
 fn dialect(database: Database, root: &str) -> Dialect {

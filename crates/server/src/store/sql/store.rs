@@ -87,6 +87,43 @@ impl SqlStore {
         Ok(Self::start(writer))
     }
 
+    /// Opens the SQLite file to look at it, also while a server has it open. Every write fails.
+    ///
+    /// # Errors
+    /// The file is not ours, of a newer version, or cannot be read.
+    pub fn look(path: &Path) -> Result<Self, OpenError> {
+        sqlite::check(path)?;
+        let dialect = Dialect {
+            database: Database::Sqlite,
+            prefix: String::new(),
+        };
+        let options = sqlite::options(path)
+            .create_if_missing(false)
+            .read_only(true);
+        Ok(Self::reading(dialect, &Target::Sqlite(options)))
+    }
+
+    /// The same with the store in a database server; `None` if there is none yet. Makes no tables.
+    ///
+    /// # Errors
+    /// The server cannot be reached, refuses, or its tables are of a newer version.
+    pub async fn look_at(server: &SqlServer) -> Result<Option<Self>, OpenSqlError> {
+        let there = server.is_there().await?;
+        Ok(there.then(|| Self::reading(server.dialect.clone(), &server.target)))
+    }
+
+    fn reading(dialect: Dialect, target: &Target) -> Self {
+        // Nobody takes jobs.
+        let (jobs, _) = mpsc::channel(1);
+        Self {
+            dialect,
+            jobs,
+            readers: Pool::new(target),
+            epoch: 0,
+            seen: Arc::default(),
+        }
+    }
+
     fn start(writer: Writer) -> Self {
         let (jobs, waiting) = mpsc::channel(QUEUE);
         let store = Self {

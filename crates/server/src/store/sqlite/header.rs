@@ -18,7 +18,7 @@ const LEAF: u8 = 0x0d;
 
 /// # Errors
 /// The file is of something else, of a newer version, or cannot be read. None if it is not there, empty or ours.
-pub(super) fn check(path: &Path) -> Result<(), OpenError> {
+pub(crate) fn check(path: &Path) -> Result<(), OpenError> {
     let io = |cause| OpenError::Io {
         path: path.to_owned(),
         cause,

@@ -3,5 +3,6 @@
 mod header;
 mod schema;
 
+pub(crate) use header::check;
 pub use schema::OpenError;
 pub(crate) use schema::{options, prepare};
