@@ -136,7 +136,7 @@ mod tests {
             ),
             (
                 r#"{"target_etcd": {"address": ["https://h:1", "http://h:2"]}}"#,
-                "target_etcd.address: https://",
+                "target_etcd.address: all with https://",
             ),
             // Half a wish for TLS does not end as none.
             (
