@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::env::{self, Env};
+use crate::schemathesis;
 
-type Outcome = Result<(), String>;
+pub(crate) type Outcome = Result<(), String>;
 
 /// Builds what the demo needs with the one queue it needs, and runs it.
 pub(crate) fn demo(args: &[String]) -> Outcome {
@@ -73,6 +74,7 @@ pub(crate) fn test(args: &[String]) -> Outcome {
         return Ok(());
     }
     cargo(&env, &["build", "--workspace", "--bins"])?;
+    check_interface(&env, None, &[])?;
     step("the queue and the catalog on a real server's JetStream and etcd");
     let mut core = Command::new(built("cdc-lab")?);
     core.args(["beside", "--", "cargo", "test", "-p", "cdc-core"])
@@ -91,6 +93,38 @@ pub(crate) fn test(args: &[String]) -> Outcome {
     core.and(e2e)
 }
 
+/// The OpenAPI document against the running server. Needs no queue but one.
+pub(crate) fn schemathesis(args: &[String]) -> Outcome {
+    let seed = match args {
+        [] => None,
+        [flag, seed] if flag == "--seed" => Some(
+            seed.parse()
+                .map_err(|_| format!("--seed: a whole number expected, not {seed:?}"))?,
+        ),
+        other => {
+            return Err(format!(
+                "schemathesis: unknown arguments {other:?}; only --seed N is known"
+            ));
+        }
+    };
+    let env = env::build(false)?;
+    let least = ["--no-default-features", "--features", "milvus-cdc/natsmq"];
+    step("build");
+    let mut build = vec!["build", "-p", "milvus-cdc", "--bins"];
+    build.extend(least);
+    cargo(&env, &build)?;
+    check_interface(&env, seed, &least)
+}
+
+fn check_interface(env: &Env, seed: Option<u64>, features: &[&str]) -> Outcome {
+    let mut build = vec!["build", "-p", "milvus-cdc", "--example", "api"];
+    build.extend(features);
+    cargo(env, &build)?;
+    let server = built("milvus-cdc")?;
+    let example = server.with_file_name("examples").join("api");
+    schemathesis::run(&server, &example, seed)
+}
+
 /// `export NAME='value'` lines.
 pub(crate) fn print_env(args: &[String]) -> Outcome {
     if !args.is_empty() {
@@ -102,7 +136,7 @@ pub(crate) fn print_env(args: &[String]) -> Outcome {
     Ok(())
 }
 
-fn step(what: &str) {
+pub(crate) fn step(what: &str) {
     eprintln!("== {what}");
 }
 
@@ -112,7 +146,7 @@ fn cargo(env: &Env, args: &[&str]) -> Outcome {
     finish(cargo, &format!("cargo {}", args.join(" ")))
 }
 
-fn finish(mut command: Command, what: &str) -> Outcome {
+pub(crate) fn finish(mut command: Command, what: &str) -> Outcome {
     match command.status() {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("{what} failed: {status}")),

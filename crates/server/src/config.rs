@@ -1,5 +1,7 @@
 //! `cdc.yaml`: read strictly into a checked model.
 
+pub mod access;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,6 +11,7 @@ use cdc_core::secret::Secret;
 use serde_json::Value;
 
 use crate::fields::{Errors, Fields, clip};
+use access::Access;
 
 /// The file that is used when none is given and the default one is not there.
 pub const EMBEDDED: &str = include_str!("../../../configs/cdc.yaml");
@@ -18,6 +21,7 @@ pub const DEFAULT_PATH: &str = "./configs/cdc.yaml";
 pub struct Config {
     /// `host:port` to listen on.
     pub address: String,
+    pub access: Access,
     pub max_task_num: usize,
     /// In bytes.
     pub max_name_length: usize,
@@ -240,11 +244,13 @@ fn read(top: Fields<'_>) -> Option<Config> {
     if let Some(target) = target {
         target.finish();
     }
+    let access = access::read(&top);
     let store = read_store(&top, &mut ignored);
     let source = read_source(&top, &mut ignored);
     top.finish();
     Some(Config {
         address,
+        access,
         max_task_num,
         max_name_length,
         store,
@@ -262,7 +268,7 @@ fn read(top: Fields<'_>) -> Option<Config> {
 }
 
 /// Checks `level[,module=level]*`; gives back the part that is wrong.
-fn check_filter(filter: &str) -> Result<(), String> {
+pub(crate) fn check_filter(filter: &str) -> Result<(), String> {
     let levels = ["trace", "debug", "info", "warn", "error", "off"];
     for (i, part) in filter.split(',').map(str::trim).enumerate() {
         let (module, level) = part

@@ -4,10 +4,13 @@
 //! to the corelib); what has to survive goes to [`store`].
 
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod engine_adapter;
 pub mod fields;
 pub mod http;
+pub mod listen;
+pub mod maintenance;
 pub mod request;
 pub mod runtime;
 pub mod serve;

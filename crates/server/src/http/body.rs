@@ -1,46 +1,55 @@
 //! Reading a request's body within bounds of size and time.
 
-use std::time::Duration;
-
 use axum::body::Body;
 use axum::http::StatusCode;
 use futures::StreamExt;
 
-/// Largest body that is read.
-const LIMIT: usize = 1024 * 1024;
+use super::problem::Refusal;
+use crate::config::access::BodyLimits;
+
 /// A larger body is taken in and thrown away up to here, so that its sender hears the answer instead of a broken
 /// connection.
 const DISCARD: usize = 32 * 1024 * 1024;
-const DEADLINE: Duration = Duration::from_secs(10);
 
-pub(super) async fn read(body: Body) -> Result<Vec<u8>, (StatusCode, String)> {
-    match tokio::time::timeout(DEADLINE, collect(body)).await {
+pub(super) async fn read(body: Body, limits: &BodyLimits) -> Result<Vec<u8>, Refusal> {
+    match tokio::time::timeout(limits.timeout, collect(body, limits.bytes)).await {
         Ok(result) => result,
-        Err(_) => Err((
-            StatusCode::REQUEST_TIMEOUT,
-            "the body did not arrive within 10 s".to_owned(),
-        )),
+        Err(_) => {
+            let detail = format!(
+                "the body did not arrive within {} ms (limits.bodyTimeoutMs)",
+                limits.timeout.as_millis()
+            );
+            Err(Refusal::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "body_timeout",
+                detail,
+            ))
+        }
     }
 }
 
-async fn collect(body: Body) -> Result<Vec<u8>, (StatusCode, String)> {
+async fn collect(body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
     let mut stream = body.into_data_stream();
     let mut bytes = Vec::new();
     let mut size = 0;
     while let Some(chunk) = stream.next().await {
-        let chunk =
-            chunk.map_err(|e| (StatusCode::BAD_REQUEST, format!("the body broke off: {e}")))?;
+        let chunk = chunk.map_err(|e| {
+            let detail = format!("the body broke off: {e}");
+            Refusal::new(StatusCode::BAD_REQUEST, "body_broke_off", detail)
+        })?;
         size += chunk.len();
-        if size <= LIMIT {
+        if size <= limit {
             bytes.extend_from_slice(&chunk);
-        } else if size > DISCARD {
+        } else if size > DISCARD.max(limit) {
             break;
         }
     }
-    if size > LIMIT {
-        return Err((
+    if size > limit {
+        let detail = format!("the body is larger than {limit} bytes (limits.bodyBytes)");
+        return Err(Refusal::new(
             StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the body is larger than {LIMIT} bytes"),
+            "body_too_large",
+            detail,
         ));
     }
     Ok(bytes)

@@ -53,5 +53,16 @@ pub struct Event {
     pub text: String,
 }
 
-/// How many events are kept of one task.
+/// An event with its place in the history of all tasks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Logged {
+    /// Grows with every event of the store, over all tasks and restarts; never used again.
+    pub seq: u64,
+    pub task: TaskId,
+    pub event: Event,
+}
+
+/// How many events are kept of one task, and of how many deleted tasks it is kept that they were deleted.
 pub const EVENTS_KEPT: i64 = 200;
+/// The kind of the one event that stays of a deleted task.
+pub const DELETED: &str = "deleted";

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::schema::{self, OpenError};
 use super::write::{TaskWrite, Write, apply};
-use super::{Event, StoredTask, Unreadable};
+use super::{Event, Logged, StoredTask, Unreadable};
 
 /// Jobs that may wait for the writer; whoever comes then waits with its job in hand.
 const QUEUE: usize = 256;
@@ -111,6 +111,38 @@ impl SqliteStore {
                     let cause = error.to_string();
                     Unreadable { id, cause }
                 }))
+            })
+            .collect()
+    }
+
+    /// What is in the history behind the place `after`, of one task or of all, the oldest first.
+    pub async fn history(
+        &self,
+        of: Option<&TaskId>,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Logged>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT seq, task, at, kind, text FROM events
+             WHERE seq > ?1 AND (?2 IS NULL OR task = ?2) ORDER BY seq LIMIT ?3",
+        )
+        .bind(i64::try_from(after).unwrap_or(i64::MAX))
+        .bind(of.map(TaskId::as_str))
+        .bind(i64::from(limit))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(unavailable)?;
+        rows.iter()
+            .map(|row| {
+                Ok(Logged {
+                    seq: number(row, "seq")? as u64,
+                    task: TaskId::new(text(row, "task")?),
+                    event: Event {
+                        at: number(row, "at")? as u64,
+                        kind: text(row, "kind")?,
+                        text: text(row, "text")?,
+                    },
+                })
             })
             .collect()
     }

@@ -6,7 +6,7 @@ use cdc_core::tso::Tso;
 use serde::Serialize;
 use sqlx::SqliteConnection;
 
-use super::{Desired, EVENTS_KEPT, Event, StoredTask};
+use super::{DELETED, Desired, EVENTS_KEPT, Event, StoredTask};
 
 /// A change to the tasks themselves.
 #[derive(Clone)]
@@ -102,8 +102,18 @@ async fn task(c: &mut SqliteConnection, write: &TaskWrite) -> Done {
             )
             .bind(task.as_str())
             .bind(EVENTS_KEPT)
-            .execute(c)
+            .execute(&mut *c)
             .await?;
+            if event.kind == DELETED {
+                sqlx::query(
+                    "DELETE FROM events WHERE kind = ?1 AND seq <=
+                     (SELECT seq FROM events WHERE kind = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
+                )
+                .bind(DELETED)
+                .bind(EVENTS_KEPT)
+                .execute(c)
+                .await?;
+            }
         }
     }
     Ok(())

@@ -14,10 +14,11 @@ use cdc_core::store::{ProgressStore, StoreError, TaskProgress};
 use cdc_core::task::{TargetSpec, TaskSpec, TaskStatus};
 use cdc_core::tso::Tso;
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use crate::request::{Answer, CreateTask, Given};
 use crate::runtime::Replication;
-use crate::store::{Desired, Event, SqliteStore, TaskWrite, Unreadable};
+use crate::store::{DELETED, Desired, Event, Logged, SqliteStore, TaskWrite, Unreadable};
 use stored::{decode, encode};
 
 /// How long a pause or delete waits for what is in flight.
@@ -76,6 +77,8 @@ struct Inner {
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
     ready: AtomicBool,
+    /// Changes whenever something was added to the history.
+    history: watch::Sender<()>,
 }
 
 impl Tasks {
@@ -88,6 +91,7 @@ impl Tasks {
             unreadable: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
             ready: AtomicBool::new(false),
+            history: watch::Sender::new(()),
         };
         Self {
             inner: Arc::new(inner),
@@ -162,6 +166,21 @@ impl Tasks {
         self.inner.store.events(id, 50).await
     }
 
+    /// The history behind the place `after`, of one task or of all, the oldest first.
+    pub async fn history(
+        &self,
+        of: Option<&TaskId>,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Logged>, StoreError> {
+        self.inner.store.history(of, after, limit).await
+    }
+
+    /// Says when something may have been added to the history.
+    pub fn history_changes(&self) -> watch::Receiver<()> {
+        self.inner.history.subscribe()
+    }
+
     pub async fn progress(&self, id: &TaskId) -> Result<TaskProgress, StoreError> {
         self.inner.store.load(id).await
     }
@@ -218,16 +237,14 @@ impl Tasks {
         };
         let text = format!("created for {}", spec.target.uri);
         inner
-            .store
-            .write_tasks(vec![
+            .write(vec![
                 TaskWrite::Create(encode(&task)?),
                 event(&spec.id, "created", text),
             ])
             .await?;
         if let Err(problem) = inner.replication.start(spec.clone()) {
             // Refused as a whole: an error that leaves a task behind would be taken for no task.
-            let delete = vec![TaskWrite::Delete(spec.id.clone())];
-            if let Err(error) = inner.store.write_tasks(delete).await {
+            if let Err(error) = inner.write(deletion(&spec.id)).await {
                 tracing::error!(task = %spec.id, %error, "a task that could not be started is still stored");
                 inner.tasks.write().insert(spec.id.clone(), task);
             }
@@ -238,20 +255,21 @@ impl Tasks {
         Ok(spec.id)
     }
 
-    /// Stops a task for as long as a person wants. A paused task stays as it is.
-    pub async fn pause(&self, id: &str) -> Result<(), TaskError> {
+    /// Stops a task for as long as a person wants. A paused task stays as it is. `by`: who wants it; `reason`: why.
+    pub async fn pause(&self, id: &str, by: &str, reason: Option<String>) -> Result<(), TaskError> {
         let inner = &self.inner;
         let _changing = inner.changing.lock().await;
         let task = self.get(id)?;
         if task.desired == Desired::Running {
-            let reason = "paused by a request".to_owned();
+            let reason = reason.unwrap_or_else(|| "paused by a request".to_owned());
+            let text = format!("{by}: {reason}");
             let desired = Desired::Paused {
-                by: "http".to_owned(),
+                by: by.to_owned(),
                 since: unix_ms(),
-                reason: reason.clone(),
+                reason,
             };
             inner
-                .set_desired(&task.spec.id, desired, "paused", reason)
+                .set_desired(&task.spec.id, desired, "paused", text)
                 .await?;
         }
         inner.replication.stop(&task.spec.id, STOP_DEADLINE).await;
@@ -297,19 +315,14 @@ impl Tasks {
         let task = match self.get(id) {
             Err(TaskError::Unreadable { .. }) => {
                 let id = TaskId::new(id);
-                let delete = vec![TaskWrite::Delete(id.clone())];
-                inner.store.write_tasks(delete).await?;
+                inner.write(deletion(&id)).await?;
                 inner.unreadable.write().remove(&id);
                 return Ok(());
             }
             other => other?,
         };
         inner.replication.stop(&task.spec.id, STOP_DEADLINE).await;
-        let deleted = inner
-            .store
-            .write_tasks(vec![TaskWrite::Delete(task.spec.id.clone())])
-            .await;
-        if let Err(error) = deleted {
+        if let Err(error) = inner.write(deletion(&task.spec.id)).await {
             // It is still there and still shall run.
             if task.desired == Desired::Running {
                 let _ = inner.replication.start(task.spec);
@@ -379,6 +392,13 @@ impl Inner {
         Ok(None)
     }
 
+    /// Writes, and says so to those who follow the history.
+    async fn write(&self, writes: Vec<TaskWrite>) -> Result<(), StoreError> {
+        self.store.write_tasks(writes).await?;
+        self.history.send_replace(());
+        Ok(())
+    }
+
     async fn set_desired(
         &self,
         id: &TaskId,
@@ -392,9 +412,7 @@ impl Inner {
             desired: desired.clone(),
             at,
         };
-        self.store
-            .write_tasks(vec![set, event(id, kind, text)])
-            .await?;
+        self.write(vec![set, event(id, kind, text)]).await?;
         if let Some(task) = self.tasks.write().get_mut(id) {
             task.desired = desired;
             task.updated = at;
@@ -402,6 +420,12 @@ impl Inner {
         tracing::info!(task = %id, "task {kind}");
         Ok(())
     }
+}
+
+/// A task and its history go; that it was deleted stays for a while.
+fn deletion(task: &TaskId) -> Vec<TaskWrite> {
+    let gone = event(task, DELETED, "deleted by a request".to_owned());
+    vec![TaskWrite::Delete(task.clone()), gone]
 }
 
 fn event(task: &TaskId, kind: &str, text: String) -> TaskWrite {

@@ -1,5 +1,8 @@
 //! `POST /cdc`: the requests of the Go server.
 
+mod shape;
+
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -7,10 +10,13 @@ use axum::response::Response;
 use cdc_core::error::{ErrorClass, Problem, ProblemCode};
 use serde_json::{Map, Value, json};
 
+use super::access::Caller;
 use super::{Api, answer, answer_error, body, show};
 use crate::fields::{Errors, Fields, clip};
+use crate::maintenance::{self, Operation};
 use crate::request;
 use crate::tasks::TaskError;
+use shape::{CdcAnswer, CdcError, CdcRequest};
 
 const TYPES: &[&str] = &[
     "create",
@@ -25,28 +31,31 @@ const TYPES: &[&str] = &[
 
 type Failure = (StatusCode, String);
 
-pub(super) async fn healthz() -> Response {
-    answer(json!({ "status": "live" }))
-}
-
-pub(super) async fn readyz(State(api): State<Api>) -> Response {
-    if api.tasks.ready() {
-        answer(json!({ "status": "ready" }))
-    } else {
-        answer_error(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the stored tasks are being recovered",
-        )
-    }
-}
-
-pub(super) async fn cdc(State(api): State<Api>, body: Body) -> Response {
-    let bytes = match body::read(body).await {
+/// Every request of the Go server
+///
+/// `request_type` says what is asked for, `request_data` holds its parameters. An error has an HTTP status beside the
+/// same `code` in the body.
+#[utoipa::path(post, path = "/cdc", tag = "go", operation_id = "cdc",
+    request_body = CdcRequest,
+    responses(
+        (status = 200, body = CdcAnswer),
+        (status = 400, body = CdcError, description = "The request, or what it asks for, cannot work"),
+        (status = 401, body = CdcError, description = "No token, or the source or target refused the login"),
+        (status = 404, body = CdcError, description = "No such task"),
+        (status = 409, body = CdcError, description = "It contradicts what is there"),
+        (status = 413, body = CdcError, description = "The body is too large"),
+    ))]
+pub(super) async fn cdc(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    body: Body,
+) -> Response {
+    let bytes = match body::read(body, &api.body).await {
         Ok(bytes) => bytes,
-        Err((status, message)) => return answer_error(status, message),
+        Err(refusal) => return refusal.answer(super::GO_PATH),
     };
     // In a task of its own: a client that hangs up does not leave a request half done.
-    let handled = tokio::spawn(async move { handle(&api, &bytes).await }).await;
+    let handled = tokio::spawn(async move { handle(&api, &caller, &bytes).await }).await;
     match handled {
         Ok(Ok(data)) => answer(data),
         Ok(Err((status, message))) => answer_error(status, message),
@@ -66,6 +75,13 @@ enum Request {
     Get(String),
     Position(String),
     List,
+    Maintenance(Operation),
+}
+
+impl Request {
+    fn writes(&self) -> bool {
+        !matches!(self, Request::Get(_) | Request::Position(_) | Request::List)
+    }
 }
 
 fn parse(limits: &request::Limits, bytes: &[u8]) -> Result<Request, Failure> {
@@ -118,9 +134,9 @@ fn parse(limits: &request::Limits, bytes: &[u8]) -> Result<Request, Failure> {
             Request::List
         }
         Some("maintenance") => {
-            return Err(bad(
-                "request_type: maintenance is not available in this version",
-            ));
+            let operation = maintenance::read(data);
+            check(&errors)?;
+            Request::Maintenance(operation.ok_or_else(|| bad("incomplete request"))?)
         }
         other => {
             let other = clip(other.unwrap_or_default());
@@ -133,8 +149,15 @@ fn parse(limits: &request::Limits, bytes: &[u8]) -> Result<Request, Failure> {
     Ok(request)
 }
 
-async fn handle(api: &Api, bytes: &[u8]) -> Result<Value, Failure> {
+async fn handle(api: &Api, caller: &Caller, bytes: &[u8]) -> Result<Value, Failure> {
     let request = parse(&api.limits, bytes)?;
+    if request.writes() && !caller.may_write() {
+        let refusal = caller.read_only();
+        return Err((
+            refusal.status,
+            format!("{}; {}", refusal.detail, refusal.hint),
+        ));
+    }
     if !api.tasks.ready() {
         return Err((
             StatusCode::SERVICE_UNAVAILABLE,
@@ -157,7 +180,10 @@ async fn handle(api: &Api, bytes: &[u8]) -> Result<Value, Failure> {
             Ok(json!({}))
         }
         Request::Pause(id) => {
-            api.tasks.pause(&id).await.map_err(failure)?;
+            api.tasks
+                .pause(&id, caller.name(), None)
+                .await
+                .map_err(failure)?;
             Ok(json!({}))
         }
         Request::Resume(id, answers) => {
@@ -199,6 +225,12 @@ async fn handle(api: &Api, bytes: &[u8]) -> Result<Value, Failure> {
                 &progress,
                 &api.limits.replicate_channel,
             ))
+        }
+        Request::Maintenance(operation) => {
+            let state = maintenance::carry_out(&operation, &api.log_level).map_err(bad)?;
+            tracing::warn!(by = caller.name(), "{state}");
+            // The Go server's structure has lost its tag: it answers with the name of the field.
+            Ok(json!({ "State": state, "state": state }))
         }
         Request::List => {
             let mut tasks: Vec<Value> = api
