@@ -14,6 +14,7 @@ use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
+use super::body;
 use super::problem::Refusal;
 use crate::config::access::{Access, Open, Role};
 
@@ -140,7 +141,22 @@ fn door(path: &str) -> Option<Open> {
 }
 
 /// Lets a request through to its handler, with a [`Caller`] in its extensions.
-pub(super) async fn guard(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    match admit(&gate, request, next).await {
+        Ok(response) => response,
+        Err((refusal, request)) => {
+            let path = request.uri().path().to_owned();
+            body::drain(request.into_body()).await;
+            refusal.answer(&path)
+        }
+    }
+}
+
+async fn admit(
+    gate: &Gate,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, (Refusal, Request)> {
     let path = request.uri().path().to_owned();
     let door = door(&path);
     let inner = &gate.inner;
@@ -148,26 +164,26 @@ pub(super) async fn guard(State(gate): State<Gate>, mut request: Request, next: 
     // Whoever watches this process has to hear from it above all when it is overloaded.
     if open && matches!(door, Some(Open::Healthz | Open::Readyz)) {
         request.extensions_mut().insert(inner.anyone());
-        return next.run(request).await;
+        return Ok(next.run(request).await);
     }
     let token = inner.find(request.headers());
     let rate = token.map_or(&inner.rate, |token| &token.rate);
     if let Err(early) = rate.check() {
         let wait = early.wait_time_from(DefaultClock::default().now());
         let detail = "too many requests (limits.requestsPerSecond)";
-        return Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail)
+        let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail)
             .hint("Retry-After says when to go on")
-            .retry_after(wait.as_secs() + 1)
-            .answer(&path);
+            .retry_after(wait.as_secs() + 1);
+        return Err((refusal, request));
     }
     let caller = match token {
         Some(token) => token.caller.clone(),
         None if open || inner.tokens.is_empty() => inner.anyone(),
         None => {
             let detail = "this needs a token that is in security.tokens";
-            return Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
-                .hint("send it as Authorization: Bearer TOKEN")
-                .answer(&path);
+            let refusal = Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+                .hint("send it as Authorization: Bearer TOKEN");
+            return Err((refusal, request));
         }
     };
     // What a POST of the Go server's interface does is in its body: its handler looks.
@@ -176,15 +192,15 @@ pub(super) async fn guard(State(gate): State<Gate>, mut request: Request, next: 
         Method::GET | Method::HEAD | Method::OPTIONS
     );
     if !reads && path != super::GO_PATH && !caller.may_write() {
-        return caller.read_only().answer(&path);
+        return Err((caller.read_only(), request));
     }
     let Ok(_place) = inner.places.try_acquire() else {
         let detail = "too many requests at once (limits.concurrentRequests)";
-        return Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail)
+        let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail)
             .hint("try again in a moment")
-            .retry_after(1)
-            .answer(&path);
+            .retry_after(1);
+        return Err((refusal, request));
     };
     request.extensions_mut().insert(caller);
-    next.run(request).await
+    Ok(next.run(request).await)
 }

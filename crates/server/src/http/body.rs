@@ -1,5 +1,7 @@
 //! Reading a request's body within bounds of size and time.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::StatusCode;
 use futures::StreamExt;
@@ -10,6 +12,9 @@ use crate::config::access::BodyLimits;
 /// A larger body is taken in and thrown away up to here, so that its sender hears the answer instead of a broken
 /// connection.
 const DISCARD: usize = 32 * 1024 * 1024;
+/// The same for a request that may not even be asked, and for how long.
+const REFUSED: usize = 64 * 1024;
+const REFUSED_TIME: Duration = Duration::from_millis(500);
 
 pub(super) async fn read(body: Body, limits: &BodyLimits) -> Result<Vec<u8>, Refusal> {
     match tokio::time::timeout(limits.timeout, collect(body, limits.bytes)).await {
@@ -53,4 +58,20 @@ async fn collect(body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
         ));
     }
     Ok(bytes)
+}
+
+/// Takes in what is left of the body of a request that is refused without being read, within narrow bounds: closed with
+/// unread bytes, a connection breaks before its client has heard the answer.
+pub(super) async fn drain(body: Body) {
+    let mut stream = body.into_data_stream();
+    let all = async {
+        let mut left = REFUSED;
+        while let Some(Ok(chunk)) = stream.next().await {
+            left = left.saturating_sub(chunk.len());
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(REFUSED_TIME, all).await;
 }

@@ -65,7 +65,11 @@ pub fn router(parts: Parts) -> Router {
         tasks: parts.tasks,
         limits: Arc::new(parts.limits),
         body: parts.access.body,
-        warnings: parts.warnings.into(),
+        // Where tokens are needed, those without one hear no more than that it is ready.
+        warnings: match parts.access.tokens.is_empty() {
+            true => parts.warnings.into(),
+            false => Arc::default(),
+        },
         log_level: parts.log_level,
         followers: Arc::new(Semaphore::new(parts.access.event_streams)),
         stop: parts.stop,

@@ -250,8 +250,10 @@ impl Server {
             head += &format!("{key}: {value}\r\n");
         }
         head += "\r\n";
-        stream.write_all(head.as_bytes()).await.unwrap();
-        stream.write_all(body).await.unwrap();
+        stream
+            .write_all(&[head.as_bytes(), body].concat())
+            .await
+            .unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
         Answer::parse(&text)

@@ -24,14 +24,10 @@ pub(crate) enum CdcRequest {
     Resume(Resume),
     Get(OneTask),
     Position(OneTask),
-    List(Nothing),
+    /// Takes no `request_data`, or an empty one.
+    List,
     Maintenance(Maintenance),
 }
-
-#[derive(Serialize, ToSchema)]
-#[schema(as = CdcNothing)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Nothing {}
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = CdcOneTask)]

@@ -21,7 +21,7 @@ use super::tasks::{Id, exists, id, ready};
 use super::view;
 use crate::http::Api;
 use crate::http::problem::{Body as Problem, Refusal};
-use crate::store::{DELETED, Logged};
+use crate::store::Logged;
 use crate::tasks::TaskError;
 
 /// How often the store is asked although nothing was said to have changed: another server may write to it too.
@@ -132,7 +132,6 @@ struct Follower {
     page: VecDeque<Logged>,
     changes: watch::Receiver<()>,
     until: Instant,
-    over: bool,
     _place: OwnedSemaphorePermit,
 }
 
@@ -150,7 +149,6 @@ fn follow(api: Api, of: Option<TaskId>, after: u64) -> Result<Response, Refusal>
         after,
         page: VecDeque::new(),
         until: Instant::now() + LIFE,
-        over: false,
         _place: place,
     };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
@@ -172,15 +170,11 @@ impl Follower {
         loop {
             if let Some(logged) = self.page.pop_front() {
                 self.after = logged.seq;
-                self.over |= self.of.is_some() && logged.event.kind == DELETED;
                 let shown = view::event(logged);
                 let event = sse::Event::default()
                     .id(shown.id.to_string())
                     .event(shown.kind.as_str());
                 return event.json_data(&shown).ok();
-            }
-            if self.over {
-                return None;
             }
             // Before the look: what is added during it is not missed.
             self.changes.mark_unchanged();
@@ -199,7 +193,7 @@ impl Follower {
                 continue;
             }
             if let Some(of) = &self.of {
-                // Its last event was seen, or pushed out by others.
+                // Its last event was seen. A task that was made anew under its id goes on.
                 exists(&self.api, of.as_str()).ok()?;
             }
             tokio::select! {

@@ -314,6 +314,7 @@ pub(super) fn exists(api: &Api, id: &str) -> Result<TaskId, Refusal> {
 
 /// The body as a JSON object.
 async fn object(api: &Api, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Refusal> {
+    let bytes = raw::read(body, &api.body).await?;
     if let Some(kind) = headers.get(header::CONTENT_TYPE)
         && !is_json(kind.to_str().unwrap_or_default())
     {
@@ -323,7 +324,6 @@ async fn object(api: &Api, headers: &HeaderMap, body: Body) -> Result<Map<String
             "Content-Type: application/json expected",
         ));
     }
-    let bytes = raw::read(body, &api.body).await?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|e| {
         Refusal::new(
             StatusCode::BAD_REQUEST,
