@@ -4,6 +4,7 @@
 //! to the corelib); what has to survive goes to [`store`].
 
 pub mod cli;
+pub mod client;
 pub mod command;
 pub mod config;
 mod config_store;
@@ -11,6 +12,8 @@ pub mod doctor;
 pub mod engine_adapter;
 pub mod fields;
 pub mod http;
+pub mod listen;
+pub mod maintenance;
 pub mod request;
 pub mod runtime;
 pub mod serve;

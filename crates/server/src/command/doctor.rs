@@ -7,7 +7,8 @@ use std::time::Duration;
 use cdc_core::doctor::{Check, Verdict};
 use serde_json::{Value, json};
 
-use super::{Output, client};
+use crate::cli::{Connection, Output};
+use crate::client::http::{Client, Method, secret};
 use crate::doctor::{Report, without_server};
 
 /// Above what all checks of a server may take one after the other.
@@ -15,14 +16,25 @@ const ANSWER: Duration = Duration::from_secs(180);
 
 /// Looks at source, queue, positions and targets, and says of each whether it is well and what to do if it is not.
 /// Changes nothing. Exit code 0: no problem was found.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args)]
 pub struct Args {
     /// The configuration; without it ./configs/cdc.yaml, and without that the embedded defaults. Needs no server.
     #[arg(long, value_name = "FILE", conflicts_with = "server")]
     config: Option<PathBuf>,
-    /// Ask a running server instead, at http://host:port.
+    /// Ask a running server instead, at http(s)://host:port.
     #[arg(long, value_name = "URL")]
     server: Option<String>,
+    /// The server's own token, or file:PATH of a file that holds it.
+    #[arg(
+        long,
+        env = "MILVUS_CDC_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
+    server_token: Option<String>,
+    /// Who signed the server's certificate (PEM); without it the system's certificates.
+    #[arg(long, env = "MILVUS_CDC_CA_CERT", value_name = "FILE")]
+    ca_cert: Option<PathBuf>,
     /// A target to look at beside those of the tasks.
     #[arg(long, value_name = "URI")]
     target: Option<String>,
@@ -38,7 +50,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "target")]
     token_file: Option<PathBuf>,
     /// How to print.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
 }
 
@@ -49,7 +61,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         None => Value::Null,
         Some(uri) => {
             let token = match &args.token_file {
-                Some(path) => client::secret_from(path)?,
+                Some(path) => secret(&format!("file:{}", path.display()), "--token-file")?,
                 None => args.token.clone().unwrap_or_default(),
             };
             json!({ "milvus_connect_param": { "uri": uri, "token": token } })
@@ -58,10 +70,19 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let report = match &args.server {
         None => without_server(args.config.as_deref(), &target).await,
         Some(server) => {
+            let client = Client::new(&Connection {
+                server: server.clone(),
+                token: args.server_token.clone(),
+                ca_cert: args.ca_cert.clone(),
+                client_cert: None,
+                client_key: None,
+                timeout: ANSWER.as_secs(),
+                output: args.output,
+            })?;
             let path = "/api/v1/doctor";
             let answer = match target {
-                Value::Null => client::get(server, path, ANSWER).await?,
-                target => client::post(server, path, &target, ANSWER).await?,
+                Value::Null => client.get(path)?,
+                target => client.ask(Method::POST, path, Some(&target))?,
             };
             serde_json::from_value(answer)?
         }

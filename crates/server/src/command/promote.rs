@@ -7,15 +7,15 @@ use std::time::Duration;
 use anyhow::bail;
 use serde_json::json;
 
-use super::{Output, client};
+use crate::cli::{Connection, Output};
+use crate::client::http::{Client, Method, secret};
 use crate::tasks::{Promotion, PromotionState};
 
-const ANSWER: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Makes the standby of a task a Milvus of its own, the day the source is gone. Stops the task for good: there is no way
 /// back. It goes on in the server; if this command or the server ends on the way, run it again. See docs/failover.md.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args)]
 pub struct Args {
     /// The task. All tasks to the same target are promoted with it.
     task: String,
@@ -44,12 +44,9 @@ pub struct Args {
     /// How long each step may take, the wait for a person included.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     patience: u64,
-    /// The server that runs the task.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8444")]
-    server: String,
-    /// How to print: every new step as a line, or the last state as JSON.
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Output,
+    /// The server that runs the task. As a table every new step is a line; as JSON the last state is printed.
+    #[command(flatten)]
+    connection: Connection,
 }
 
 /// # Errors
@@ -66,21 +63,27 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         if let (Some(user), Some(file)) = (&args.target_etcd_user, &args.target_etcd_password_file)
         {
             wish["target_etcd"]["username"] = json!(user);
-            wish["target_etcd"]["password"] = json!(client::secret_from(file)?);
+            wish["target_etcd"]["password"] = json!(secret(
+                &format!("file:{}", file.display()),
+                "--target-etcd-password-file"
+            )?);
         }
     }
     let path = format!("/api/v1/tasks/{}/promote", args.task);
-    let mut answer = client::post(&args.server, &path, &wish, ANSWER).await?;
+    // Its calls block, each no longer than --timeout; nothing else runs here.
+    let client = Client::new(&args.connection)?;
+    let output = args.connection.output;
+    let mut answer = client.ask(Method::POST, &path, Some(&wish))?;
     let mut printed = String::new();
     loop {
         let now: Promotion = serde_json::from_value(answer)?;
         let lines = lines(&now);
-        if args.output == Output::Table && lines != printed {
+        if output == Output::Table && lines != printed {
             print!("{lines}");
             printed = lines;
         }
         if now.state != PromotionState::Promoting {
-            if args.output == Output::Json {
+            if output == Output::Json {
                 println!("{}", serde_json::to_string_pretty(&now)?);
             }
             return Ok(match now.state {
@@ -89,7 +92,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             });
         }
         tokio::time::sleep(LOOK_EVERY).await;
-        answer = client::get(&args.server, &path, ANSWER).await?;
+        answer = client.get(&path)?;
     }
 }
 

@@ -2,13 +2,14 @@
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use serde_json::Value;
+use cdc_core::task::TargetSpec;
+use serde_json::{Map, Value};
 
-use super::{Api, answer_error, body};
+use super::problem::Refusal;
+use super::{Api, body};
 use crate::doctor;
 use crate::fields::{Errors, Fields};
 
@@ -20,30 +21,28 @@ async fn look(State(api): State<Api>) -> Response {
     Json(doctor::in_server(&api.tasks, Vec::new()).await).into_response()
 }
 
-async fn look_further(State(api): State<Api>, body: Body) -> Response {
-    let bytes = match body::read(body).await {
-        Ok(bytes) => bytes,
-        Err((status, message)) => return answer_error(status, message),
-    };
-    let errors = Errors::default();
-    let targets = match serde_json::from_slice(&bytes) {
-        Ok(Value::Object(map)) => {
-            let data = Fields::root(&map, &errors);
-            let target = doctor::further_target(&data, api.tasks.call_timeout());
-            data.finish();
-            target.into_iter().collect()
-        }
+async fn look_further(State(api): State<Api>, body: Body) -> Result<Response, Refusal> {
+    let bytes = body::read(body, &api.body).await?;
+    let map = match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(map)) => map,
         Ok(_) => {
-            errors.add("a JSON object expected, with milvus_connect_param in it");
-            Vec::new()
+            let expected = "a JSON object expected, with milvus_connect_param in it";
+            return Err(Refusal::invalid(expected));
         }
-        Err(error) => {
-            errors.add(format!("malformed JSON: {error}"));
-            Vec::new()
-        }
+        Err(error) => return Err(Refusal::invalid(format!("malformed JSON: {error}"))),
     };
-    match errors.check() {
-        Err(all) => answer_error(StatusCode::BAD_REQUEST, all.join("; ")),
-        Ok(()) => Json(doctor::in_server(&api.tasks, targets).await).into_response(),
-    }
+    let target = further(&api, &map)?;
+    let targets = target.into_iter().collect();
+    Ok(Json(doctor::in_server(&api.tasks, targets).await).into_response())
+}
+
+fn further(api: &Api, map: &Map<String, Value>) -> Result<Option<TargetSpec>, Refusal> {
+    let errors = Errors::default();
+    let data = Fields::root(map, &errors);
+    let target = doctor::further_target(&data, api.tasks.call_timeout());
+    data.finish();
+    errors
+        .check()
+        .map_err(|all| Refusal::invalid(all.join("; ")))?;
+    Ok(target)
 }

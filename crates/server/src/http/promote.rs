@@ -13,11 +13,12 @@ use cdc_core::secret::Secret;
 use cdc_core::tls::ClientTls;
 use serde_json::{Map, Value};
 
-use super::handlers::{failure, owner_only};
-use super::{Api, answer_error, body};
+use super::problem::Refusal;
+use super::v1::writable;
+use super::{Api, body};
 use crate::config::endpoints;
 use crate::fields::{Errors, Fields};
-use crate::tasks::{Promotion, TaskError, Wish};
+use crate::tasks::Wish;
 use crate::tls_fields;
 
 /// How long each step may take if nobody says otherwise.
@@ -27,36 +28,22 @@ pub(super) fn routes() -> Router<Api> {
     Router::new().route("/api/v1/tasks/{id}/promote", get(look).post(promote))
 }
 
-async fn look(State(api): State<Api>, Path(id): Path<String>) -> Response {
+async fn look(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Refusal> {
     // Where it is, is in the memory of the server that does it.
-    if let Err((status, message)) = owner_only(api.tasks.standing()) {
-        return answer_error(status, message);
-    }
-    shown(api.tasks.promotion(&id), StatusCode::OK)
+    writable(&api)?;
+    Ok(Json(api.tasks.promotion(&id)?).into_response())
 }
 
-async fn promote(State(api): State<Api>, Path(id): Path<String>, body: Body) -> Response {
-    let bytes = match body::read(body).await {
-        Ok(bytes) => bytes,
-        Err((status, message)) => return answer_error(status, message),
-    };
-    if let Err((status, message)) = owner_only(api.tasks.standing()) {
-        return answer_error(status, message);
-    }
-    match wish(&bytes) {
-        Ok(wish) => shown(api.tasks.promote(&id, wish).await, StatusCode::ACCEPTED),
-        Err(wrong) => answer_error(StatusCode::BAD_REQUEST, wrong),
-    }
-}
-
-fn shown(promotion: Result<Promotion, TaskError>, status: StatusCode) -> Response {
-    match promotion {
-        Ok(promotion) => (status, Json(promotion)).into_response(),
-        Err(error) => {
-            let (status, message) = failure(error);
-            answer_error(status, message)
-        }
-    }
+async fn promote(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let bytes = body::read(body, &api.body).await?;
+    writable(&api)?;
+    let wish = wish(&bytes).map_err(Refusal::invalid)?;
+    let promotion = api.tasks.promote(&id, wish).await?;
+    Ok((StatusCode::ACCEPTED, Json(promotion)).into_response())
 }
 
 /// What is wrong is said with the field's name; no password is shown.

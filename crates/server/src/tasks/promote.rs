@@ -471,16 +471,13 @@ impl Inner {
             };
             [set, event(id, kind, text.to_owned())]
         });
-        self.store
-            .write_tasks(writes.collect())
-            .await
-            .map_err(|e| {
-                Problem::new(
-                    ErrorClass::Transient,
-                    e.to_string(),
-                    "check the store of metaStoreConfig",
-                )
-            })?;
+        self.write(writes.collect()).await.map_err(|e| {
+            Problem::new(
+                ErrorClass::Transient,
+                e.to_string(),
+                "check the store of metaStoreConfig",
+            )
+        })?;
         let mut all = self.tasks.write();
         for id in &ids {
             if let Some(task) = all.get_mut(id) {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod fence;
+mod history;
 mod large;
 mod look;
 mod place;
@@ -29,6 +30,9 @@ const ALL: &[(&str, Test)] = tests![
     suite::contract,
     suite::tasks_and_their_history,
     look::a_look_changes_nothing,
+    history::of_one_task_and_of_all_in_their_order,
+    history::a_place_is_never_used_again,
+    history::of_deleted_tasks_the_last_deletions_stay,
     suite::one_failing_job_fails_alone_and_whole,
     secrets::a_dump_has_no_planted_secret,
     secrets::another_key_or_none_is_refused,
@@ -49,6 +53,7 @@ const SHARED: &[(&str, Test)] = tests![
 const ETCD: &[(&str, Test)] = tests![
     large::a_commit_of_any_size,
     large::a_large_commit_is_whole_or_not_at_all,
+    history::a_page_sees_what_is_in_the_journal,
 ];
 
 fn main() -> ExitCode {
