@@ -106,7 +106,7 @@ fn output(program: &str, args: &[&str]) -> Option<String> {
 }
 
 /// `$XDG_CACHE_HOME/milvus-cdc`, else `~/.cache/milvus-cdc`.
-fn cache() -> Result<PathBuf, String> {
+pub(crate) fn cache() -> Result<PathBuf, String> {
     let base = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
         (Some(cache), _) if !cache.is_empty() => PathBuf::from(cache),
         (_, Some(home)) => PathBuf::from(home).join(".cache"),

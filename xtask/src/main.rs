@@ -2,6 +2,7 @@
 
 mod env;
 mod run;
+mod schemathesis;
 
 use std::process::ExitCode;
 
@@ -17,6 +18,7 @@ cargo xtask demo [OPTIONS]   Two real Milvus servers, milvus-cdc between them, a
     --rows N, --ops N, --seed N, --dir FOLDER
 
 cargo xtask test [--quick]   fmt, clippy, all tests, end-to-end tests on real servers included; --quick leaves those out
+cargo xtask schemathesis [--seed N]   the OpenAPI document against the running server (schemathesis, from PyPI)
 cargo xtask env              prints the environment in which these commands build, as shell exports
 ";
 
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         "demo" => run::demo(rest),
         "test" => run::test(rest),
+        "schemathesis" => run::schemathesis(rest),
         "env" => run::print_env(rest),
         "-h" | "--help" | "help" => {
             print!("{HELP}");

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::env::{self, Env};
+use crate::schemathesis;
 
-type Outcome = Result<(), String>;
+pub(crate) type Outcome = Result<(), String>;
 
 /// Of all that is built for the tests, always with `--workspace`: what is built with other features, or for one package
 /// alone, has dependencies with other features, and they are compiled again.
@@ -80,8 +81,13 @@ pub(crate) fn test(args: &[String]) -> Outcome {
     }
     cargo(
         &env,
-        &[&["build", "--workspace", "--bins"][..], &FEATURES].concat(),
+        &[
+            &["build", "--workspace", "--bins", "--example", "api"][..],
+            &FEATURES,
+        ]
+        .concat(),
     )?;
+    check_interface(None)?;
     step(
         "the queues and the catalog on a real server's JetStream and etcd, and on a Pulsar broker",
     );
@@ -114,6 +120,40 @@ pub(crate) fn test(args: &[String]) -> Outcome {
     core.and(stores).and(e2e)
 }
 
+/// The OpenAPI document against the running server. Needs no queue but one.
+pub(crate) fn schemathesis(args: &[String]) -> Outcome {
+    let seed = match args {
+        [] => None,
+        [flag, seed] if flag == "--seed" => Some(
+            seed.parse()
+                .map_err(|_| format!("--seed: a whole number expected, not {seed:?}"))?,
+        ),
+        other => {
+            return Err(format!(
+                "schemathesis: unknown arguments {other:?}; only --seed N is known"
+            ));
+        }
+    };
+    let env = env::build(false)?;
+    step("build");
+    cargo(
+        &env,
+        &[
+            &["build", "-p", "milvus-cdc", "--bins", "--example", "api"][..],
+            &["--no-default-features", "--features", "milvus-cdc/natsmq"],
+        ]
+        .concat(),
+    )?;
+    check_interface(seed)
+}
+
+/// The program and its example are built.
+fn check_interface(seed: Option<u64>) -> Outcome {
+    let server = built("milvus-cdc")?;
+    let example = server.with_file_name("examples").join("api");
+    schemathesis::run(&server, &example, seed)
+}
+
 /// `export NAME='value'` lines.
 pub(crate) fn print_env(args: &[String]) -> Outcome {
     if !args.is_empty() {
@@ -125,7 +165,7 @@ pub(crate) fn print_env(args: &[String]) -> Outcome {
     Ok(())
 }
 
-fn step(what: &str) {
+pub(crate) fn step(what: &str) {
     eprintln!("== {what}");
 }
 
@@ -135,7 +175,7 @@ fn cargo(env: &Env, args: &[&str]) -> Outcome {
     finish(cargo, &format!("cargo {}", args.join(" ")))
 }
 
-fn finish(mut command: Command, what: &str) -> Outcome {
+pub(crate) fn finish(mut command: Command, what: &str) -> Outcome {
     // This very program was started by cargo, with variables of its own package. A build script that watches one of
     // them (ring's) would be run again for every change between `cargo xtask` and plain `cargo`, and with it all that
     // depends on it compiled anew.

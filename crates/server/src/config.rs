@@ -1,5 +1,8 @@
 //! `cdc.yaml`: read strictly into a checked model.
 
+pub mod access;
+mod pulsar;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,8 +17,7 @@ use crate::config_store;
 use crate::fields::{Errors, Fields, clip};
 use crate::store::open::StoreConfig;
 use crate::tls_fields;
-
-mod pulsar;
+use access::Access;
 
 /// For one answer of the source's queue or etcd.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +30,7 @@ pub const DEFAULT_PATH: &str = "./configs/cdc.yaml";
 pub struct Config {
     /// `host:port` to listen on.
     pub address: String,
+    pub access: Access,
     pub max_task_num: usize,
     /// In bytes.
     pub max_name_length: usize,
@@ -261,10 +264,12 @@ fn read(top: Fields<'_>) -> Option<Config> {
         target.finish();
     }
     let (store, secret_key) = config_store::read(&top, &mut ignored);
+    let access = access::read(&top);
     let source = read_source(&top, &mut ignored);
     top.finish();
     Some(Config {
         address,
+        access,
         max_task_num,
         max_name_length,
         store,
@@ -283,7 +288,7 @@ fn read(top: Fields<'_>) -> Option<Config> {
 }
 
 /// Checks `level[,module=level]*`; gives back the part that is wrong.
-fn check_filter(filter: &str) -> Result<(), String> {
+pub(crate) fn check_filter(filter: &str) -> Result<(), String> {
     let levels = ["trace", "debug", "info", "warn", "error", "off"];
     for (i, part) in filter.split(',').map(str::trim).enumerate() {
         let (module, level) = part

@@ -4,11 +4,14 @@
 //! to the corelib); what has to survive goes to [`store`].
 
 pub mod cli;
+pub mod client;
 pub mod config;
 mod config_store;
 pub mod engine_adapter;
 pub mod fields;
 pub mod http;
+pub mod listen;
+pub mod maintenance;
 pub mod request;
 pub mod runtime;
 pub mod serve;

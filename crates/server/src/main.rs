@@ -1,13 +1,30 @@
 //! The program `milvus-cdc`.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use milvus_cdc::cli::{Cli, Command};
+use milvus_cdc::client;
 
 fn main() -> ExitCode {
-    let Command::Server { config } = Cli::parse().command;
+    match Cli::parse().command {
+        Command::Server { config } => server(config.as_deref()),
+        Command::Task {
+            connection,
+            command,
+        } => client::run(&connection, &command),
+        Command::Completions { shell } => {
+            let mut command = Cli::command();
+            let name = command.get_name().to_owned();
+            clap_complete::generate(shell, &mut command, name, &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn server(config: Option<&Path>) -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -15,7 +32,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(milvus_cdc::serve::serve(config.as_deref()));
+    let result = runtime.block_on(milvus_cdc::serve::serve(config));
     // Whatever still blocks has had its time.
     runtime.shutdown_timeout(Duration::from_millis(200));
     match result {

@@ -8,12 +8,17 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt, reload};
 
 use crate::config::Config;
 use crate::engine_adapter::EngineReplication;
 use crate::http;
+use crate::listen::{self, Tls};
+use crate::maintenance::LogLevel;
 use crate::request::Limits;
 use crate::store::owner::Claim;
 use crate::store::seal::{self, SealKey, Sealed};
@@ -32,11 +37,16 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// Runs until SIGTERM or ctrl-c.
 pub async fn serve(path: Option<&Path>) -> anyhow::Result<()> {
     let (config, origin) = Config::load(path)?;
-    start_log(&config)?;
+    let log_level = start_log(&config)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), configuration = %origin, "milvus-cdc starts");
     if !config.ignored.is_empty() {
         tracing::info!(keys = %config.ignored.join(", "), "these keys mean nothing here and are ignored");
     }
+    let warnings = config.access.warnings(&config.address);
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    let tls = config.access.tls.as_ref().map(Tls::load).transpose()?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let parts = async {
         let store = open_store(&config).await?;
@@ -55,26 +65,31 @@ pub async fn serve(path: Option<&Path>) -> anyhow::Result<()> {
     };
     let switch = Switch::new(store.clone());
     let tasks = Tasks::new(switch.clone(), replication.clone(), limits);
-    let router = http::router(
-        tasks.clone(),
-        Limits {
+    let stop = CancellationToken::new();
+    let router = http::router(http::Parts {
+        tasks: tasks.clone(),
+        limits: Limits {
             max_name_length: config.max_name_length,
             queue: config.source.queue.kind(),
             replicate_channel: config.source.replicate_channel.clone(),
         },
-    );
+        access: config.access.clone(),
+        warnings,
+        log_level,
+        stop: stop.clone(),
+    });
     let address = config.address.as_str();
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address} (address)"))?;
-    tracing::info!(address = %listener.local_addr()?, "listening");
-    let stop = CancellationToken::new();
-    let stopped = stop.clone().cancelled_owned();
-    let server = tokio::spawn(async move {
-        axum::serve(listener, router)
-            .with_graceful_shutdown(stopped)
-            .await
-    });
+    tracing::info!(address = %listener.local_addr()?, tls = tls.is_some(), "listening");
+    let mut server = JoinSet::new();
+    if let Some(tls) = &tls {
+        server.spawn(tls.clone().watch(stop.clone()));
+    }
+    let access = config.access.clone();
+    let stopped = stop.clone();
+    server.spawn(async move { listen::serve(listener, router, &access, tls, stopped).await });
     let terms = Terms {
         backend: store,
         switch,
@@ -98,7 +113,7 @@ pub async fn serve(path: Option<&Path>) -> anyhow::Result<()> {
         () = tasks.shut_down(DRAIN) => {}
         _ = run => {}
     }
-    server.abort();
+    server.shutdown().await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -134,16 +149,22 @@ async fn stop_wanted(terminate: &mut Signal) {
     }
 }
 
-fn start_log(config: &Config) -> anyhow::Result<()> {
+fn start_log(config: &Config) -> anyhow::Result<LogLevel> {
     let filter = EnvFilter::try_new(&config.log_level).context("logLevel")?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    let started = if config.log_json {
-        builder.json().try_init()
-    } else {
-        builder.try_init()
+    let lines = match config.log_json {
+        true => lines.json().boxed(),
+        false => lines.boxed(),
     };
-    started.map_err(|e| anyhow::anyhow!("cannot start the log: {e}"))
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .try_init()
+        .map_err(|e| anyhow::anyhow!("cannot start the log: {e}"))?;
+    Ok(LogLevel::new(move |text| {
+        let filter = EnvFilter::try_new(text).map_err(|e| e.to_string())?;
+        handle.reload(filter).map_err(|e| e.to_string())
+    }))
 }

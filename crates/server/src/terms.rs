@@ -56,10 +56,11 @@ impl Terms {
                 Ok(Ok(Taken::Ours(term))) => return term,
                 Ok(Ok(Taken::Theirs(name))) => {
                     say(format!("waiting: {name} owns the store and runs its tasks"));
-                    self.tasks.wait_for(&name);
+                    // First the tasks: who asks is not told that there are none.
                     if let Err(error) = self.tasks.refresh().await {
                         tracing::debug!(%error, "the tasks shown may be old");
                     }
+                    self.tasks.wait_for(&name);
                 }
                 Ok(Err(error)) => say(format!("waiting for the store: {error}")),
                 Err(_) => say("waiting for the store: no answer".to_owned()),

@@ -149,7 +149,7 @@ fn detached(id: CollectionId, progress: &TaskProgress) -> Vec<Value> {
 }
 
 /// Every collection of which something is stored.
-fn stored_ids(progress: &TaskProgress) -> BTreeSet<CollectionId> {
+pub(super) fn stored_ids(progress: &TaskProgress) -> BTreeSet<CollectionId> {
     let objects = progress.collections.keys().copied();
     let detached = progress.detached.keys().map(|(_, id)| *id);
     objects
@@ -165,7 +165,7 @@ pub(super) fn stored_states(progress: &TaskProgress) -> impl Iterator<Item = &'s
         .map(|id| stored_state(id, progress, false))
 }
 
-fn stored_state(id: CollectionId, progress: &TaskProgress, runs: bool) -> &'static str {
+pub(super) fn stored_state(id: CollectionId, progress: &TaskProgress, runs: bool) -> &'static str {
     let phase = progress.collections.get(&id).map(|object| object.phase);
     match phase {
         Some(ObjectPhase::Dropped) => "Dropped",
@@ -176,7 +176,11 @@ fn stored_state(id: CollectionId, progress: &TaskProgress, runs: bool) -> &'stat
 
 /// A collection of which nothing but the stored is known: the task is paused, or has yet to find it. `None` for what a
 /// running task has dropped before.
-fn stored_collection(id: CollectionId, progress: &TaskProgress, runs: bool) -> Option<Value> {
+pub(super) fn stored_collection(
+    id: CollectionId,
+    progress: &TaskProgress,
+    runs: bool,
+) -> Option<Value> {
     let object = progress.collections.get(&id);
     let state = stored_state(id, progress, runs);
     if runs && state == "Dropped" {
@@ -208,7 +212,7 @@ pub(super) fn stored_lag(progress: &TaskProgress) -> Option<f64> {
 }
 
 /// What the state says beside its name; times in unix milliseconds.
-fn detail(state: &CollectionState) -> Value {
+pub(super) fn detail(state: &CollectionState) -> Value {
     match state {
         CollectionState::Failing {
             problem,

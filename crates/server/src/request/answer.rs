@@ -36,11 +36,21 @@ impl Answer {
     }
 }
 
-/// Reads the answers. What is wrong goes to the errors of `data`.
+/// Reads the answers of a resume request. What is wrong goes to the errors of `data`.
 pub fn answers(data: &Fields<'_>, limits: &Limits) -> Vec<Answer> {
+    read(data, "collections", "db", limits)
+}
+
+/// Reads the answers under `list`, each with its database under `db`.
+pub(super) fn read(
+    data: &Fields<'_>,
+    list: &'static str,
+    db: &'static str,
+    limits: &Limits,
+) -> Vec<Answer> {
     let mut found: Vec<Answer> = Vec::new();
-    for item in data.objects("collections").unwrap_or_default() {
-        let database = item.string("db").unwrap_or_else(|| "default".to_owned());
+    for item in data.objects(list).unwrap_or_default() {
+        let database = item.string(db).unwrap_or_else(|| "default".to_owned());
         let name = item.string("name");
         if name.is_none() && !item.has("name") {
             item.wrong("name", "missing");

@@ -3,6 +3,7 @@
 mod answer;
 mod connect;
 mod position;
+mod resource;
 mod selection;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use serde_json::{Map, Value};
 pub use answer::{Answer, answers};
 pub use connect::normalise_uri;
 pub use position::encode_position;
+pub use resource::{Patch, patch, task};
 pub use selection::check_name;
 
 use crate::fields::{Fields, clip};
@@ -69,14 +71,7 @@ const CONFLICTS: &[(&str, OnConflict)] = &[
 /// Reads `request_data` of a create request. What is wrong goes to the errors of `data`.
 pub fn create(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
     let id = data.string("task_id").filter(|id| !id.is_empty());
-    if let Some(id) = &id
-        && !(id.len() <= 64
-            && id
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'))
-    {
-        data.wrong("task_id", "up to 64 letters, digits, '-' and '_' expected");
-    }
+    check_id(&data, "task_id", id.as_deref());
     refuse_what_is_not_there(&data, limits);
     data.accept(&["buffer_config"]);
     let target = match data.secret_object("milvus_connect_param") {
@@ -109,6 +104,18 @@ pub fn create(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
             db_collections: wanted.db_collections,
         },
     })
+}
+
+fn check_id(data: &Fields<'_>, key: &str, id: Option<&str>) {
+    let legal = |id: &str| {
+        (1..=64).contains(&id.len())
+            && id
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+    };
+    if id.is_some_and(|id| !legal(id)) {
+        data.wrong(key, "up to 64 letters, digits, '-' and '_' expected");
+    }
 }
 
 /// What the Go server can do and would change the outcome, but is not there yet.

@@ -23,15 +23,9 @@ pub(super) struct Wanted {
     pub(super) db_collections: Map<String, Value>,
 }
 
+/// In the forms of the Go server.
 pub(super) fn read(data: &Fields<'_>, limits: &Limits) -> Wanted {
-    let mut reader = Reader {
-        limits,
-        // By database and name, either of which may be any.
-        list: Vec::new(),
-        starts: BTreeMap::new(),
-        positions: Positions::new(),
-    };
-    let start = data.choice("start", STARTS);
+    let mut reader = Reader::new(limits);
     let mut collection_infos = Vec::new();
     let mut db_collections = Map::new();
     for info in data.objects("collection_infos").unwrap_or_default() {
@@ -49,48 +43,90 @@ pub(super) fn read(data: &Fields<'_>, limits: &Limits) -> Wanted {
         let what = if given { "empty" } else { "missing" };
         data.wrong("collection_infos", format_args!("{what}; {everything}"));
     }
-    let any = (ANY.to_owned(), ANY.to_owned());
-    let all = reader.list.contains(&any);
-    if all && reader.list.len() > 1 {
-        data.wrong(
-            "collection_infos",
-            "'*' stands for every collection; name no other one beside it",
-        );
-    }
-    // The start of "every collection" is the task's.
-    let start = match (start, reader.starts.remove(&any)) {
-        (Some(a), Some(b)) if a != b => {
-            data.wrong(
-                "start",
-                "contradicts the start given with '*'; leave out one of them",
-            );
-            a
-        }
-        (a, b) => a.or(b).unwrap_or_default(),
-    };
     reader.loose_positions(data);
-    let patterns = reader.list.into_iter().map(|(database, name)| Pattern {
-        database: Some(database).filter(|d| d != ANY),
-        name: Some(name).filter(|n| n != ANY),
-    });
-    Wanted {
-        selection: match all {
-            true => Selection::All,
-            false => Selection::Collections(patterns.collect()),
-        },
-        start,
-        starts: reader.starts,
-        positions: reader.positions,
-        collection_infos,
-        db_collections,
+    reader.finish(data, "collection_infos", collection_infos, db_collections)
+}
+
+/// In the form of `/api/v1`: a list of `{database, name}`, either of which may be `*`.
+pub(super) fn read_list(data: &Fields<'_>, limits: &Limits) -> Wanted {
+    let mut reader = Reader::new(limits);
+    let items = data.objects("collections");
+    if items.as_ref().is_none_or(Vec::is_empty) && data.has("collections") {
+        let what = "at least one expected; [{\"database\": \"*\", \"name\": \"*\"}] stands for every collection";
+        data.wrong("collections", what);
+    } else if !data.has("collections") {
+        data.wrong("collections", "missing");
     }
+    let shown = items
+        .into_iter()
+        .flatten()
+        .map(|item| reader.listed(item))
+        .collect();
+    reader.finish(data, "collections", shown, Map::new())
 }
 
 struct Reader<'l> {
     limits: &'l Limits,
+    /// By database and name, either of which may be any.
     list: Vec<(String, String)>,
     starts: BTreeMap<(String, String), StartPoint>,
     positions: Positions,
+}
+
+impl<'l> Reader<'l> {
+    fn new(limits: &'l Limits) -> Self {
+        Self {
+            limits,
+            list: Vec::new(),
+            starts: BTreeMap::new(),
+            positions: Positions::new(),
+        }
+    }
+
+    /// What was read, as a whole; `key` is the field that is blamed for contradictions.
+    fn finish(
+        mut self,
+        data: &Fields<'_>,
+        key: &'static str,
+        collection_infos: Vec<Value>,
+        db_collections: Map<String, Value>,
+    ) -> Wanted {
+        let start = data.choice("start", STARTS);
+        let any = (ANY.to_owned(), ANY.to_owned());
+        let all = self.list.contains(&any);
+        if all && self.list.len() > 1 {
+            data.wrong(
+                key,
+                "'*' stands for every collection; name no other one beside it",
+            );
+        }
+        // The start of "every collection" is the task's.
+        let start = match (start, self.starts.remove(&any)) {
+            (Some(a), Some(b)) if a != b => {
+                data.wrong(
+                    "start",
+                    "contradicts the start given with '*'; leave out one of them",
+                );
+                a
+            }
+            (a, b) => a.or(b).unwrap_or_default(),
+        };
+        let patterns = self.list.into_iter().map(|(database, name)| Pattern {
+            database: Some(database).filter(|d| d != ANY),
+            name: Some(name).filter(|n| n != ANY),
+        });
+        Wanted {
+            selection: match all {
+                true => Selection::All,
+                false => Selection::Collections(patterns.collect()),
+            },
+            start,
+            starts: self.starts,
+            positions: self.positions,
+            collection_infos,
+            db_collections,
+        }
+    }
 }
 
 impl Reader<'_> {
@@ -154,27 +190,74 @@ impl Reader<'_> {
                         info.wrong("name", cause);
                     }
                 }
-                if [db, name].contains(&ANY) && positions.is_some() {
-                    info.wrong(
-                        "positions",
-                        "'*' stands for many collections, positions are of one; name the collection, or use start",
-                    );
-                }
-                let key = (db.to_owned(), name.to_owned());
-                if self.list.contains(&key) {
-                    let (db, name) = (clip(db), clip(name));
-                    info.wrong("name", format_args!("{db}.{name} is named twice"));
-                } else {
-                    if let Some(start) = start {
-                        self.starts.insert(key.clone(), start);
-                    }
-                    self.list.push(key);
-                }
+                self.take(&info, db, name, start, positions.is_some());
             }
         }
         self.put(&info, positions.into_iter().collect());
         info.finish();
         shown
+    }
+
+    /// One element of `/api/v1`; gives it back as the answers in the Go server's form show it.
+    fn listed(&mut self, item: Fields<'_>) -> Value {
+        let database = item.string("database");
+        let name = item.string("name");
+        let start = item.choice("start", STARTS);
+        let positions = positions_of_one(&item, self.limits.queue);
+        let db = database.as_deref().unwrap_or("default");
+        if name.is_none() && !item.has("name") {
+            item.wrong("name", "missing");
+        }
+        if let Err(cause) = self.check(db) {
+            item.wrong("database", cause);
+        }
+        if let Some(name) = &name {
+            if let Err(cause) = self.check(name) {
+                item.wrong("name", cause);
+            }
+            self.take(&item, db, name, start, positions.is_some());
+        }
+        let full = match (db, name.as_deref()) {
+            (ANY, Some(ANY)) => ANY.to_owned(),
+            (db, name) => format!("{db}.{}", name.unwrap_or_default()),
+        };
+        let mut shown = json!({
+            "name": full,
+            "positions": item.get("positions").cloned().unwrap_or_else(|| json!({})),
+            "use_start_position": false,
+        });
+        if let (Some(value), Some(map)) = (item.get("start"), shown.as_object_mut()) {
+            map.insert("start".to_owned(), value.clone());
+        }
+        self.put(&item, positions.into_iter().collect());
+        item.finish();
+        shown
+    }
+
+    fn take(
+        &mut self,
+        info: &Fields<'_>,
+        db: &str,
+        name: &str,
+        start: Option<StartPoint>,
+        with_positions: bool,
+    ) {
+        if [db, name].contains(&ANY) && with_positions {
+            info.wrong(
+                "positions",
+                "'*' stands for many collections, positions are of one; name the collection, or use start",
+            );
+        }
+        let key = (db.to_owned(), name.to_owned());
+        if self.list.contains(&key) {
+            let (db, name) = (clip(db), clip(name));
+            info.wrong("name", format_args!("{db}.{name} is named twice"));
+        } else {
+            if let Some(start) = start {
+                self.starts.insert(key.clone(), start);
+            }
+            self.list.push(key);
+        }
     }
 
     fn check(&self, part: &str) -> Result<(), String> {

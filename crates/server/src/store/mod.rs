@@ -66,8 +66,19 @@ pub struct Event {
     pub text: String,
 }
 
-/// How many events are kept of one task.
+/// An event with its place in the history of all tasks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Logged {
+    /// Grows with every event of the store, over all tasks and restarts; never used again.
+    pub seq: u64,
+    pub task: TaskId,
+    pub event: Event,
+}
+
+/// How many events are kept of one task, and of how many deleted tasks it is kept that they were deleted.
 pub const EVENTS_KEPT: i64 = 200;
+/// The kind of the one event that stays of a deleted task.
+pub const DELETED: &str = "deleted";
 
 /// A change to the tasks themselves.
 #[derive(Clone)]
@@ -108,6 +119,14 @@ pub trait TaskStore: ProgressStore {
     async fn tasks(&self) -> Result<Vec<Result<StoredTask, Unreadable>>, StoreError>;
     /// The history of a task, the newest first.
     async fn events(&self, task: &TaskId, limit: u32) -> Result<Vec<Event>, StoreError>;
+    /// What is in the history behind the place `after`, of one task or of all, the oldest first. What is seen of it is
+    /// never followed by something with a smaller `seq`.
+    async fn history(
+        &self,
+        of: Option<&TaskId>,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Logged>, StoreError>;
     /// Waits until what is queued now is written, at most for `deadline`, and closes the store.
     async fn close(&self, deadline: Duration);
 }

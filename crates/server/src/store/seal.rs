@@ -15,7 +15,9 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::owner::{Claim, Taken, Term};
-use super::{Backend, Event, SharedTaskStore, StoredTask, TaskStore, TaskWrite, Unreadable};
+use super::{
+    Backend, Event, Logged, SharedTaskStore, StoredTask, TaskStore, TaskWrite, Unreadable,
+};
 
 /// What a sealed spec begins with; then base64 of nonce and AES-256-GCM text. A spec that is not sealed begins with
 /// `{`.
@@ -228,6 +230,15 @@ macro_rules! pass_on {
 
             async fn events(&self, task: &TaskId, limit: u32) -> Result<Vec<Event>, StoreError> {
                 self.inner.events(task, limit).await
+            }
+
+            async fn history(
+                &self,
+                of: Option<&TaskId>,
+                after: u64,
+                limit: u32,
+            ) -> Result<Vec<Logged>, StoreError> {
+                self.inner.history(of, after, limit).await
             }
 
             async fn close(&self, deadline: Duration) {

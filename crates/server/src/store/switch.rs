@@ -13,7 +13,9 @@ use cdc_core::tso::Tso;
 use parking_lot::RwLock;
 
 use super::owner::Term;
-use super::{Backend, Event, SharedTaskStore, StoredTask, TaskStore, TaskWrite, Unreadable};
+use super::{
+    Backend, Event, Logged, SharedTaskStore, StoredTask, TaskStore, TaskWrite, Unreadable,
+};
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -84,6 +86,15 @@ impl TaskStore for Switch {
 
     async fn events(&self, task: &TaskId, limit: u32) -> Result<Vec<Event>, StoreError> {
         self.backend.events(task, limit).await
+    }
+
+    async fn history(
+        &self,
+        of: Option<&TaskId>,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Logged>, StoreError> {
+        self.backend.history(of, after, limit).await
     }
 
     /// Ends the term as well, so that another server can take over at once.

@@ -54,11 +54,7 @@ impl Inner {
             }
             let text = format!("{label}: {:?}", answer.choice);
             // It is applied, whatever becomes of the line about it.
-            if let Err(error) = self
-                .store
-                .write_tasks(vec![event(id, "answered", text)])
-                .await
-            {
+            if let Err(error) = self.write(vec![event(id, "answered", text)]).await {
                 tracing::warn!(task = %id, %error, "an answer is not in the history");
             }
             applied.push(label);

@@ -13,10 +13,13 @@ use cdc_core::store::{StoreError, TaskProgress};
 use cdc_core::task::{TargetSpec, TaskSpec, TaskStatus};
 use cdc_core::tso::Tso;
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use crate::request::{Answer, CreateTask, Given};
 use crate::runtime::Replication;
-use crate::store::{Desired, Event, SharedTaskStore, TaskStore, TaskWrite, Unreadable};
+use crate::store::{
+    DELETED, Desired, Event, Logged, SharedTaskStore, TaskStore, TaskWrite, Unreadable,
+};
 use stored::{decode, encode};
 
 /// How long a pause or delete waits for what is in flight.
@@ -87,6 +90,8 @@ struct Inner {
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
     standing: RwLock<Standing>,
+    /// Changes whenever something was added to the history.
+    history: watch::Sender<()>,
 }
 
 impl Tasks {
@@ -103,6 +108,7 @@ impl Tasks {
             unreadable: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
             standing: RwLock::new(Standing::Starting),
+            history: watch::Sender::new(()),
         };
         Self {
             inner: Arc::new(inner),
@@ -150,11 +156,6 @@ impl Tasks {
         self.inner.standing.read().clone()
     }
 
-    /// Whether [`Tasks::recover`] is through and the tasks are this server's.
-    pub fn ready(&self) -> bool {
-        *self.inner.standing.read() == Standing::Owner
-    }
-
     pub fn list(&self) -> Vec<Task> {
         self.inner.tasks.read().values().cloned().collect()
     }
@@ -183,6 +184,21 @@ impl Tasks {
 
     pub async fn events(&self, id: &TaskId) -> Result<Vec<Event>, StoreError> {
         self.inner.store.events(id, 50).await
+    }
+
+    /// The history behind the place `after`, of one task or of all, the oldest first.
+    pub async fn history(
+        &self,
+        of: Option<&TaskId>,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Logged>, StoreError> {
+        self.inner.store.history(of, after, limit).await
+    }
+
+    /// Says when something may have been added to the history.
+    pub fn history_changes(&self) -> watch::Receiver<()> {
+        self.inner.history.subscribe()
     }
 
     pub async fn progress(&self, id: &TaskId) -> Result<TaskProgress, StoreError> {
@@ -242,16 +258,14 @@ impl Tasks {
         };
         let text = format!("created for {}", spec.target.uri);
         inner
-            .store
-            .write_tasks(vec![
+            .write(vec![
                 TaskWrite::Create(encode(&task)?),
                 event(&spec.id, "created", text),
             ])
             .await?;
         if let Err(problem) = inner.replication.start(spec.clone()) {
             // Refused as a whole: an error that leaves a task behind would be taken for no task.
-            let delete = vec![TaskWrite::Delete(spec.id.clone())];
-            if let Err(error) = inner.store.write_tasks(delete).await {
+            if let Err(error) = inner.write(deletion(&spec.id)).await {
                 tracing::error!(task = %spec.id, %error, "a task that could not be started is still stored");
                 inner.tasks.write().insert(spec.id.clone(), task);
             }
@@ -262,20 +276,21 @@ impl Tasks {
         Ok(spec.id)
     }
 
-    /// Stops a task for as long as a person wants. A paused task stays as it is.
-    pub async fn pause(&self, id: &str) -> Result<(), TaskError> {
+    /// Stops a task for as long as a person wants. A paused task stays as it is. `by`: who wants it; `reason`: why.
+    pub async fn pause(&self, id: &str, by: &str, reason: Option<String>) -> Result<(), TaskError> {
         let inner = &self.inner;
         let _changing = inner.changing.lock().await;
         let task = self.get(id)?;
         if task.desired == Desired::Running {
-            let reason = "paused by a request".to_owned();
+            let reason = reason.unwrap_or_else(|| "paused by a request".to_owned());
+            let text = format!("{by}: {reason}");
             let desired = Desired::Paused {
-                by: "http".to_owned(),
+                by: by.to_owned(),
                 since: unix_ms(),
-                reason: reason.clone(),
+                reason,
             };
             inner
-                .set_desired(&task.spec.id, desired, "paused", reason)
+                .set_desired(&task.spec.id, desired, "paused", text)
                 .await?;
         }
         inner.replication.stop(&task.spec.id, STOP_DEADLINE).await;
@@ -321,19 +336,14 @@ impl Tasks {
         let task = match self.get(id) {
             Err(TaskError::Unreadable { .. }) => {
                 let id = TaskId::new(id);
-                let delete = vec![TaskWrite::Delete(id.clone())];
-                inner.store.write_tasks(delete).await?;
+                inner.write(deletion(&id)).await?;
                 inner.unreadable.write().remove(&id);
                 return Ok(());
             }
             other => other?,
         };
         inner.replication.stop(&task.spec.id, STOP_DEADLINE).await;
-        let deleted = inner
-            .store
-            .write_tasks(vec![TaskWrite::Delete(task.spec.id.clone())])
-            .await;
-        if let Err(error) = deleted {
+        if let Err(error) = inner.write(deletion(&task.spec.id)).await {
             // It is still there and still shall run.
             if task.desired == Desired::Running {
                 let _ = inner.replication.start(task.spec);
@@ -436,6 +446,13 @@ impl Inner {
         Ok(None)
     }
 
+    /// Writes, and says so to those who follow the history.
+    async fn write(&self, writes: Vec<TaskWrite>) -> Result<(), StoreError> {
+        self.store.write_tasks(writes).await?;
+        self.history.send_replace(());
+        Ok(())
+    }
+
     async fn set_desired(
         &self,
         id: &TaskId,
@@ -449,9 +466,7 @@ impl Inner {
             desired: desired.clone(),
             at,
         };
-        self.store
-            .write_tasks(vec![set, event(id, kind, text)])
-            .await?;
+        self.write(vec![set, event(id, kind, text)]).await?;
         if let Some(task) = self.tasks.write().get_mut(id) {
             task.desired = desired;
             task.updated = at;
@@ -459,6 +474,12 @@ impl Inner {
         tracing::info!(task = %id, "task {kind}");
         Ok(())
     }
+}
+
+/// A task and its history go; that it was deleted stays for a while.
+fn deletion(task: &TaskId) -> Vec<TaskWrite> {
+    let gone = event(task, DELETED, "deleted by a request".to_owned());
+    vec![TaskWrite::Delete(task.clone()), gone]
 }
 
 fn event(task: &TaskId, kind: &str, text: String) -> TaskWrite {

@@ -1,10 +1,18 @@
 //! The HTTP interface through a real socket, with a stand-in for what carries the tasks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod access;
 mod answers;
+mod cli;
 mod create;
+mod events;
+mod go;
+mod limits;
 mod server;
 mod show;
+mod standing;
+mod tls;
+mod v1;
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +40,10 @@ async fn bad_input_is_named() {
             r#"{"request_type": "get"}"#,
             vec!["request_data.task_id", "missing"],
         ),
-        (r#"{"request_type": "maintenance"}"#, vec!["not available"]),
+        (
+            r#"{"request_type": "maintenance"}"#,
+            vec!["request_data.operation: missing"],
+        ),
         (
             r#"{"request_type": "create"}"#,
             vec!["milvus_connect_param: missing", "collection_infos: missing"],

@@ -12,7 +12,10 @@ use cdc_core::position::QueueKind;
 use cdc_core::task::{
     Choice, CollectionState, CollectionStatus, Counters, TargetSpec, TaskSpec, TaskStatus,
 };
-use milvus_cdc::http::router;
+use milvus_cdc::config::access::Access;
+use milvus_cdc::http::{Parts, router};
+use milvus_cdc::listen::{self, Tls};
+use milvus_cdc::maintenance::LogLevel;
 use milvus_cdc::request::Limits;
 use milvus_cdc::runtime::Replication;
 use milvus_cdc::store::{OpenError, SqliteStore};
@@ -21,6 +24,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 #[derive(Default)]
 pub(crate) struct Fake {
@@ -98,7 +102,11 @@ impl Replication for Fake {
 }
 
 pub(crate) struct Server {
-    address: std::net::SocketAddr,
+    pub(crate) address: std::net::SocketAddr,
+    /// Cancelled: the server stops as on SIGTERM.
+    pub(crate) stop: CancellationToken,
+    /// What the log was set to.
+    pub(crate) log_levels: Arc<Mutex<Vec<String>>>,
     pub(crate) fake: Arc<Fake>,
     pub(crate) tasks: Tasks,
     pub(crate) store: SqliteStore,
@@ -120,7 +128,21 @@ pub(crate) async fn open(path: &Path) -> SqliteStore {
     }
 }
 
+/// Limits that no test meets by chance.
+pub(crate) fn access() -> Access {
+    let many = std::num::NonZeroU32::new(100_000).unwrap();
+    Access {
+        requests_per_second: many,
+        burst: many,
+        ..Access::default()
+    }
+}
+
 pub(crate) async fn start(path: &Path, recover: bool) -> Server {
+    start_with(path, recover, access()).await
+}
+
+pub(crate) async fn start_with(path: &Path, recover: bool, access: Access) -> Server {
     let store = open(path).await;
     let fake = Arc::new(Fake::default());
     let limits = TaskLimits {
@@ -138,12 +160,37 @@ pub(crate) async fn start(path: &Path, recover: bool) -> Server {
         queue: QueueKind::Natsmq,
         replicate_channel: "r".to_owned(),
     };
-    let router = router(tasks.clone(), limits);
+    let stop = CancellationToken::new();
+    let log_levels = Arc::new(Mutex::new(Vec::new()));
+    let levels = log_levels.clone();
+    let router = router(Parts {
+        tasks: tasks.clone(),
+        limits,
+        access: access.clone(),
+        warnings: access.warnings("0.0.0.0:8444"),
+        log_level: LogLevel::new(move |level| {
+            levels.lock().push(level.to_owned());
+            Ok(())
+        }),
+        stop: stop.clone(),
+    });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let running = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let tls = access.tls.as_ref().map(|files| Tls::load(files).unwrap());
+    let stopped = stop.clone();
+    let running = tokio::spawn(async move {
+        let watch = tls.clone().map(|tls| tls.watch(stopped.clone()));
+        let serve = listen::serve(listener, router, &access, tls, stopped.clone());
+        tokio::join!(serve, async {
+            if let Some(watch) = watch {
+                watch.await;
+            }
+        });
+    });
     Server {
         address,
+        stop,
+        log_levels,
         fake,
         tasks,
         store,
@@ -151,19 +198,96 @@ pub(crate) async fn start(path: &Path, recover: bool) -> Server {
     }
 }
 
+/// An answer as it came.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// In lower case.
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn parse(text: &str) -> Self {
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap();
+        let headers = lines.map(|line| {
+            let (key, value) = line.split_once(':').unwrap();
+            (key.to_ascii_lowercase(), value.trim().to_owned())
+        });
+        Self {
+            status: status.parse().unwrap(),
+            headers: headers.collect(),
+            body: body.to_owned(),
+        }
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+}
+
 impl Server {
-    pub(crate) async fn send(&self, method: &str, path: &str, body: &[u8]) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
+    pub(crate) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// One request on a connection of its own.
+    pub(crate) async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Answer {
+        let mut stream = self.connect().await;
         let length = body.len();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        let mut head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {length}\r\n"
         );
-        stream.write_all(head.as_bytes()).await.unwrap();
-        stream.write_all(body).await.unwrap();
+        for (key, value) in headers {
+            head += &format!("{key}: {value}\r\n");
+        }
+        head += "\r\n";
+        stream
+            .write_all(&[head.as_bytes(), body].concat())
+            .await
+            .unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
-        let status = text.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, text.split_once("\r\n\r\n").unwrap().1.to_owned())
+        Answer::parse(&text)
+    }
+
+    pub(crate) async fn send(&self, method: &str, path: &str, body: &[u8]) -> (u16, String) {
+        let answer = self.request(method, path, &[], body).await;
+        (answer.status, answer.body)
+    }
+
+    /// A request of `/api/v1` with a JSON body, and its JSON answer.
+    pub(crate) async fn rest(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
+        let body = match body {
+            Value::Null => String::new(),
+            body => body.to_string(),
+        };
+        let path = format!("/api/v1{path}");
+        let json = [("Content-Type", "application/json")];
+        let answer = self.request(method, &path, &json, body.as_bytes()).await;
+        let value = match answer.body.as_str() {
+            "" => Value::Null,
+            _ => answer.json(),
+        };
+        if answer.status >= 400 {
+            assert_eq!(answer.headers["content-type"], "application/problem+json");
+            assert_eq!(value["status"], json!(answer.status), "{value}");
+            let code = value["code"].as_str().unwrap();
+            assert_eq!(
+                value["type"],
+                json!(format!("urn:milvus-cdc:problem:{code}"))
+            );
+            assert!(!value["detail"].as_str().unwrap().is_empty(), "{value}");
+        }
+        (answer.status, value)
     }
 
     pub(crate) async fn post(&self, body: impl AsRef<[u8]>) -> (u16, Value) {

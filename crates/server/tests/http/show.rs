@@ -114,7 +114,7 @@ fn position(collection: i64, channel: &str, n: u64, applied: Tso) -> Value {
     })
 }
 
-async fn filled(path: &std::path::Path) -> (Server, String) {
+pub(crate) async fn filled(path: &std::path::Path) -> (Server, String) {
     let server = start(path, true).await;
     let mut fields = json!({
         "collection_infos": [{"name": "a", "start": "now"}, {"name": "db.*"}],

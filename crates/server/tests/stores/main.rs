@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod fence;
+mod history;
 mod large;
 mod place;
 mod secrets;
@@ -27,6 +28,9 @@ macro_rules! tests {
 const ALL: &[(&str, Test)] = tests![
     suite::contract,
     suite::tasks_and_their_history,
+    history::of_one_task_and_of_all_in_their_order,
+    history::a_place_is_never_used_again,
+    history::of_deleted_tasks_the_last_deletions_stay,
     suite::one_failing_job_fails_alone_and_whole,
     secrets::a_dump_has_no_planted_secret,
     secrets::another_key_or_none_is_refused,
@@ -47,6 +51,7 @@ const SHARED: &[(&str, Test)] = tests![
 const ETCD: &[(&str, Test)] = tests![
     large::a_commit_of_any_size,
     large::a_large_commit_is_whole_or_not_at_all,
+    history::a_page_sees_what_is_in_the_journal,
 ];
 
 fn main() -> ExitCode {

@@ -52,6 +52,41 @@ impl Keys {
         format!("{}events/{}/", self.root, part(task.as_str()))
     }
 
+    /// `seq`: 20 digits.
+    pub(super) fn event(&self, task: &TaskId, seq: &str) -> String {
+        format!("{}{seq}", self.events(task))
+    }
+
+    /// The `seq` of the last event there ever was.
+    pub(super) fn last_event(&self) -> String {
+        format!("{}last_event", self.root)
+    }
+
+    /// The events of all tasks, in their order.
+    pub(super) fn history(&self) -> String {
+        format!("{}history/", self.root)
+    }
+
+    pub(super) fn in_history(&self, seq: &str) -> String {
+        format!("{}{seq}", self.history())
+    }
+
+    /// Which of the events say that a task was deleted.
+    pub(super) fn deletions(&self) -> String {
+        format!("{}deletions/", self.root)
+    }
+
+    pub(super) fn deletion(&self, task: &TaskId, seq: &str) -> String {
+        format!("{}{seq}/{}", self.deletions(), part(task.as_str()))
+    }
+
+    /// What `deletion` was made of.
+    pub(super) fn parse_deletion<'a>(&self, key: &'a str) -> Option<(&'a str, TaskId)> {
+        let rest = key.get(self.deletions().len()..)?;
+        let (seq, task) = rest.split_once('/')?;
+        Some((seq, TaskId::new(name(task))))
+    }
+
     pub(super) fn progress(&self, task: &TaskId) -> String {
         format!("{}progress/{}/", self.root, part(task.as_str()))
     }

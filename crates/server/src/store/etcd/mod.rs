@@ -7,7 +7,10 @@
 //! | `version` | of this layout |
 //! | `owner` | the owner's name, held by its lease; its create revision is the epoch |
 //! | `seq` | moved by every write |
-//! | `tasks/{task}`, `events/{task}/{number}` | tasks and their history |
+//! | `tasks/{task}` | tasks |
+//! | `last_event` | counts the events of all tasks; never goes back |
+//! | `history/{seq}`, `events/{task}/{seq}` | the events of all tasks, and again of each |
+//! | `deletions/{seq}/{task}` | which events say that a task was deleted |
 //! | `progress/{task}/channels/{channel}` and the like | progress, see [`keys`] |
 //! | `floors/{target}/{channel}` | F |
 //! | `journal/…` | a write that is too large for one transaction, see [`writer`] |

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::keys::Keys;
 use super::link::Link;
 use super::read::{Changes, corrupt, json};
-use crate::store::{Desired, EVENTS_KEPT, StoredTask, TaskWrite, Write};
+use crate::store::{DELETED, Desired, EVENTS_KEPT, Event, Logged, StoredTask, TaskWrite, Write};
 
 /// A task as it is stored here.
 #[derive(Serialize, Deserialize)]
@@ -23,7 +23,25 @@ pub(super) struct TaskRecord {
     pub(super) updated: u64,
 }
 
-/// What the writer knows of channels and floors, whose values only grow: it need not read them before each write.
+/// An event as it is stored here.
+#[derive(Serialize, Deserialize)]
+pub(super) struct EventRecord {
+    task: TaskId,
+    #[serde(flatten)]
+    event: Event,
+}
+
+impl EventRecord {
+    pub(super) fn logged(self, seq: u64) -> Logged {
+        Logged {
+            seq,
+            task: self.task,
+            event: self.event,
+        }
+    }
+}
+
+/// What the writer knows of channels, floors and the count of events, which only grow: it need not read them before each write.
 /// Holds for as long as nobody else writes.
 pub(super) type Cache = HashMap<String, Option<String>>;
 
@@ -148,21 +166,58 @@ impl Plan<'_> {
             }
             TaskWrite::Delete(task) => {
                 self.delete(self.keys.task(task));
-                self.delete_below(&self.keys.events(task)).await?;
+                let prefix = self.keys.events(task);
+                for key in self.below(&prefix).await? {
+                    let seq = key.get(prefix.len()..).unwrap_or_default();
+                    self.delete(self.keys.in_history(seq));
+                    self.delete(key);
+                }
+                for key in self.below(&self.keys.deletions()).await? {
+                    let of = self.keys.parse_deletion(&key);
+                    if of.is_some_and(|(_, of)| of == *task) {
+                        self.delete(key);
+                    }
+                }
                 self.delete_below(&self.keys.progress(task)).await
             }
-            TaskWrite::Event { task, event } => {
-                let prefix = self.keys.events(task);
-                let there = self.below(&prefix).await?;
-                let last = there.last().and_then(|key| key.get(prefix.len()..));
-                let next = last.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) + 1;
-                let too_many = (there.len() + 1).saturating_sub(EVENTS_KEPT as usize);
-                for old in there.into_iter().take(too_many) {
-                    self.delete(old);
+            TaskWrite::Event { task, event } => self.event(task, event).await,
+        }
+    }
+
+    async fn event(&mut self, task: &TaskId, event: &Event) -> Result<(), StoreError> {
+        let last = self.get_cached(&self.keys.last_event()).await?;
+        let last = last.map_or(Ok(0), |n| n.parse::<u64>().map_err(corrupt))?;
+        let next = last + 1;
+        self.put(self.keys.last_event(), next.to_string());
+        let seq = format!("{next:020}");
+        let record = EventRecord {
+            task: task.clone(),
+            event: event.clone(),
+        };
+        self.put_json(self.keys.in_history(&seq), &record)?;
+        self.put_json(self.keys.event(task, &seq), &record)?;
+
+        let prefix = self.keys.events(task);
+        for key in too_many(self.below(&prefix).await?) {
+            let old = key.get(prefix.len()..).unwrap_or_default();
+            self.forget_event(task, old);
+        }
+        if event.kind == DELETED {
+            self.put(self.keys.deletion(task, &seq), String::new());
+            for key in too_many(self.below(&self.keys.deletions()).await?) {
+                match self.keys.parse_deletion(&key) {
+                    Some((old, task)) => self.forget_event(&task, old),
+                    None => self.delete(key),
                 }
-                self.put_json(format!("{prefix}{next:020}"), event)
             }
         }
+        Ok(())
+    }
+
+    fn forget_event(&mut self, task: &TaskId, seq: &str) {
+        self.delete(self.keys.in_history(seq));
+        self.delete(self.keys.event(task, seq));
+        self.delete(self.keys.deletion(task, seq));
     }
 
     async fn record(&self, task: &TaskId) -> Result<(String, TaskRecord), StoreError> {
@@ -271,4 +326,10 @@ impl Plan<'_> {
             Change::ForgetTask { task } => self.delete_below(&self.keys.progress(task)).await,
         }
     }
+}
+
+/// The oldest of what is more than is kept.
+fn too_many(keys: Vec<String>) -> impl Iterator<Item = String> {
+    let more = keys.len().saturating_sub(EVENTS_KEPT as usize);
+    keys.into_iter().take(more)
 }

@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 use super::keys::{Keys, name};
 use super::link::Link;
 
+type Pairs = BTreeMap<String, String>;
+
 /// What keys become: `None` is gone.
 pub(super) type Changes = BTreeMap<String, Option<String>>;
 
@@ -20,16 +22,8 @@ pub(super) async fn below(
     keys: &Keys,
     prefix: &str,
 ) -> Result<BTreeMap<String, String>, StoreError> {
-    let get = |prefix: &str| TxnOp::get(prefix, Some(GetOptions::new().with_prefix()));
-    let answer = link
-        .txn(Txn::new().and_then(vec![get(prefix), get(&keys.journal())]))
-        .await?;
-    let mut gets = answer.op_responses().into_iter().map(|op| match op {
-        TxnOpResponse::Get(get) => pairs(&get),
-        _ => Ok(BTreeMap::new()),
-    });
-    let mut found = gets.next().unwrap_or_else(|| Ok(BTreeMap::new()))?;
-    let journal = gets.next().unwrap_or_else(|| Ok(BTreeMap::new()))?;
+    let all = TxnOp::get(prefix, Some(GetOptions::new().with_prefix()));
+    let (mut found, journal) = with_journal(link, keys, all).await?;
     if journal.contains_key(&keys.journal_commit()) {
         for (key, value) in changes_of(keys, &journal)? {
             if !key.starts_with(prefix) {
@@ -42,6 +36,45 @@ pub(super) async fn below(
         }
     }
     Ok(found)
+}
+
+/// Of the keys below `prefix` that end with 20 digits the first `limit` behind `after`, at one instant.
+pub(super) async fn page(
+    link: &Link,
+    keys: &Keys,
+    prefix: &str,
+    after: u64,
+    limit: u32,
+) -> Result<BTreeMap<String, String>, StoreError> {
+    let Some(first) = after.checked_add(1).filter(|_| limit > 0) else {
+        return Ok(BTreeMap::new());
+    };
+    let first = format!("{prefix}{first:020}");
+    // The character behind the digits.
+    let options = GetOptions::new()
+        .with_range(format!("{prefix}:"))
+        .with_limit(i64::from(limit));
+    let get = TxnOp::get(first.as_str(), Some(options));
+    let (found, journal) = with_journal(link, keys, get).await?;
+    if !journal.contains_key(&keys.journal_commit()) {
+        return Ok(found);
+    }
+    // It may take away some of those and add others.
+    let all = below(link, keys, prefix).await?;
+    let behind = all.into_iter().filter(|(key, _)| *key >= first);
+    Ok(behind.take(limit as usize).collect())
+}
+
+/// What `get` finds and what is in the journal, at one instant.
+async fn with_journal(link: &Link, keys: &Keys, get: TxnOp) -> Result<(Pairs, Pairs), StoreError> {
+    let journal = TxnOp::get(keys.journal(), Some(GetOptions::new().with_prefix()));
+    let answer = link.txn(Txn::new().and_then(vec![get, journal])).await?;
+    let mut gets = answer.op_responses().into_iter().map(|op| match op {
+        TxnOpResponse::Get(get) => pairs(&get),
+        _ => Ok(BTreeMap::new()),
+    });
+    let mut next = || gets.next().unwrap_or_else(|| Ok(BTreeMap::new()));
+    Ok((next()?, next()?))
 }
 
 pub(super) fn pairs(get: &GetResponse) -> Result<BTreeMap<String, String>, StoreError> {

@@ -13,12 +13,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::keys::{Keys, name};
 use super::link::{EtcdServer, EtcdStoreError, Link};
-use super::plan::TaskRecord;
+use super::plan::{EventRecord, TaskRecord};
 use super::read;
 use super::writer::{Job, Writer};
 use crate::store::owner::{Claim, Taken, Term, boot_time};
 use crate::store::{
-    Backend, Event, SharedTaskStore, StoredTask, TaskStore, TaskWrite, Unreadable, Write,
+    Backend, Event, Logged, SharedTaskStore, StoredTask, TaskStore, TaskWrite, Unreadable, Write,
 };
 
 /// Of the layout of the keys.
@@ -169,7 +169,28 @@ impl TaskStore for EtcdStore {
             .values()
             .rev()
             .take(limit as usize)
-            .map(|value| read::json(value))
+            .map(|value| Ok(read::json::<EventRecord>(value)?.logged(0).event))
+            .collect()
+    }
+
+    async fn history(
+        &self,
+        of: Option<&TaskId>,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Logged>, StoreError> {
+        let prefix = match of {
+            Some(task) => self.keys.events(task),
+            None => self.keys.history(),
+        };
+        read::page(&self.link, &self.keys, &prefix, after, limit)
+            .await?
+            .iter()
+            .map(|(key, value)| {
+                let seq = key.get(prefix.len()..).unwrap_or_default();
+                let seq = seq.parse().map_err(read::corrupt)?;
+                Ok(read::json::<EventRecord>(value)?.logged(seq))
+            })
             .collect()
     }
 

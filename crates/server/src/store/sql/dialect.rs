@@ -215,6 +215,22 @@ impl Dialect {
         self.statement(&sql, keys.iter().map(|(_, v)| v.clone()).collect())
     }
 
+    /// The events behind `after`, of one task or of all, the oldest first.
+    pub(crate) fn history(&self, of: Option<&str>, after: i64, limit: u32) -> Statement {
+        let columns = ["seq", "task", "at", "kind", "text"];
+        let names = columns.map(|column| self.name(column)).join(", ");
+        let (table, seq) = (self.table("events"), self.name("seq"));
+        let mut values = vec![Value::Int(after)];
+        values.extend(of.map(Value::from));
+        let of = match of {
+            Some(_) => " AND task = ?",
+            None => "",
+        };
+        let sql =
+            format!("SELECT {names} FROM {table} WHERE {seq} > ?{of} ORDER BY {seq} LIMIT {limit}");
+        self.statement(&sql, values)
+    }
+
     fn matching(&self, keys: Columns<'_>) -> String {
         let all: Vec<String> = keys
             .iter()

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::connection::{Row, Value};
 use super::dialect::{Dialect, Statement};
-use crate::store::{Event, StoredTask, Unreadable};
+use crate::store::{Event, Logged, StoredTask, Unreadable};
 
 /// The values of one row, taken one after the other.
 struct Cells(vec::IntoIter<Value>);
@@ -39,6 +39,14 @@ impl Cells {
 
     fn json<T: DeserializeOwned>(&mut self) -> Result<T, StoreError> {
         serde_json::from_str(&self.text()?).map_err(corrupt)
+    }
+
+    fn event(&mut self) -> Result<Event, StoreError> {
+        Ok(Event {
+            at: self.number()? as u64,
+            kind: self.text()?,
+            text: self.text()?,
+        })
     }
 
     fn progress(&mut self) -> Result<Progress, StoreError> {
@@ -138,11 +146,15 @@ pub(super) fn task(row: Row) -> Result<Result<StoredTask, Unreadable>, StoreErro
     }))
 }
 
-pub(super) fn event(row: Row) -> Result<Event, StoreError> {
+pub(super) fn logged(row: Row) -> Result<Logged, StoreError> {
     let mut row = Cells::of(row);
-    Ok(Event {
-        at: row.number()? as u64,
-        kind: row.text()?,
-        text: row.text()?,
+    Ok(Logged {
+        seq: row.number()? as u64,
+        task: TaskId::new(row.text()?),
+        event: row.event()?,
     })
+}
+
+pub(super) fn event(row: Row) -> Result<Event, StoreError> {
+    Cells::of(row).event()
 }

@@ -20,8 +20,8 @@ use super::writer::{Job, Writer, unavailable};
 use super::{owner, read};
 use crate::store::owner::{Claim, Taken, Term};
 use crate::store::{
-    Backend, Event, OpenError, SharedTaskStore, StoredTask, TaskStore, TaskWrite, Unreadable,
-    Write, sqlite,
+    Backend, Event, Logged, OpenError, SharedTaskStore, StoredTask, TaskStore, TaskWrite,
+    Unreadable, Write, sqlite,
 };
 
 /// Jobs that may wait for the writer; whoever comes then waits with its job in hand.
@@ -188,6 +188,18 @@ impl TaskStore for SqlStore {
             .into_iter()
             .map(read::event)
             .collect()
+    }
+
+    async fn history(
+        &self,
+        of: Option<&TaskId>,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Logged>, StoreError> {
+        let after = i64::try_from(after).unwrap_or(i64::MAX);
+        let history = self.dialect.history(of.map(TaskId::as_str), after, limit);
+        let rows = self.fetch(history).await?;
+        rows.into_iter().map(read::logged).collect()
     }
 
     async fn close(&self, deadline: Duration) {

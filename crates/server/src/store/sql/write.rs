@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::connection::Value;
 use super::dialect::{Dialect, Keep, Statement};
-use crate::store::{EVENTS_KEPT, TaskWrite, Write};
+use crate::store::{DELETED, EVENTS_KEPT, TaskWrite, Write};
 
 /// 20 digits: orders as the numbers do.
 pub(crate) fn digits(tso: Tso) -> String {
@@ -92,12 +92,18 @@ fn task(d: &Dialect, write: &TaskWrite) -> Result<Vec<Statement>, StoreError> {
             );
             // Twice nested: MySQL does not read the table it deletes from otherwise.
             let (table, seq) = (d.table("events"), d.name("seq"));
-            let sql = format!(
-                "DELETE FROM {table} WHERE task = ? AND {seq} <= (SELECT {seq} FROM \
-                 (SELECT {seq} FROM {table} WHERE task = ? ORDER BY {seq} DESC LIMIT 1 OFFSET {EVENTS_KEPT}) AS old)"
-            );
-            let task = Value::from(task.as_str());
-            vec![insert, d.statement(&sql, vec![task.clone(), task])]
+            let keep = |column: &str, of: &str| {
+                let sql = format!(
+                    "DELETE FROM {table} WHERE {column} = ? AND {seq} <= (SELECT {seq} FROM \
+                     (SELECT {seq} FROM {table} WHERE {column} = ? ORDER BY {seq} DESC LIMIT 1 OFFSET {EVENTS_KEPT}) AS old)"
+                );
+                d.statement(&sql, vec![of.into(), of.into()])
+            };
+            let mut all = vec![insert, keep("task", task.as_str())];
+            if event.kind == DELETED {
+                all.push(keep(&d.name("kind"), DELETED));
+            }
+            all
         }
     })
 }

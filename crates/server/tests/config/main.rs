@@ -1,14 +1,17 @@
 //! The configuration: what is accepted, and what is said about the rest.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use cdc_core::source::PulsarConfig;
+mod access;
+mod pulsar;
+mod store;
+
 use cdc_core::tls::{ClientTls, Identity, TlsVersion};
 use milvus_cdc::config::{Config, EMBEDDED, Queue};
 use milvus_cdc::store::open::StoreConfig;
 
-const SOURCE: &str = "sourceConfig: {natsmq: {address: 'nats://h:4222'}}\n";
+pub(crate) const SOURCE: &str = "sourceConfig: {natsmq: {address: 'nats://h:4222'}}\n";
 
-fn parse(text: &str) -> Result<Config, String> {
+pub(crate) fn parse(text: &str) -> Result<Config, String> {
     let environment = |name: &str| (name == "PW").then(|| "from-env".to_owned());
     Config::parse(text, "test.yaml", &environment).map_err(|e| e.to_string())
 }
@@ -372,219 +375,38 @@ fn etcd_is_reached_in_one_way() {
     );
 }
 
-fn store(text: &str) -> Result<StoreConfig, String> {
-    parse(&format!("metaStoreConfig: {text}\n{SOURCE}")).map(|config| config.store)
-}
+/// The Go server's own file.
+const GO_FILE: &str = include_str!("../fixtures/go_cdc.yaml");
 
 #[test]
-fn the_go_servers_keys_of_a_store_are_read() {
-    let both = "etcd: {address: ['http://e:2379'], enableAuth: false, username: root, password: x, enableTLS: false, tlsCertPath: c, tlsKeyPath: k, tlsCACertPath: a, tlsMinVersion: 1.3}, mysqlSourceUrl: 'root:root@tcp(127.0.0.1:3306)/milvuscdc?charset=utf8', rootPath: cdc-by-dev";
-    let Ok(StoreConfig::Etcd(etcd)) = store(&format!("{{storeType: etcd, {both}}}")) else {
-        panic!("no etcd");
-    };
-    assert_eq!(etcd.endpoints, ["http://e:2379"]);
-    assert_eq!((etcd.root_path.as_str(), etcd.login), ("cdc-by-dev", None));
-    assert_eq!(etcd.tls, Default::default());
-    let Ok(StoreConfig::Mysql { address, root }) = store(&format!("{{storeType: mysql, {both}}}"))
-    else {
-        panic!("no mysql");
-    };
-    assert_eq!(address.to_string(), "mysql root@127.0.0.1:3306/milvuscdc");
-    assert_eq!(root, "cdc-by-dev");
-    let tls = "{storeType: etcd, etcd: {address: 'e:1', enableTLS: true, tlsCACertPath: a, tlsCertPath: c, tlsKeyPath: k, enableAuth: true, username: u, password: '${PW}'}}";
-    let Ok(StoreConfig::Etcd(etcd)) = store(tls) else {
-        panic!("no etcd");
-    };
-    assert_eq!(etcd.endpoints, ["https://e:1"]);
-    assert_eq!(etcd.tls.identity, Some(("c".into(), "k".into())));
-    assert_eq!(etcd.login.unwrap().1.expose(), "from-env");
-    let old = "{storeType: etcd, etcdEndpoints: ['http://old:1'], etcd: {address: 'http://new:1'}}";
-    let Ok(StoreConfig::Etcd(etcd)) = store(old) else {
-        panic!("no etcd");
-    };
-    assert_eq!(etcd.endpoints, ["http://old:1"]);
-    let url = "{storeType: postgres, postgresSourceUrl: 'postgres://u:${PW}@h:1/d'}";
-    let Ok(StoreConfig::Postgres { url, root }) = store(url) else {
-        panic!("no postgres");
-    };
+fn the_go_servers_own_file_is_understood() {
+    let config = parse(GO_FILE).unwrap();
     assert_eq!(
-        (url.expose(), root.as_str()),
-        ("postgres://u:from-env@h:1/d", "cdc")
+        (config.address.as_str(), config.max_task_num),
+        ("0.0.0.0:8444", 100)
     );
-}
-
-#[test]
-fn a_store_that_cannot_be_is_named_without_its_password() {
-    for (text, parts) in [
-        (
-            "{storeType: mysql}",
-            vec!["mysqlSourceUrl: missing", "tcp(host:port)"],
-        ),
-        (
-            "{storeType: mysql, mysqlSourceUrl: 'u:hunter2@tcp(h:x)/d'}",
-            vec!["metaStoreConfig.mysqlSourceUrl", "port"],
-        ),
-        (
-            "{storeType: postgres, postgresSourceUrl: 'u:hunter2@h/d'}",
-            vec!["metaStoreConfig.postgresSourceUrl: postgres://"],
-        ),
-        (
-            "{storeType: postgres, postgresSourceUrl: 'postgres://u:hunter2@h:port/d'}",
-            vec!["metaStoreConfig.postgresSourceUrl", "port"],
-        ),
-        (
-            "{storeType: mysql, rootPath: 'a/b', mysqlSourceUrl: 'u:hunter2@tcp(h:1)/d'}",
-            vec!["metaStoreConfig.rootPath", "a/b", "1 to 40"],
-        ),
-        (
-            "{storeType: etcd, rootPath: '/'}",
-            vec!["metaStoreConfig.rootPath"],
-        ),
-        (
-            "{storeType: etcd, etcd: {enableAuth: true, password: hunter2}}",
-            vec!["metaStoreConfig.etcd.enableAuth", "username"],
-        ),
-        (
-            "{storeType: etcd, etcd: {enableTLS: true, tlsCertPath: c}}",
-            vec!["metaStoreConfig.etcd.tlsKeyPath"],
-        ),
-        (
-            "{secretKey: 'file:/not/there'}",
-            vec!["metaStoreConfig.secretKey", "/not/there"],
-        ),
-    ] {
-        let error = store(text).unwrap_err();
-        for part in parts {
-            assert!(error.contains(part), "{part:?} in {error}");
-        }
-        assert!(!error.contains("hunter2"), "{error}");
-    }
-}
-fn pulsar(settings: &str) -> Result<Config, String> {
-    parse(&format!(
-        "sourceConfig: {{pulsar: {{address: 'pulsar+ssl://h:6651', {settings}}}}}"
-    ))
-}
-
-fn pulsar_of(config: &Config) -> &PulsarConfig {
-    match &config.source.queue {
-        Queue::Pulsar(pulsar) => pulsar,
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn pulsar_as_the_go_server_has_it() {
-    let text = "sourceConfig: {pulsar: {address: 'pulsar://localhost:6650', webAddress: 'localhost:80', webPort: 80, maxMessageSize: 5242880, tenant: public, namespace: default}}";
-    let config = parse(text).unwrap();
-    for key in [
-        "sourceConfig.pulsar.webAddress",
-        "sourceConfig.pulsar.webPort",
-    ] {
-        assert!(config.ignored.iter().any(|k| k == key), "{key}");
-    }
-    let least = parse(
-        "sourceConfig: {pulsar: {address: 'pulsar://localhost:6650', maxMessageSize: '5242880'}}",
-    )
-    .unwrap();
-    assert_eq!(pulsar_of(&least), pulsar_of(&config));
-    let read = pulsar_of(&config);
+    let StoreConfig::Etcd(store) = &config.store else {
+        panic!("{}", config.store.shown());
+    };
+    assert_eq!(store.endpoints, ["http://127.0.0.1:2379"]);
+    assert_eq!(store.root_path, "cdc-by-dev");
+    assert_eq!(config.source.etcd.endpoints, ["http://127.0.0.1:2379"]);
+    assert_eq!(pulsar::pulsar_of(&config).max_message_size, 5_242_880);
+    assert_eq!(config.access.warnings(&config.address).len(), 2);
+    // None of it is refused; what means nothing here is said.
     assert_eq!(
-        (read.tenant.as_str(), read.namespace.as_str()),
-        ("public", "default")
+        config.ignored,
+        [
+            "batchMode",
+            "detectDeadLock",
+            "metaStoreConfig.mysqlSourceUrl",
+            "sourceConfig.defaultPartitionName",
+            "sourceConfig.etcd.tlsCACertPath",
+            "sourceConfig.etcd.tlsCertPath",
+            "sourceConfig.etcd.tlsKeyPath",
+            "sourceConfig.etcd.tlsMinVersion",
+            "sourceConfig.pulsar.webAddress",
+            "sourceConfig.readChanLen"
+        ]
     );
-    assert_eq!((read.max_message_size, &read.auth), (5_242_880, &None));
-}
-
-#[test]
-fn pulsar_logins_in_every_form() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "t0k3n\n").unwrap();
-    let path = file.path().display();
-    let plugin = "org.apache.pulsar.client.impl.auth.AuthenticationToken";
-    for (plugin, params) in [
-        (plugin, "token:t0k3n".to_owned()),
-        ("token", r#"{"token":"t0k3n"}"#.to_owned()),
-        (plugin, format!("file://{path}")),
-        (plugin, format!("file:{path}")),
-        (plugin, format!(r#"{{"file":"{path}"}}"#)),
-        (plugin, format!("token:file:{path}")),
-    ] {
-        let config = pulsar(&format!("authPlugin: '{plugin}', authParams: '{params}'")).unwrap();
-        let auth = pulsar_of(&config).auth.as_ref().unwrap();
-        assert_eq!(
-            (auth.method.as_str(), auth.data.expose()),
-            ("token", "t0k3n"),
-            "{params}"
-        );
-        assert!(!format!("{config:?}").contains("t0k3n"));
-    }
-    let config =
-        pulsar(r#"authPlugin: basic, authParams: '{"userId":"u","password":"${PW}"}'"#).unwrap();
-    assert_eq!(
-        pulsar_of(&config).auth.as_ref().unwrap().data.expose(),
-        "u:from-env"
-    );
-    let config = pulsar("authPlugin: 'org.apache.pulsar.client.impl.auth.AuthenticationTls', authParams: 'tlsCertFile:/c,tlsKeyFile:/k', tlsCACertPath: /ca").unwrap();
-    let read = pulsar_of(&config);
-    assert_eq!(read.auth.as_ref().unwrap().method, "tls");
-    assert_eq!(read.tls.client, Some(("/c".into(), "/k".into())));
-    assert_eq!(read.tls.ca, Some("/ca".into()));
-}
-
-#[test]
-fn what_is_wrong_with_pulsar_is_named_and_secrets_are_not_shown() {
-    for (settings, part) in [
-        (
-            "maxMessageSize: many",
-            "sourceConfig.pulsar.maxMessageSize: a number of bytes",
-        ),
-        ("tenant: a/b", "sourceConfig.pulsar.tenant"),
-        ("namespace: ''", "sourceConfig.pulsar.namespace"),
-        ("topic: x", "sourceConfig.pulsar.topic"),
-        (
-            "authParams: 'token:hush'",
-            "sourceConfig.pulsar.authPlugin: missing",
-        ),
-        (
-            "authPlugin: Kerberos, authParams: hush",
-            "sourceConfig.pulsar.authPlugin: one of",
-        ),
-        (
-            "authPlugin: token, authParams: hush",
-            "sourceConfig.pulsar.authParams: token:",
-        ),
-        (
-            "authPlugin: token, authParams: 'file:///nowhere/hush-not'",
-            "/nowhere",
-        ),
-        (
-            "authPlugin: token, authParams: 12345",
-            "sourceConfig.pulsar.authParams: a string",
-        ),
-        (
-            "authPlugin: tls, authParams: 'tlsCertFile:/c'",
-            "belong together",
-        ),
-        ("tlsCertPath: /c", "sourceConfig.pulsar.tlsCertPath"),
-    ] {
-        let error = pulsar(settings).unwrap_err();
-        assert!(error.contains(part), "{part:?} in {error}");
-        assert!(
-            !error.contains("hush\"") && !error.contains("12345"),
-            "{error}"
-        );
-    }
-    for address in ["h:6650", "pulsar://u:hush@h:1", "http://h:1", "pulsar://h"] {
-        let error = parse(&format!(
-            "sourceConfig: {{pulsar: {{address: '{address}'}}}}"
-        ))
-        .unwrap_err();
-        assert!(
-            error.contains("sourceConfig.pulsar.address") && !error.contains("hush"),
-            "{error}"
-        );
-    }
-    let text = "sourceConfig: {pulsar: {address: 'pulsar://h:1', tlsCACertPath: /ca}}";
-    assert!(parse(text).unwrap_err().contains("pulsar+ssl://"));
 }

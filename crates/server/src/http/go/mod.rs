@@ -1,5 +1,8 @@
 //! `POST /cdc`: the requests of the Go server.
 
+mod shape;
+
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -8,10 +11,13 @@ use cdc_core::error::{ErrorClass, Problem, ProblemCode};
 use cdc_core::store::StoreError;
 use serde_json::{Map, Value, json};
 
+use super::access::Caller;
 use super::{Api, answer, answer_error, body, show};
 use crate::fields::{Errors, Fields, clip};
+use crate::maintenance::{self, Operation};
 use crate::request;
 use crate::tasks::{Standing, TaskError};
+use shape::{CdcAnswer, CdcError, CdcRequest};
 
 const TYPES: &[&str] = &[
     "create",
@@ -26,28 +32,31 @@ const TYPES: &[&str] = &[
 
 type Failure = (StatusCode, String);
 
-pub(super) async fn healthz() -> Response {
-    answer(json!({ "status": "live" }))
-}
-
-pub(super) async fn readyz(State(api): State<Api>) -> Response {
-    let why = match api.tasks.standing() {
-        Standing::Owner => return answer(json!({ "status": "ready" })),
-        Standing::Starting => "the stored tasks are being recovered".to_owned(),
-        Standing::Waiting { owner } => {
-            format!("waiting: {owner} owns the store and runs its tasks")
-        }
-    };
-    answer_error(StatusCode::SERVICE_UNAVAILABLE, why)
-}
-
-pub(super) async fn cdc(State(api): State<Api>, body: Body) -> Response {
-    let bytes = match body::read(body).await {
+/// Every request of the Go server
+///
+/// `request_type` says what is asked for, `request_data` holds its parameters. An error has an HTTP status beside the
+/// same `code` in the body.
+#[utoipa::path(post, path = "/cdc", tag = "go", operation_id = "cdc",
+    request_body = CdcRequest,
+    responses(
+        (status = 200, body = CdcAnswer),
+        (status = 400, body = CdcError, description = "The request, or what it asks for, cannot work"),
+        (status = 401, body = CdcError, description = "No token, or the source or target refused the login"),
+        (status = 404, body = CdcError, description = "No such task"),
+        (status = 409, body = CdcError, description = "It contradicts what is there"),
+        (status = 413, body = CdcError, description = "The body is too large"),
+    ))]
+pub(super) async fn cdc(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    body: Body,
+) -> Response {
+    let bytes = match body::read(body, &api.body).await {
         Ok(bytes) => bytes,
-        Err((status, message)) => return answer_error(status, message),
+        Err(refusal) => return refusal.answer(super::GO_PATH),
     };
     // In a task of its own: a client that hangs up does not leave a request half done.
-    let handled = tokio::spawn(async move { handle(&api, &bytes).await }).await;
+    let handled = tokio::spawn(async move { handle(&api, &caller, &bytes).await }).await;
     match handled {
         Ok(Ok(data)) => answer(data),
         Ok(Err((status, message))) => answer_error(status, message),
@@ -67,6 +76,7 @@ enum Request {
     Get(String),
     Position(String),
     List,
+    Maintenance(Operation),
 }
 
 impl Request {
@@ -125,9 +135,9 @@ fn parse(limits: &request::Limits, bytes: &[u8]) -> Result<Request, Failure> {
             Request::List
         }
         Some("maintenance") => {
-            return Err(bad(
-                "request_type: maintenance is not available in this version",
-            ));
+            let operation = maintenance::read(data);
+            check(&errors)?;
+            Request::Maintenance(operation.ok_or_else(|| bad("incomplete request"))?)
         }
         other => {
             let other = clip(other.unwrap_or_default());
@@ -140,10 +150,19 @@ fn parse(limits: &request::Limits, bytes: &[u8]) -> Result<Request, Failure> {
     Ok(request)
 }
 
-async fn handle(api: &Api, bytes: &[u8]) -> Result<Value, Failure> {
+async fn handle(api: &Api, caller: &Caller, bytes: &[u8]) -> Result<Value, Failure> {
     let request = parse(&api.limits, bytes)?;
+    if !request.is_reading() && !caller.may_write() {
+        let refusal = caller.read_only();
+        return Err((
+            refusal.status,
+            format!("{}; {}", refusal.detail, refusal.hint),
+        ));
+    }
     let owner = match api.tasks.standing() {
         Standing::Owner => None,
+        // It concerns this process, whoever runs the tasks.
+        _ if matches!(request, Request::Maintenance(_)) => None,
         Standing::Waiting { owner } if request.is_reading() => Some(owner),
         Standing::Waiting { owner } => {
             return Err((
@@ -160,14 +179,14 @@ async fn handle(api: &Api, bytes: &[u8]) -> Result<Value, Failure> {
             ));
         }
     };
-    let mut data = carry_out(api, request).await?;
+    let mut data = carry_out(api, caller, request).await?;
     if let (Some(owner), Some(map)) = (owner, data.as_object_mut()) {
         map.insert("owner".to_owned(), json!(owner));
     }
     Ok(data)
 }
 
-async fn carry_out(api: &Api, request: Request) -> Result<Value, Failure> {
+async fn carry_out(api: &Api, caller: &Caller, request: Request) -> Result<Value, Failure> {
     match request {
         Request::Create(request) => {
             let id = api.tasks.create(*request).await.map_err(failure)?;
@@ -184,7 +203,10 @@ async fn carry_out(api: &Api, request: Request) -> Result<Value, Failure> {
             Ok(json!({}))
         }
         Request::Pause(id) => {
-            api.tasks.pause(&id).await.map_err(failure)?;
+            api.tasks
+                .pause(&id, caller.name(), None)
+                .await
+                .map_err(failure)?;
             Ok(json!({}))
         }
         Request::Resume(id, answers) => {
@@ -226,6 +248,12 @@ async fn carry_out(api: &Api, request: Request) -> Result<Value, Failure> {
                 &progress,
                 &api.limits.replicate_channel,
             ))
+        }
+        Request::Maintenance(operation) => {
+            let state = maintenance::carry_out(&operation, &api.log_level).map_err(bad)?;
+            tracing::warn!(by = caller.name(), "{state}");
+            // The Go server's structure has lost its tag: it answers with the name of the field.
+            Ok(json!({ "State": state, "state": state }))
         }
         Request::List => {
             let mut tasks: Vec<Value> = api

@@ -1,0 +1,101 @@
+//! The answers as tables for people.
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde_json::Value;
+
+use super::watch::seconds;
+
+fn table(head: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(head.iter().copied());
+    table
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+pub(super) fn tasks(tasks: &[Value]) -> String {
+    let mut out = table(&["ID", "STATE", "TARGET", "COLLECTIONS", "REASON"]);
+    for task in tasks {
+        let names = task["collections"]
+            .as_array()
+            .map_or(&[][..], Vec::as_slice);
+        let names: Vec<String> = names
+            .iter()
+            .map(|c| format!("{}.{}", text(&c["database"]), text(&c["name"])))
+            .collect();
+        out.add_row([
+            text(&task["id"]),
+            text(&task["state"]),
+            text(&task["target"]["uri"]),
+            names.join(","),
+            text(&task["reason"]),
+        ]);
+    }
+    out.to_string()
+}
+
+/// One task with its collections.
+pub(super) fn task(task: &Value, collections: &[Value]) -> String {
+    let mut lines = vec![
+        format!("id      {}", text(&task["id"])),
+        format!("state   {}", text(&task["state"])),
+        format!("target  {}", text(&task["target"]["uri"])),
+        format!("lag     {}", seconds(&task["progress"]["lag_seconds"])),
+    ];
+    for (name, key) in [("reason", "reason"), ("by", "paused_by")] {
+        if let Some(text) = task[key].as_str() {
+            lines.push(format!("{name:<7} {text}"));
+        }
+    }
+    for problem in task["progress"]["problems"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        lines.push(format!("problem {}", problem_line(problem)));
+    }
+    let mut out = table(&[
+        "COLLECTION",
+        "STATE",
+        "LAG",
+        "ROWS",
+        "WHAT IS WRONG, AND WHAT TO DO",
+    ]);
+    for c in collections {
+        let mut remarks = Vec::new();
+        if c["state"] != "Streaming"
+            && let Some(error) = c.get("last_error").filter(|e| e.is_object())
+        {
+            remarks.push(problem_line(error));
+        }
+        if let Some(answers) = c["answers"].as_str() {
+            remarks.push(format!("answer with {answers}"));
+        }
+        out.add_row([
+            format!("{}.{}", text(&c["database"]), text(&c["name"])),
+            text(&c["state"]),
+            seconds(&c["lag_seconds"]),
+            text(&c["rows"]),
+            remarks.join("; "),
+        ]);
+    }
+    lines.push(String::new());
+    lines.push(out.to_string());
+    lines.join("\n")
+}
+
+fn problem_line(problem: &Value) -> String {
+    match (text(&problem["message"]), problem["hint"].as_str()) {
+        (message, None | Some("")) => message,
+        (message, Some(hint)) => format!("{message}; {hint}"),
+    }
+}

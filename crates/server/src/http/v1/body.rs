@@ -1,0 +1,130 @@
+//! What the bodies of requests look like, for the OpenAPI document; they are read by `request`, which says more about
+//! what is wrong than a deserializer could. The tests send what this describes.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// A task to be made.
+#[derive(Serialize, ToSchema)]
+#[schema(as = NewTask)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewTask {
+    /// Chosen by the client, so that a request can be repeated: the same id with the same content is the same task.
+    #[schema(pattern = "^[A-Za-z0-9_-]{1,64}$")]
+    pub(crate) id: Option<String>,
+    pub(crate) target: NewTarget,
+    #[schema(min_items = 1)]
+    pub(crate) collections: Vec<NewSelected>,
+    pub(crate) start: Option<Start>,
+    pub(crate) on_conflict: Option<OnConflict>,
+}
+
+/// The standby that takes the rows, and its login: `token`, or `username` and `password`.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewTarget {
+    /// `http://host:port` or `https://host:port`
+    #[schema(example = "http://standby:19530")]
+    pub(crate) uri: String,
+    /// `user:password` or an API key. Never shown again.
+    #[schema(write_only)]
+    pub(crate) token: Option<String>,
+    pub(crate) username: Option<String>,
+    #[schema(write_only)]
+    pub(crate) password: Option<String>,
+    /// Seconds; 10 if left out.
+    #[schema(minimum = 0, maximum = 300)]
+    pub(crate) connect_timeout: Option<u64>,
+    /// For an https address.
+    pub(crate) dial_config: Option<DialConfig>,
+}
+
+/// PEM files on this server's machine; each connection reads them anew. Without an authority the system's certificates
+/// count.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DialConfig {
+    /// The target's authority.
+    pub(crate) ca_pem_path: Option<String>,
+    /// Instead of that: the target's own certificate.
+    pub(crate) server_pem_path: Option<String>,
+    /// A certificate of our own, with `client_key_path`.
+    pub(crate) client_pem_path: Option<String>,
+    pub(crate) client_key_path: Option<String>,
+    /// If the certificate is for another name than the address.
+    pub(crate) server_name: Option<String>,
+}
+
+/// Collections by database and name.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewSelected {
+    /// `*` is any; `default` if left out.
+    #[schema(pattern = r"^(\*|[A-Za-z_][A-Za-z0-9_$]{0,254})$")]
+    pub(crate) database: Option<String>,
+    /// `*` is any.
+    #[schema(pattern = r"^(\*|[A-Za-z_][A-Za-z0-9_$]{0,254})$")]
+    pub(crate) name: String,
+    pub(crate) start: Option<Start>,
+    /// Where to begin, by virtual channel: base64 of a `MsgPosition`.
+    pub(crate) positions: Option<BTreeMap<String, String>>,
+}
+
+/// Where collections begin that are there when the task is created: at their creation, at the first message the queue
+/// holds, or now.
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Start {
+    Created,
+    Earliest,
+    Now,
+}
+
+/// What to do with a collection that is on the target already and not empty: wait for an answer, go on into it, or drop
+/// it there and begin anew.
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum OnConflict {
+    Ask,
+    Adopt,
+    Recreate,
+}
+
+/// A change of a task: `state`, `answers`, or both.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TaskPatch)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Patch {
+    pub(crate) state: Option<WantedState>,
+    /// Why it is paused, in one line.
+    #[schema(max_length = 200)]
+    pub(crate) reason: Option<String>,
+    /// For collections that wait for a person; the task has to run.
+    pub(crate) answers: Option<Vec<Answer>>,
+}
+
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum WantedState {
+    Running,
+    Paused,
+}
+
+/// The answer for one collection: exactly one of `on_conflict`, `start`, `positions`, `skip`.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Answer {
+    /// `default` if left out.
+    pub(crate) database: Option<String>,
+    pub(crate) name: String,
+    /// For `Conflict`: `adopt` or `recreate`.
+    pub(crate) on_conflict: Option<OnConflict>,
+    /// For `PositionLost`: `earliest` or `now`.
+    pub(crate) start: Option<Start>,
+    /// For `PositionLost`: by virtual channel.
+    pub(crate) positions: Option<BTreeMap<String, String>>,
+    /// For `Quarantined`, or `Failing` at one message: leave that message out.
+    pub(crate) skip: Option<bool>,
+}

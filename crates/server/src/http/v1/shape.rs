@@ -1,0 +1,199 @@
+//! What the answers of `/api/v1` look like. Ids and timestamps of Milvus are strings: they are larger than the numbers
+//! JavaScript can hold. Moments are unix milliseconds. No token, no password.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+/// The program that answers.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Version {
+    #[schema(example = "milvus-cdc")]
+    pub(crate) name: &'static str,
+    #[schema(example = "0.1.0")]
+    pub(crate) version: &'static str,
+    /// The message queues this build can read.
+    pub(crate) queues: Vec<&'static str>,
+}
+
+#[derive(Clone, Copy, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum TaskState {
+    /// It shall run; the collections say how it goes.
+    Running,
+    /// A person paused it.
+    Paused,
+    /// What is stored of it cannot be read: it can only be deleted.
+    Unreadable,
+}
+
+/// A replication task.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Task {
+    pub(crate) id: String,
+    pub(crate) state: TaskState,
+    /// Why it is paused or unreadable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+    /// Who paused it: the name of a token, or `http`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) paused_by: Option<String>,
+    /// Unix milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) paused_at: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) target: Option<Target>,
+    /// Which collections were asked for.
+    pub(crate) collections: Vec<Selected>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(inline)]
+    pub(crate) start: Option<super::body::Start>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(inline)]
+    pub(crate) on_conflict: Option<super::body::OnConflict>,
+    /// Unix milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) created_at: Option<u64>,
+    /// When a person last changed it, in unix milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) updated_at: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) progress: Option<Progress>,
+}
+
+/// Where the rows go.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Target {
+    #[schema(example = "http://standby:19530")]
+    pub(crate) uri: String,
+    /// Seconds.
+    pub(crate) connect_timeout: u64,
+}
+
+/// Collections by database and name, either of which may be `*`.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Selected {
+    pub(crate) database: String,
+    pub(crate) name: String,
+    /// Where these begin if not with the task's `start`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(inline)]
+    pub(crate) start: Option<super::body::Start>,
+}
+
+/// How far a task is.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Progress {
+    /// Seconds between now and the oldest thing on the source that is not applied; null before the first message.
+    pub(crate) lag_seconds: Option<f64>,
+    /// Seconds since the stored checkpoint last moved; null if the task does not run.
+    pub(crate) checkpoint_age_seconds: Option<f64>,
+    /// How many collections are in which state.
+    pub(crate) collections: BTreeMap<&'static str, u64>,
+    /// Errors of the task as a whole, while they last.
+    pub(crate) problems: Vec<Trouble>,
+    /// Since this process started; null if the task does not run.
+    pub(crate) counters: Option<Counters>,
+    /// Errors since this process started, by class.
+    pub(crate) errors: BTreeMap<String, u64>,
+}
+
+/// Since this process started.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Counters {
+    pub(crate) messages_in: u64,
+    pub(crate) bytes_in: u64,
+    /// Rows of the task's collections that were read.
+    pub(crate) rows_in: u64,
+    pub(crate) messages_out: u64,
+    /// Rows the target acknowledged.
+    pub(crate) rows_out: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) in_flight_bytes: u64,
+}
+
+/// An error of a task or collection.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Trouble {
+    /// `transient`, `conflict`, `configuration`, `data` or `bug`.
+    pub(crate) class: String,
+    pub(crate) message: String,
+    /// What to do about it; empty if there is nothing to do but wait.
+    pub(crate) hint: String,
+    /// When it was last seen, in unix milliseconds, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) at: Option<u64>,
+}
+
+/// A collection of a task.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Collection {
+    /// The source's id.
+    #[schema(example = "445811557825249939")]
+    pub(crate) id: String,
+    pub(crate) database: Option<String>,
+    pub(crate) name: Option<String>,
+    /// `Waiting`, `Streaming`, `Failing`, `Conflict`, `PositionLost`, `Quarantined`, `Dropped`, or `Paused` with its
+    /// task.
+    pub(crate) state: &'static str,
+    /// What the state says beside its name.
+    #[schema(value_type = Object)]
+    pub(crate) detail: Value,
+    /// What it can be answered, if it waits for a person.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) answers: Option<&'static str>,
+    /// Rows the target acknowledged since this process started; null if the task does not run.
+    pub(crate) rows: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lag_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) last_error: Option<Trouble>,
+    pub(crate) positions: Vec<Position>,
+}
+
+/// How far one stream of messages is.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Position {
+    /// The source's id of the collection it belongs to; null for a channel that several share.
+    pub(crate) collection_id: Option<String>,
+    /// The source's physical channel.
+    #[schema(example = "by-dev-rootcoord-dml_0")]
+    pub(crate) channel: String,
+    /// Base64 of a `MsgPosition`, as `positions` in a creation takes it.
+    pub(crate) position: String,
+    /// The source's timestamp up to which everything is applied.
+    #[schema(example = "445811557825249939")]
+    pub(crate) applied: String,
+    /// The same in unix milliseconds.
+    pub(crate) applied_at: u64,
+}
+
+/// One line of the history.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Event {
+    /// Its place in the history of all tasks: `after` and `Last-Event-ID` take it.
+    pub(crate) id: u64,
+    pub(crate) task_id: String,
+    /// Unix milliseconds.
+    pub(crate) at: u64,
+    /// `created`, `paused`, `resumed`, `answered`, `deleted`.
+    #[schema(example = "paused")]
+    pub(crate) kind: String,
+    pub(crate) text: String,
+}
+
+/// A part of a list.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Page<T> {
+    pub(crate) items: Vec<T>,
+    /// For `after` of the next request; null: there is no more at the moment.
+    pub(crate) next: Option<String>,
+}
+
+/// How far every stream of a task is.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Positions {
+    pub(crate) positions: Vec<Position>,
+}

@@ -1,0 +1,251 @@
+//! From the tasks to what `/api/v1` answers.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use cdc_core::error::Problem;
+use cdc_core::ids::{CollectionId, PChannel};
+use cdc_core::store::TaskProgress;
+use cdc_core::task::{
+    CollectionState, CollectionStatus, OnConflict, Pattern, Selection, StartPoint, TaskSpec,
+    TaskStatus,
+};
+use cdc_core::tso::Tso;
+use serde_json::json;
+
+use super::body;
+use super::shape::{
+    Collection, Counters, Event, Position, Progress, Selected, Target, Task, TaskState, Trouble,
+};
+use crate::http::show;
+use crate::request::encode_position;
+use crate::states;
+use crate::store::{Desired, Logged, Unreadable};
+use crate::tasks;
+
+pub(super) fn task(task: &tasks::Task, progress: Option<Progress>) -> Task {
+    let spec = &task.spec;
+    let (state, paused) = match &task.desired {
+        Desired::Running => (TaskState::Running, None),
+        Desired::Paused { by, since, reason } => (TaskState::Paused, Some((by, since, reason))),
+    };
+    Task {
+        id: spec.id.to_string(),
+        state,
+        reason: paused.map(|(_, _, reason)| reason.clone()),
+        paused_by: paused.map(|(by, ..)| by.clone()),
+        paused_at: paused.map(|(_, since, _)| *since),
+        target: Some(Target {
+            uri: spec.target.uri.clone(),
+            connect_timeout: spec.target.connect_timeout.as_secs(),
+        }),
+        collections: selected(spec),
+        start: Some(start(spec.start)),
+        on_conflict: Some(match spec.on_conflict {
+            OnConflict::Ask => body::OnConflict::Ask,
+            OnConflict::Adopt => body::OnConflict::Adopt,
+            OnConflict::Recreate => body::OnConflict::Recreate,
+        }),
+        created_at: Some(task.created),
+        updated_at: Some(task.updated),
+        progress,
+    }
+}
+
+pub(super) fn unreadable(task: &Unreadable) -> Task {
+    Task {
+        id: task.id.to_string(),
+        state: TaskState::Unreadable,
+        reason: Some(task.cause.clone()),
+        paused_by: None,
+        paused_at: None,
+        target: None,
+        collections: Vec::new(),
+        start: None,
+        on_conflict: None,
+        created_at: None,
+        updated_at: None,
+        progress: None,
+    }
+}
+
+fn start(start: StartPoint) -> body::Start {
+    match start {
+        StartPoint::Created => body::Start::Created,
+        StartPoint::Earliest => body::Start::Earliest,
+        StartPoint::Now => body::Start::Now,
+    }
+}
+
+fn selected(spec: &TaskSpec) -> Vec<Selected> {
+    let one = |pattern: &Pattern| {
+        let name = |part: &Option<String>| part.clone().unwrap_or_else(|| "*".to_owned());
+        let (database, name) = (name(&pattern.database), name(&pattern.name));
+        let own = spec.starts.get(&(database.clone(), name.clone()));
+        Selected {
+            start: own.map(|s| start(*s)),
+            database,
+            name,
+        }
+    };
+    match &spec.selection {
+        Selection::All => vec![one(&Pattern {
+            database: None,
+            name: None,
+        })],
+        Selection::Collections(list) => list.iter().map(one).collect(),
+    }
+}
+
+pub(super) fn progress(
+    status: Option<&TaskStatus>,
+    stored: &TaskProgress,
+    collections: &[Collection],
+) -> Progress {
+    let mut by_state: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for collection in collections {
+        *by_state.entry(collection.state).or_default() += 1;
+    }
+    Progress {
+        lag_seconds: status.map_or_else(|| show::stored_lag(stored), |s| s.lag_seconds),
+        checkpoint_age_seconds: status.and_then(|s| s.checkpoint_age_seconds),
+        collections: by_state,
+        problems: status
+            .iter()
+            .flat_map(|s| &s.problems)
+            .map(|p| trouble(p, None))
+            .collect(),
+        counters: status.map(|s| Counters {
+            messages_in: s.counters.messages_in,
+            bytes_in: s.counters.bytes_in,
+            rows_in: s.counters.rows_in,
+            messages_out: s.counters.messages_out,
+            rows_out: s.counters.rows_out,
+            bytes_out: s.counters.bytes_out,
+            in_flight_bytes: s.counters.in_flight_bytes,
+        }),
+        errors: status.map(|s| s.errors.clone()).unwrap_or_default(),
+    }
+}
+
+fn trouble(problem: &Problem, at: Option<SystemTime>) -> Trouble {
+    Trouble {
+        class: problem.class.to_string(),
+        message: problem.message.clone(),
+        hint: problem.hint.clone(),
+        at: at.map(|at| {
+            at.duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_millis() as u64)
+        }),
+    }
+}
+
+/// Every collection of a task, ordered by id: those it carries, and those of which only something is stored.
+pub(super) fn collections(
+    task: &tasks::Task,
+    status: Option<&TaskStatus>,
+    stored: &TaskProgress,
+) -> Vec<Collection> {
+    let shown = status.map_or(&[][..], |s| &s.collections);
+    let mut all: BTreeMap<CollectionId, Collection> = shown
+        .iter()
+        .map(|c| (c.source_id, collection(c, stored)))
+        .collect();
+    let runs = task.desired == Desired::Running;
+    for id in show::stored_ids(stored) {
+        if all.contains_key(&id) {
+            continue;
+        }
+        let Some(found) = show::stored_collection(id, stored, runs) else {
+            continue;
+        };
+        let text = |key: &str| found[key].as_str().map(str::to_owned);
+        let one = Collection {
+            id: id.to_string(),
+            database: text("db"),
+            name: text("name"),
+            state: show::stored_state(id, stored, runs),
+            detail: found["detail"].clone(),
+            answers: None,
+            rows: None,
+            lag_seconds: None,
+            last_error: None,
+            positions: detached(id, stored),
+        };
+        all.insert(id, one);
+    }
+    all.into_values().collect()
+}
+
+fn collection(c: &CollectionStatus, stored: &TaskProgress) -> Collection {
+    let lag_seconds = match &c.state {
+        CollectionState::Streaming { lag_seconds, .. } => Some(*lag_seconds),
+        _ => None,
+    };
+    let detail = show::detail(&c.state);
+    Collection {
+        id: c.source_id.to_string(),
+        database: Some(c.database.clone()),
+        name: Some(c.name.clone()),
+        state: states::name(&c.state),
+        detail: if detail.is_object() {
+            detail
+        } else {
+            json!({})
+        },
+        answers: states::answers(&c.state),
+        rows: Some(c.rows),
+        lag_seconds,
+        last_error: c
+            .last_error
+            .as_ref()
+            .map(|e| trouble(&e.problem, Some(e.at))),
+        positions: if c.positions.is_empty() {
+            detached(c.source_id, stored)
+        } else {
+            c.positions
+                .iter()
+                .map(|(channel, p)| position(Some(c.source_id), channel, &p.position, p.applied))
+                .collect()
+        },
+    }
+}
+
+fn detached(id: CollectionId, stored: &TaskProgress) -> Vec<Position> {
+    let own = stored.detached.iter().filter(|((_, of), _)| *of == id);
+    own.map(|((channel, _), p)| position(Some(id), channel, &p.position, p.applied))
+        .collect()
+}
+
+/// The channels as stored, then the streams of single collections.
+pub(super) fn positions(collections: Vec<Collection>, stored: &TaskProgress) -> Vec<Position> {
+    let channels = stored.channels.iter();
+    let shared = channels.map(|(channel, p)| position(None, channel, &p.position, p.applied));
+    let own = collections.into_iter().flat_map(|c| c.positions);
+    shared.chain(own).collect()
+}
+
+fn position(
+    collection: Option<CollectionId>,
+    channel: &PChannel,
+    position: &cdc_core::position::Position,
+    applied: Tso,
+) -> Position {
+    Position {
+        collection_id: collection.map(|id| id.to_string()),
+        channel: channel.to_string(),
+        position: encode_position(channel, position, applied),
+        applied: applied.to_string(),
+        applied_at: applied.millis(),
+    }
+}
+
+pub(super) fn event(logged: Logged) -> Event {
+    Event {
+        id: logged.seq,
+        task_id: logged.task.to_string(),
+        at: logged.event.at,
+        kind: logged.event.kind,
+        text: logged.event.text,
+    }
+}

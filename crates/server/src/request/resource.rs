@@ -1,0 +1,84 @@
+//! A task as a resource of `/api/v1`: its creation and its changes.
+
+use super::{Answer, CONFLICTS, CreateTask, Given, Limits, answer, check_id, connect, selection};
+use crate::fields::Fields;
+
+/// Longest reason of a pause, in characters.
+const REASON: usize = 200;
+
+/// A change of a task.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Patch {
+    /// Whether it shall run; `None`: as before.
+    pub run: Option<bool>,
+    /// Why it is paused, in a person's words.
+    pub reason: Option<String>,
+    pub answers: Vec<Answer>,
+}
+
+/// Reads the body of a creation. What is wrong goes to the errors of `data`.
+pub fn task(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
+    let id = data.string("id");
+    check_id(&data, "id", id.as_deref());
+    let target = match data.secret_object("target") {
+        Some(target) => connect::connect_param(target),
+        None => {
+            if !data.has("target") {
+                data.wrong("target", "missing; {\"uri\": \"http://host:port\"}");
+            }
+            None
+        }
+    };
+    let wanted = selection::read_list(&data, limits);
+    let on_conflict = data.choice("on_conflict", CONFLICTS).unwrap_or_default();
+    data.finish();
+    let target = target?;
+    Some(CreateTask {
+        id,
+        uri: target.uri,
+        token: target.token,
+        tls: target.tls,
+        connect_timeout: target.timeout,
+        selection: wanted.selection,
+        start: wanted.start,
+        starts: wanted.starts,
+        positions: wanted.positions,
+        on_conflict,
+        given: Given {
+            milvus_connect_param: target.shown,
+            collection_infos: wanted.collection_infos,
+            db_collections: wanted.db_collections,
+        },
+    })
+}
+
+/// Reads the body of a change. What is wrong goes to the errors of `data`.
+pub fn patch(data: Fields<'_>, limits: &Limits) -> Patch {
+    let run = data.choice("state", &[("running", true), ("paused", false)]);
+    let reason = data.string("reason");
+    if let Some(reason) = &reason {
+        if run != Some(false) {
+            data.wrong("reason", "only a pause has a reason; add state: paused");
+        }
+        let count = reason.chars().count();
+        if count > REASON || reason.chars().any(char::is_control) {
+            data.wrong(
+                "reason",
+                format_args!("one line of at most {REASON} characters expected"),
+            );
+        }
+    }
+    let answers = answer::read(&data, "answers", "database", limits);
+    if run == Some(false) && !answers.is_empty() {
+        data.wrong("answers", "a paused task takes none; add state: running");
+    }
+    if run.is_none() && answers.is_empty() {
+        data.wrong("state", "nothing to change; state or answers expected");
+    }
+    data.finish();
+    Patch {
+        run,
+        reason,
+        answers,
+    }
+}

@@ -1,0 +1,285 @@
+//! The command line against a server.
+
+use cdc_core::error::{ErrorClass, Problem};
+use cdc_core::secret::Secret;
+use cdc_core::task::{Choice, CollectionState, OnConflict};
+use milvus_cdc::config::access::{Access, ApiToken, Role};
+use serde_json::{Value, json};
+
+use crate::server::{Server, access, collection, start, start_with};
+
+struct Done {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Done {
+    fn json(&self) -> Value {
+        assert_eq!(self.code, 0, "{}", self.err);
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {}", self.out))
+    }
+}
+
+/// Runs the program, with nothing of this process' own settings.
+async fn run(args: &[&str], environment: &[(&str, &str)]) -> Done {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_milvus-cdc"));
+    command.args(args);
+    for name in ["SERVER", "TOKEN", "CA_CERT", "TARGET_TOKEN"] {
+        command.env_remove(format!("MILVUS_CDC_{name}"));
+    }
+    for name in [
+        "http_proxy",
+        "HTTP_PROXY",
+        "https_proxy",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ] {
+        command.env_remove(name);
+    }
+    command.envs(environment.iter().copied());
+    let output = command.output().await.unwrap();
+    Done {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+async fn task(server: &Server, args: &[&str]) -> Done {
+    let address = format!("http://{}", server.address);
+    let mut all = vec!["task", "--server", &address];
+    all.extend(args);
+    run(&all, &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tasks_whole_life() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir.path().join("s.db"), true).await;
+    let login = dir.path().join("login");
+    std::fs::write(&login, "root:hush-hush\n").unwrap();
+    let login = format!("file:{}", login.display());
+    let create = [
+        "create",
+        "--target",
+        "http://target:19530",
+        "--target-token",
+        &login,
+        "-c",
+        "db.*",
+        "-c",
+        "a",
+        "--id",
+        "east",
+        "--start",
+        "now",
+        "--on-conflict",
+        "adopt",
+        "-o",
+        "json",
+    ];
+    let made = task(&server, &create).await.json();
+    assert_eq!(
+        made["collections"],
+        json!([{"database": "db", "name": "*"}, {"database": "default", "name": "a"}])
+    );
+    assert_eq!(
+        (&made["start"], &made["on_conflict"]),
+        (&json!("now"), &json!("adopt"))
+    );
+    let token = server.spec("east").target.token;
+    assert_eq!(token.expose(), "root:hush-hush");
+    assert_eq!(task(&server, &create).await.json(), made, "repeated");
+    let other = task(
+        &server,
+        &["create", "--target", "http://target:1", "--id", "east"],
+    )
+    .await;
+    assert!(
+        other.code == 6 && other.err.contains("east"),
+        "{}",
+        other.err
+    );
+    let list = task(&server, &["list"]).await;
+    assert!(
+        list.out.contains("east") && list.out.contains("db.*,default.a"),
+        "{}",
+        list.out
+    );
+    assert_eq!(
+        task(&server, &["list", "-o", "json"]).await.json()[0]["id"],
+        "east"
+    );
+
+    *server.fake.collections.lock() = vec![collection(
+        5,
+        "db",
+        "c",
+        CollectionState::Conflict {
+            problem: Problem::new(ErrorClass::Conflict, "it is there", "choose"),
+            choices: vec![],
+        },
+    )];
+    let get = task(&server, &["get", "east"]).await;
+    assert!(
+        get.out.contains("db.c") && get.out.contains("answer with on_conflict"),
+        "{}",
+        get.out
+    );
+    let early = task(
+        &server,
+        &["watch", "east", "--until-streaming", "--for", "1"],
+    )
+    .await;
+    assert!(
+        early.code == 8 && early.out.contains("Conflict 1"),
+        "{} {}",
+        early.out,
+        early.err
+    );
+    assert_eq!(
+        task(&server, &["resume", "east", "--answer", "db.c=adopt"])
+            .await
+            .code,
+        0
+    );
+    let adopt = Choice::Conflict(OnConflict::Adopt);
+    assert_eq!(
+        *server.fake.chosen.lock(),
+        [("db".to_owned(), "c".to_owned(), adopt)]
+    );
+    let streaming = CollectionState::Streaming {
+        lag_seconds: 0.3,
+        raised: false,
+    };
+    *server.fake.collections.lock() = vec![collection(5, "db", "c", streaming)];
+    let watched = task(
+        &server,
+        &["watch", "east", "--until-streaming", "--for", "60"],
+    )
+    .await;
+    assert_eq!(watched.code, 0, "{}", watched.err);
+    assert!(
+        watched
+            .out
+            .contains("running  lag 1.5 s  rows 7  Streaming 1"),
+        "{}",
+        watched.out
+    );
+
+    let paused = task(
+        &server,
+        &["pause", "east", "--reason", "disk swap", "-o", "json"],
+    )
+    .await;
+    assert_eq!(paused.json()["reason"], "disk swap");
+    assert_eq!(task(&server, &["resume", "east"]).await.code, 0);
+    let deleted = task(&server, &["delete", "east"]).await;
+    assert_eq!((deleted.code, deleted.out.as_str()), (0, "deleted east\n"));
+    for args in [
+        vec!["get", "east"],
+        vec!["delete", "east"],
+        vec!["watch", "east"],
+        vec!["get", "../x"],
+    ] {
+        let gone = task(&server, &args).await;
+        assert!(
+            gone.code == 5 && gone.err.contains("no task"),
+            "{args:?}: {} {}",
+            gone.code,
+            gone.err
+        );
+    }
+    let bad = task(&server, &["create", "--target", "ftp://h", "-c", "1"]).await;
+    assert!(
+        bad.code == 7 && bad.err.contains("target.uri"),
+        "{}",
+        bad.err
+    );
+    for wrong in [
+        vec!["resume", "east", "--answer", "x=fly"],
+        vec!["fly"],
+        vec!["get"],
+    ] {
+        assert_eq!(task(&server, &wrong).await.code, 2, "{wrong:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_come_from_the_environment_or_a_file() {
+    const TOKEN: &str = "hush-hush-0123456789";
+    let token = |name: &str, token: &str, role| ApiToken {
+        name: name.to_owned(),
+        token: Secret::new(token),
+        role,
+    };
+    let access = Access {
+        tokens: vec![
+            token("full", TOKEN, Role::Full),
+            token("read", "read-0123456789abc", Role::Read),
+        ],
+        ..access()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let server = start_with(&dir.path().join("s.db"), true, access).await;
+    let address = format!("http://{}", server.address);
+    let file = dir.path().join("token");
+    std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+    let of_file = format!("file:{}", file.display());
+    let here = ("MILVUS_CDC_SERVER", address.as_str());
+    let list = ["task", "list"];
+    assert_eq!(run(&list, &[here]).await.code, 4);
+    for token in [TOKEN, &of_file] {
+        let done = run(&list, &[here, ("MILVUS_CDC_TOKEN", token)]).await;
+        assert_eq!(done.code, 0, "{}", done.err);
+    }
+    assert_eq!(
+        run(&["task", "list", "--token", &of_file], &[here])
+            .await
+            .code,
+        0
+    );
+    let reads = ("MILVUS_CDC_TOKEN", "read-0123456789abc");
+    assert_eq!(run(&list, &[here, reads]).await.code, 0);
+    let refused = run(&["task", "delete", "x"], &[here, reads]).await;
+    assert!(
+        refused.code == 4 && refused.err.contains("may only read"),
+        "{}",
+        refused.err
+    );
+    let secret = ("MILVUS_CDC_TOKEN", TOKEN);
+    for args in [
+        vec!["task", "--help"],
+        vec!["task", "list", "--server", "http://127.0.0.1:1"],
+    ] {
+        let done = run(&args, &[secret]).await;
+        assert!(
+            !format!("{}{}", done.out, done.err).contains("hush"),
+            "{}{}",
+            done.out,
+            done.err
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_away_is_told_apart() {
+    let done = run(&["task", "list", "--server", "http://127.0.0.1:1"], &[]).await;
+    assert!(
+        done.code == 3 && done.err.contains("http://127.0.0.1:1"),
+        "{}",
+        done.err
+    );
+    let done = run(&["task", "list", "--server", "127.0.0.1"], &[]).await;
+    assert!(
+        done.code == 2 && done.err.contains("--server"),
+        "{}",
+        done.err
+    );
+    for shell in ["bash", "zsh", "fish"] {
+        let done = run(&["completions", shell], &[]).await;
+        assert!(done.code == 0 && done.out.contains("watch"), "{shell}");
+    }
+}
