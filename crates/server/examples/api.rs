@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use async_trait::async_trait;
+use cdc_core::catalog::etcd::EtcdConfig;
+use cdc_core::doctor::{Check, Patient};
 use cdc_core::error::Problem;
 use cdc_core::ids::{CollectionId, PChannel, TaskId};
 use cdc_core::position::{Position, QueueKind};
+use cdc_core::promote::TriedOut;
 use cdc_core::secret::Secret;
 use cdc_core::task::{
     ChannelPosition, Choice, CollectionState, CollectionStatus, Counters, TargetSpec, TaskSpec,
@@ -81,6 +84,24 @@ impl Replication for StandIn {
     }
     async fn choose(&self, _: &TaskId, _: &str, _: &str, _: Choice) -> Result<(), Problem> {
         Ok(())
+    }
+    async fn target_time(&self, _: &TargetSpec) -> Result<Tso, Problem> {
+        Ok(Tso::from_millis(1_700_000_000_000))
+    }
+    async fn is_standby(&self, _: &TargetSpec) -> Result<bool, Problem> {
+        Ok(false)
+    }
+    async fn check_switch(&self, _: &EtcdConfig) -> Result<(), Problem> {
+        Ok(())
+    }
+    async fn switch_on(&self, _: &EtcdConfig) -> Result<(), Problem> {
+        Ok(())
+    }
+    async fn try_out(&self, _: &TargetSpec, _: &[(String, String)]) -> Result<TriedOut, Problem> {
+        Ok(TriedOut::default())
+    }
+    async fn examine(&self, _: Vec<Patient>, _: Vec<TargetSpec>) -> Vec<Check> {
+        vec![Check::ok("all", "there is nothing behind this server")]
     }
 }
 

@@ -21,6 +21,7 @@ pub struct Cli {
 }
 
 #[derive(Subcommand)]
+#[allow(clippy::large_enum_variant)] // there is one, once
 pub enum Command {
     /// Runs the HTTP server with its tasks.
     Server {

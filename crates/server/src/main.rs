@@ -1,6 +1,5 @@
 //! The program `milvus-cdc`.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 

@@ -9,7 +9,6 @@ mod broker;
 mod databases;
 mod demo;
 mod doctor;
-mod failover;
 mod harness;
 mod itself;
 mod kills;
@@ -59,7 +58,6 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("secured", secured::TESTS),
     ("owners", owners::TESTS),
     ("doctor", doctor::TESTS),
-    ("failover", failover::TESTS),
     ("demo", demo::TESTS),
     ("demo", demo::PULSAR),
 ];

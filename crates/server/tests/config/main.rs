@@ -5,6 +5,9 @@ mod access;
 mod pulsar;
 mod store;
 
+#[cfg(feature = "kafka")]
+use cdc_core::source::kafka::{KafkaConfig, SaslMechanism};
+
 use cdc_core::tls::{ClientTls, Identity, TlsVersion};
 use milvus_cdc::config::{Config, EMBEDDED, Queue};
 use milvus_cdc::store::open::StoreConfig;
@@ -391,7 +394,21 @@ fn the_go_servers_own_file_is_understood() {
     assert_eq!(pulsar::pulsar_of(&config).max_message_size, 5_242_880);
     assert_eq!(config.access.warnings(&config.address).len(), 2);
     // None of it is refused; what means nothing here is said.
-    assert_eq!(config.ignored, ["batchMode", "detectDeadLock",]);
+    assert_eq!(
+        config.ignored,
+        [
+            "batchMode",
+            "detectDeadLock",
+            "metaStoreConfig.mysqlSourceUrl",
+            "sourceConfig.defaultPartitionName",
+            "sourceConfig.etcd.tlsCACertPath",
+            "sourceConfig.etcd.tlsCertPath",
+            "sourceConfig.etcd.tlsKeyPath",
+            "sourceConfig.etcd.tlsMinVersion",
+            "sourceConfig.pulsar.webAddress",
+            "sourceConfig.readChanLen"
+        ]
+    );
 }
 
 #[cfg(feature = "kafka")]

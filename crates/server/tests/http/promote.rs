@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::server::{Server, request, start, wanted};
 
 impl Server {
-    async fn rest(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+    async fn at(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
         let body = match body {
             Value::Null => String::new(),
             body => body.to_string(),
@@ -24,7 +24,7 @@ impl Server {
     async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let end = tokio::time::Instant::now() + Duration::from_secs(20);
         loop {
-            let (_, shown) = self.rest("GET", path, &Value::Null).await;
+            let (_, shown) = self.at("GET", path, &Value::Null).await;
             if wanted(&shown) {
                 return shown;
             }
@@ -46,7 +46,7 @@ async fn a_target_is_promoted_by_hand_over_a_restart_and_for_good() {
     let id = server.create(wanted("a")).await;
     let other = server.create(wanted("b")).await;
     let path = path(&id);
-    assert_eq!(server.rest("GET", &path, &Value::Null).await.0, 409);
+    assert_eq!(server.at("GET", &path, &Value::Null).await.0, 409);
     // What was sent lies ahead of the target's time.
     let floor = Tso::from_millis(5_000);
     let raise = Change::RaiseFloor {
@@ -56,7 +56,7 @@ async fn a_target_is_promoted_by_hand_over_a_restart_and_for_good() {
     };
     server.store.commit(vec![raise]).await.unwrap();
     *server.fake.time.lock() = Tso::from_millis(3_000);
-    let (status, shown) = server.rest("POST", &path, &Value::Null).await;
+    let (status, shown) = server.at("POST", &path, &Value::Null).await;
     assert_eq!((status, &shown["state"]), (202, &json!("promoting")));
     let shown = server.until(&path, |s| s["step"] == "target time").await;
     assert!(
@@ -81,7 +81,7 @@ async fn a_target_is_promoted_by_hand_over_a_restart_and_for_good() {
     // Equal is not past.
     *server.fake.time.lock() = floor;
     tokio::time::sleep(Duration::from_millis(700)).await;
-    let (_, shown) = server.rest("GET", &path, &Value::Null).await;
+    let (_, shown) = server.at("GET", &path, &Value::Null).await;
     assert_eq!(shown["step"], "target time");
     *server.fake.time.lock() = floor.next();
     let shown = server.until(&path, |s| s["step"] == "switch").await;
@@ -94,10 +94,10 @@ async fn a_target_is_promoted_by_hand_over_a_restart_and_for_good() {
     drop(server);
     let server = start(&file, true).await;
     assert!(server.fake.running.lock().is_empty(), "it never runs again");
-    let (_, shown) = server.rest("GET", &path, &Value::Null).await;
+    let (_, shown) = server.at("GET", &path, &Value::Null).await;
     assert_eq!(shown["state"], "interrupted");
     *server.fake.time.lock() = floor.next();
-    server.rest("POST", &path, &json!({})).await;
+    server.at("POST", &path, &json!({})).await;
     server.until(&path, |s| s["step"] == "switch").await;
     let late = request(json!({"collection_infos": [{"name": "c"}]}));
     let message = server.refused("create", late, 409).await;
@@ -123,7 +123,7 @@ async fn a_target_is_promoted_by_hand_over_a_restart_and_for_good() {
     }
     // Again is no error, and its place is free.
     assert_eq!(
-        server.rest("POST", &path, &Value::Null).await.1["state"],
+        server.at("POST", &path, &Value::Null).await.1["state"],
         "promoted"
     );
     server.granted("delete", json!({ "task_id": other })).await;
@@ -139,23 +139,23 @@ async fn the_targets_etcd_can_be_given_late_and_wrong() {
     let path = path(&id);
     assert_eq!(
         server
-            .rest("POST", "/api/v1/tasks/nobody/promote", &Value::Null)
+            .at("POST", "/api/v1/tasks/nobody/promote", &Value::Null)
             .await
             .0,
         404
     );
     let (status, answer) = server
-        .rest("POST", &path, &json!({"target_etcd": {"address": 5}}))
+        .at("POST", &path, &json!({"target_etcd": {"address": 5}}))
         .await;
     assert!(
         status == 400
-            && answer["message"]
+            && answer["detail"]
                 .as_str()
                 .unwrap()
                 .contains("target_etcd.address"),
         "{answer}"
     );
-    server.rest("POST", &path, &Value::Null).await;
+    server.at("POST", &path, &Value::Null).await;
     server.until(&path, |s| s["step"] == "switch").await;
     // Given while it waits for a hand: it goes on with it, and ends where that cannot work.
     let wrong = Problem::new(
@@ -166,7 +166,7 @@ async fn the_targets_etcd_can_be_given_late_and_wrong() {
     *server.fake.refuse_switch.lock() = Some(wrong);
     let etcd =
         json!({"target_etcd": {"address": "http://h:1", "username": "u", "password": "hush-hush"}});
-    let (_, shown) = server.rest("POST", &path, &etcd).await;
+    let (_, shown) = server.at("POST", &path, &etcd).await;
     assert!(!shown.to_string().contains("hush"), "{shown}");
     let shown = server.until(&path, |s| s["state"] == "failed").await;
     assert!(
@@ -184,7 +184,7 @@ async fn the_targets_etcd_can_be_given_late_and_wrong() {
         "{shown}"
     );
     *server.fake.refuse_switch.lock() = None;
-    server.rest("POST", &path, &etcd).await;
+    server.at("POST", &path, &etcd).await;
     server.until(&path, |s| s["state"] == "promoted").await;
 }
 
@@ -195,13 +195,13 @@ async fn only_the_owner_promotes_and_says_how_far_it_is() {
     *server.fake.time.lock() = Tso::from_millis(1);
     let id = server.create(wanted("a")).await;
     let path = path(&id);
-    server.rest("POST", &path, &Value::Null).await;
+    server.at("POST", &path, &Value::Null).await;
     server.until(&path, |s| s["step"] == "switch").await;
     // Another one takes over: nothing is done here any more, and nothing old is told.
     server.tasks.wait_for("the-other:8444");
     for method in ["GET", "POST"] {
-        let (status, answer) = server.rest(method, &path, &Value::Null).await;
-        let message = answer["message"].as_str().unwrap();
+        let (status, answer) = server.at(method, &path, &Value::Null).await;
+        let message = answer["detail"].as_str().unwrap();
         assert!(
             status == 503 && message.contains("the-other:8444"),
             "{status} {answer}"
@@ -209,7 +209,7 @@ async fn only_the_owner_promotes_and_says_how_far_it_is() {
     }
     *server.fake.standby.lock() = false;
     // To look is no change.
-    let (status, report) = server.rest("GET", "/api/v1/doctor", &Value::Null).await;
+    let (status, report) = server.at("GET", "/api/v1/doctor", &Value::Null).await;
     assert!(
         status == 200
             && report
@@ -219,8 +219,8 @@ async fn only_the_owner_promotes_and_says_how_far_it_is() {
     );
     // It comes back: not by itself.
     server.tasks.recover().await.unwrap();
-    let (_, shown) = server.rest("GET", &path, &Value::Null).await;
+    let (_, shown) = server.at("GET", &path, &Value::Null).await;
     assert_eq!(shown["state"], "interrupted", "{shown}");
-    server.rest("POST", &path, &Value::Null).await;
+    server.at("POST", &path, &Value::Null).await;
     server.until(&path, |s| s["state"] == "promoted").await;
 }

@@ -47,14 +47,14 @@ pub(super) async fn name_owner(State(api): State<Api>, mut response: Response) -
 #[utoipa::path(get, path = "/api/v1/version", tag = "server", operation_id = "getVersion",
     responses((status = 200, body = Version)))]
 async fn version() -> Response {
-    #[allow(unused_mut)] // it depends on what this build has
-    let mut queues = Vec::new();
-    #[cfg(feature = "natsmq")]
-    queues.push("natsmq");
-    #[cfg(feature = "rocksmq")]
-    queues.push("rocksmq");
-    #[cfg(feature = "pulsar")]
-    queues.push("pulsar");
+    let built = [
+        ("natsmq", cfg!(feature = "natsmq")),
+        ("rocksmq", cfg!(feature = "rocksmq")),
+        ("kafka", cfg!(feature = "kafka")),
+        ("pulsar", cfg!(feature = "pulsar")),
+    ];
+    let queues = built.into_iter().filter(|(_, here)| *here);
+    let queues = queues.map(|(name, _)| name).collect();
     Json(Version {
         name: env!("CARGO_PKG_NAME"),
         version: env!("CARGO_PKG_VERSION"),

@@ -69,8 +69,11 @@ impl Window {
     }
 }
 
-/// Digits only: no sign, no space.
+/// Digits only: no sign, no space; up to the largest `int64`, as the document says.
 pub(super) fn number(text: &str) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    digits.then(|| text.parse().ok()).flatten()
+    digits
+        .then(|| text.parse().ok())
+        .flatten()
+        .filter(|n| i64::try_from(*n).is_ok())
 }

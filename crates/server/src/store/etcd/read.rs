@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 use super::keys::{Keys, name};
 use super::link::Link;
 
+type Pairs = BTreeMap<String, String>;
+
 /// What keys become: `None` is gone.
 pub(super) type Changes = BTreeMap<String, Option<String>>;
 
@@ -64,11 +66,7 @@ pub(super) async fn page(
 }
 
 /// What `get` finds and what is in the journal, at one instant.
-async fn with_journal(
-    link: &Link,
-    keys: &Keys,
-    get: TxnOp,
-) -> Result<(BTreeMap<String, String>, BTreeMap<String, String>), StoreError> {
+async fn with_journal(link: &Link, keys: &Keys, get: TxnOp) -> Result<(Pairs, Pairs), StoreError> {
     let journal = TxnOp::get(keys.journal(), Some(GetOptions::new().with_prefix()));
     let answer = link.txn(Txn::new().and_then(vec![get, journal])).await?;
     let mut gets = answer.op_responses().into_iter().map(|op| match op {
