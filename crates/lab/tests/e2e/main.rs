@@ -9,6 +9,8 @@ mod broker;
 mod databases;
 mod demo;
 mod doctor;
+#[cfg(feature = "unproven")]
+mod failover;
 mod harness;
 mod itself;
 mod kills;
@@ -88,6 +90,8 @@ fn main() -> ExitCode {
     for (group, tests) in ALONE {
         trials.extend(tests.iter().map(|t| alone(group, t)));
     }
+    #[cfg(feature = "unproven")]
+    trials.extend(failover::TESTS.iter().map(|t| alone("failover", t)));
     if cfg!(feature = "kafka") {
         let kafka = demo::KAFKA.iter().map(|t| alone("demo", t));
         trials.extend(kafka.chain(itself::KAFKA.iter().map(|t| alone("lab", t))));
