@@ -74,11 +74,12 @@ async fn the_history_comes_in_pages() {
         server.rest("GET", "/tasks/b/events", Value::Null).await.0,
         404
     );
-    let wrong = server.rest("GET", "/events?after=x", Value::Null).await;
-    assert!(
-        wrong.0 == 400 && wrong.1["detail"].as_str().unwrap().contains("after"),
-        "{wrong:?}"
-    );
+    for after in ["x", "-1", "9223372036854775808"] {
+        let path = format!("/events?after={after}");
+        let (status, problem) = server.rest("GET", &path, Value::Null).await;
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(status == 400 && detail.contains("after"), "{problem}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

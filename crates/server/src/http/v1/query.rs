@@ -69,11 +69,9 @@ impl Window {
     }
 }
 
-/// Digits only: no sign, no space; up to the largest `int64`, as the document says.
+/// Digits only: no sign, no space; no larger than ids of Milvus and of the history are, which have a sign bit.
 pub(super) fn number(text: &str) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    digits
-        .then(|| text.parse().ok())
-        .flatten()
-        .filter(|n| i64::try_from(*n).is_ok())
+    let number: u64 = digits.then(|| text.parse().ok()).flatten()?;
+    i64::try_from(number).is_ok().then_some(number)
 }
