@@ -5,10 +5,12 @@ use std::sync::Arc;
 use crate::config::check_filter;
 use crate::fields::{Fields, clip};
 
+type Set = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+
 /// Sets the filter of the running log.
 #[derive(Clone)]
 pub struct LogLevel {
-    set: Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
+    set: Arc<Set>,
 }
 
 impl LogLevel {

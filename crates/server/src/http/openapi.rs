@@ -70,12 +70,11 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
                 responses.entry(status.to_owned()).or_insert(answer);
             }
         }
-        for operation in [&mut item.post, &mut item.patch, &mut item.delete] {
-            if let Some(operation) = operation {
-                let answer = refusal("The token may only read", kind);
-                let responses = &mut operation.responses.responses;
-                responses.entry("403".to_owned()).or_insert(answer);
-            }
+        let writes = [&mut item.post, &mut item.patch, &mut item.delete];
+        for operation in writes.into_iter().flatten() {
+            let answer = refusal("The token may only read", kind);
+            let responses = &mut operation.responses.responses;
+            responses.entry("403".to_owned()).or_insert(answer);
         }
     }
     document

@@ -31,12 +31,12 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 #[utoipa::path(get, path = "/api/v1/version", tag = "server", operation_id = "getVersion",
     responses((status = 200, body = Version)))]
 async fn version() -> Response {
-    #[allow(unused_mut)] // it depends on what this build has
-    let mut queues = Vec::new();
-    #[cfg(feature = "natsmq")]
-    queues.push("natsmq");
-    #[cfg(feature = "rocksmq")]
-    queues.push("rocksmq");
+    let known = [
+        ("natsmq", cfg!(feature = "natsmq")),
+        ("rocksmq", cfg!(feature = "rocksmq")),
+    ];
+    let built = known.into_iter().filter(|(_, built)| *built);
+    let queues = built.map(|(name, _)| name).collect();
     Json(Version {
         name: env!("CARGO_PKG_NAME"),
         version: env!("CARGO_PKG_VERSION"),
