@@ -34,9 +34,9 @@ pub enum Command {
     /// Asks a running server about its tasks, and changes them.
     Task {
         #[command(flatten)]
-        connection: Connection,
+        connection: Box<Connection>,
         #[command(subcommand)]
-        command: TaskCommand,
+        command: Box<TaskCommand>,
     },
     /// Prints completions for a shell: source <(milvus-cdc completions bash)
     Completions {
