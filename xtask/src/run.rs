@@ -88,14 +88,11 @@ pub(crate) fn test(args: &[String]) -> Outcome {
         .concat(),
     )?;
     check_interface(None)?;
-    step(
-        "the queues and the catalog on a real server's JetStream and etcd, and on a Pulsar broker",
-    );
+    step("the queue and the catalog on a real server's JetStream and etcd");
     let mut core = Command::new(built("cdc-lab")?);
-    core.args(["beside", "--pulsar", "--", "cargo", "test", "--workspace"])
+    core.args(["beside", "--", "cargo", "test", "--workspace"])
         .args(FEATURES)
         .args(["--test", "queue_natsmq", "--test", "catalog_etcd"])
-        .args(["--test", "queue_pulsar", "--test", "queue_pulsar_restart"])
         .envs(env.iter().cloned());
     let core = finish(core, "the tests of cdc-core on a real server");
     step("the stores on real etcd, MariaDB and PostgreSQL");
