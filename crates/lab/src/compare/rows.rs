@@ -53,7 +53,15 @@ pub(super) async fn compare_collection(
         };
         loop {
             // The source again, too: a 2.3.5 that was just loaded or flushed shows some rows only seconds later.
-            let wanted = read(source, c, partition).await?;
+            // And when that happens between two queries of one reading, it is read again.
+            let wanted = match read(source, c, partition).await {
+                Ok(wanted) => wanted,
+                Err(e) if Instant::now() >= end => return Err(e),
+                Err(_) => {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
             let outcome = read(target, c, partition).await;
             let over = Instant::now() >= end;
             match outcome {
