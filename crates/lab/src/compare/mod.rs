@@ -194,9 +194,21 @@ async fn prepare(source: &Client, wanted: &Objects) -> Result<bool> {
             .await?;
         // A 2.3.5 that loads a collection whose channel another one shares may leave out its unflushed rows; its data
         // node has them, and a flush brings them back.
-        source.flush(&c.db, std::slice::from_ref(&c.name)).await?;
+        flush(source, c).await?;
     }
     Ok(changed)
+}
+
+/// Until it is taken: a server that was killed and is up again refuses it while its old session lasts.
+async fn flush(source: &Client, c: &Collection) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(120);
+    while let Err(e) = source.flush(&c.db, std::slice::from_ref(&c.name)).await {
+        if Instant::now() >= end {
+            return Err(e);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
 }
 
 /// Waits, without complaint at the end: what is not loaded then cannot be read, and the rows' comparison says so.
