@@ -342,11 +342,6 @@ impl Milvus {
         self.pulsar.as_ref()
     }
 
-    /// As [`Milvus::pulsar`], to kill it and start it again.
-    pub fn pulsar_mut(&mut self) -> Option<&mut Pulsar> {
-        self.pulsar.as_mut()
-    }
-
     pub fn metrics_port(&self) -> u16 {
         self.ports.metrics
     }
