@@ -98,8 +98,16 @@ pub fn create(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
     let wanted = selection::read(&data, limits);
     let on_conflict = data.choice("on_conflict", CONFLICTS).unwrap_or_default();
     data.finish();
-    let target = target?;
-    Some(CreateTask {
+    Some(put_together(id, target?, wanted, on_conflict))
+}
+
+fn put_together(
+    id: Option<String>,
+    target: connect::Connect,
+    wanted: selection::Wanted,
+    on_conflict: OnConflict,
+) -> CreateTask {
+    CreateTask {
         id,
         uri: target.uri,
         token: target.token,
@@ -115,7 +123,7 @@ pub fn create(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
             collection_infos: wanted.collection_infos,
             db_collections: wanted.db_collections,
         },
-    })
+    }
 }
 
 fn check_id(data: &Fields<'_>, key: &str, id: Option<&str>) {

@@ -1,6 +1,8 @@
 //! A task as a resource of `/api/v1`: its creation and its changes.
 
-use super::{Answer, CONFLICTS, CreateTask, Given, Limits, answer, check_id, connect, selection};
+use super::{
+    Answer, CONFLICTS, CreateTask, Limits, answer, check_id, connect, put_together, selection,
+};
 use crate::fields::Fields;
 
 /// Longest reason of a pause, in characters.
@@ -32,24 +34,7 @@ pub fn task(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
     let wanted = selection::read_list(&data, limits);
     let on_conflict = data.choice("on_conflict", CONFLICTS).unwrap_or_default();
     data.finish();
-    let target = target?;
-    Some(CreateTask {
-        id,
-        uri: target.uri,
-        token: target.token,
-        tls: target.tls,
-        connect_timeout: target.timeout,
-        selection: wanted.selection,
-        start: wanted.start,
-        starts: wanted.starts,
-        positions: wanted.positions,
-        on_conflict,
-        given: Given {
-            milvus_connect_param: target.shown,
-            collection_infos: wanted.collection_infos,
-            db_collections: wanted.db_collections,
-        },
-    })
+    Some(put_together(id, target?, wanted, on_conflict))
 }
 
 /// Reads the body of a change. What is wrong goes to the errors of `data`.
