@@ -16,8 +16,6 @@ tests![Alone:
     a_missing_index_is_named,
     rocksmq_is_equal,
 ];
-tests![Alone as PULSAR: pulsar_is_equal];
-tests![Alone as KAFKA: kafka_is_equal];
 
 const LIMIT: Duration = Duration::from_secs(600);
 

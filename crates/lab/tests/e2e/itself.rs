@@ -21,7 +21,6 @@ tests![Alone:
     a_pulsar_source_survives_a_kill,
     an_empty_target_lacks_everything_and_a_proxy_loses_replies,
 ];
-tests![Alone as KAFKA: a_kafka_source_survives_a_kill];
 
 async fn a_source_survives_a_kill(mq: Mq, random: &mut StdRng) -> Result<()> {
     let (dir, progress) = (folder()?, progress());

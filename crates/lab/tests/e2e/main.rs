@@ -61,7 +61,6 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("owners", owners::TESTS),
     ("doctor", doctor::TESTS),
     ("demo", demo::TESTS),
-    ("demo", demo::PULSAR),
 ];
 
 fn main() -> ExitCode {
@@ -77,10 +76,8 @@ fn main() -> ExitCode {
     add(Kind::Natsmq, EACH);
     add(Kind::Natsmq, ONE);
     add(Kind::Rocksmq, EACH);
-    if cfg!(feature = "kafka") {
-        add(Kind::Kafka, EACH);
-        add(Kind::Kafka, &[("broker", broker::TESTS)]);
-    }
+    add(Kind::Kafka, EACH);
+    add(Kind::Kafka, &[("broker", broker::TESTS)]);
     add(Kind::Pulsar, EACH);
     add(Kind::Crowded, &[("stuck", stuck::TESTS)]);
     add(
@@ -92,9 +89,5 @@ fn main() -> ExitCode {
     }
     #[cfg(feature = "unproven")]
     trials.extend(failover::TESTS.iter().map(|t| alone("failover", t)));
-    if cfg!(feature = "kafka") {
-        let kafka = demo::KAFKA.iter().map(|t| alone("demo", t));
-        trials.extend(kafka.chain(itself::KAFKA.iter().map(|t| alone("lab", t))));
-    }
     harness::run(&args, trials)
 }

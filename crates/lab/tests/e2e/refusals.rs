@@ -106,17 +106,11 @@ async fn targets_that_cannot_be(_: &mut StdRng) -> Result<()> {
     Ok(())
 }
 
-const QUEUES: &[Mq] = if cfg!(feature = "kafka") {
-    &[Mq::Natsmq, Mq::Rocksmq, Mq::Pulsar, Mq::Kafka]
-} else {
-    &[Mq::Natsmq, Mq::Rocksmq, Mq::Pulsar]
-};
-
 /// Neither etcd nor the queue: the server starts, is live, and tells which of them does not answer.
 async fn nothing_there_at_the_start(_: &mut StdRng) -> Result<()> {
     let (dir, progress) = (folder()?, progress());
     let mut target = Milvus::start(Spec::standby("target", dir.join("target")), &progress).await?;
-    for &mq in QUEUES {
+    for mq in [Mq::Natsmq, Mq::Rocksmq, Mq::Pulsar, Mq::Kafka] {
         let (etcd, nats) = (free_port()?, free_port()?);
         let source = Addresses {
             mq,
@@ -135,7 +129,7 @@ async fn nothing_there_at_the_start(_: &mut StdRng) -> Result<()> {
         cdc.kill9().await?;
     }
     // etcd is there (the target's own, of another root path), the queue is not.
-    for &mq in QUEUES {
+    for mq in [Mq::Natsmq, Mq::Rocksmq, Mq::Pulsar, Mq::Kafka] {
         let nats = free_port()?;
         let source = Addresses {
             mq,
