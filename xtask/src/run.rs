@@ -15,6 +15,17 @@ const FEATURES: [&str; 2] = [
     "cdc-lab/e2e,cdc-lab/audit,cdc-core/e2e,milvus-cdc/e2e",
 ];
 
+/// The tests of cdc-core on real servers: the contract of the queues on each, and the catalog.
+const BESIDE: [&str; 7] = [
+    "queue_natsmq",
+    "queue_rocksmq",
+    "queue_kafka",
+    "queue_pulsar",
+    "queue_pulsar_secured",
+    "queue_pulsar_restart",
+    "catalog_etcd",
+];
+
 /// Builds what the demo needs with the one queue it needs, and runs it.
 pub(crate) fn demo(args: &[String]) -> Outcome {
     let queue = args
@@ -88,13 +99,14 @@ pub(crate) fn test(args: &[String]) -> Outcome {
         .concat(),
     )?;
     check_interface(None)?;
-    step("the queue and the catalog on a real server's JetStream and etcd");
+    step("the queues on real brokers, the catalog on a real etcd");
     let mut core = Command::new(built("cdc-lab")?);
-    core.args(["beside", "--", "cargo", "test", "--workspace"])
+    core.args(["beside", "--kafka", "--pulsar", "--"])
+        .args(["cargo", "test", "--workspace"])
         .args(FEATURES)
-        .args(["--test", "queue_natsmq", "--test", "catalog_etcd"])
+        .args(BESIDE.iter().flat_map(|test| ["--test", test]))
         .envs(env.iter().cloned());
-    let core = finish(core, "the tests of cdc-core on a real server");
+    let core = finish(core, "the tests of cdc-core on real servers");
     step("the stores on real etcd, MariaDB and PostgreSQL");
     let stores = cargo(
         &env,

@@ -150,7 +150,7 @@ fn payloads(messages: &[RawMessage]) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_real_broker_keeps_the_contract() {
+async fn the_contract_on_kafka() {
     let _turn = TURNS.read().await;
     // Its payloads are dots: packed, all of them would be on their way before retention can overtake a reader.
     contract::run(Kafka::at(variable("CDC_TEST_KAFKA"), "none")).await;
@@ -417,6 +417,26 @@ async fn logins_over_tls() {
         matches!(&error, SourceError::Unreachable { cause, .. } if cause.contains("certificate")),
         "{error:?}"
     );
+    // One that is renewed while it is used.
+    let dir = tempfile::tempdir().unwrap();
+    let renewed = dir.path().join("ca.pem");
+    let other = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls/ca.pem");
+    std::fs::copy(other, &renewed).unwrap();
+    let path = renewed.display().to_string();
+    let source = with(&password, SaslMechanism::Plain, Some(path), true);
+    source.ping().await.unwrap_err();
+    std::fs::copy(variable("CDC_TEST_KAFKA_CA"), &renewed).unwrap();
+    source.ping().await.unwrap();
+    let mut reader = source.open(&channel, Start::Earliest).await.unwrap();
+    assert_eq!(payloads(&read(&mut *reader, 1).await), ["one"]);
+    std::fs::copy(other, &renewed).unwrap();
+    kafka.append(&channel, Bytes::from_static(b"two")).await;
+    assert_eq!(payloads(&read(&mut *reader, 1).await), ["two"], "as before");
+    source.ping().await.unwrap_err();
+    std::fs::copy(variable("CDC_TEST_KAFKA_CA"), &renewed).unwrap();
+    source.ping().await.unwrap();
+    kafka.append(&channel, Bytes::from_static(b"three")).await;
+    assert_eq!(payloads(&read(&mut *reader, 1).await), ["three"]);
 }
 
 /// A broker of this test's own, which may be killed.

@@ -78,7 +78,7 @@ impl ContractHarness for Nats {
 }
 
 #[tokio::test]
-async fn a_real_server_keeps_the_contract() {
+async fn the_contract_on_natsmq() {
     contract::run(Nats::new().await).await;
 }
 

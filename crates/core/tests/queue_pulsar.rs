@@ -42,7 +42,7 @@ async fn write(broker: &Broker, channel: &PChannel, n: u8) -> Vec<RawMessage> {
 }
 
 #[tokio::test]
-async fn a_real_broker_keeps_the_contract() {
+async fn the_contract_on_pulsar() {
     contract::run(Broker::new().await).await;
 }
 

@@ -134,7 +134,7 @@ impl ContractHarness for Rocks {
 }
 
 #[tokio::test]
-async fn a_followed_primary_keeps_the_contract() {
+async fn the_contract_on_rocksmq() {
     contract::run(Rocks::new(1, false)).await;
 }
 

@@ -90,6 +90,15 @@ enum Command {
         #[arg(long)]
         port: Option<u16>,
     },
+    /// Starts a Pulsar broker, prints its address, and ends with it or at the end of its input.
+    Pulsar {
+        /// For its data and log.
+        #[arg(long)]
+        dir: PathBuf,
+        /// More lines of standalone.conf.
+        #[arg(long)]
+        conf: PathBuf,
+    },
     /// Reads what a standby was given from its RocksMQ, and fails if time or message ids go against the rules.
     #[cfg(feature = "audit")]
     Audit {
@@ -264,7 +273,20 @@ async fn run(command: Command) -> Result<()> {
             pulsar,
             command,
         } => beside(&command, kafka, pulsar, &progress).await?,
-        Command::Kafka { dir, port } => kafka(dir, port, &progress).await?,
+        Command::Kafka { dir, port } => {
+            let mut kafka = Kafka::start(dir, port, false, &progress).await?;
+            println!("{} {}", kafka.address(), kafka.pid().unwrap_or_default());
+            until_closed(kafka.ended()).await?;
+            kafka.kill9().await?;
+        }
+        Command::Pulsar { dir, conf } => {
+            let more = std::fs::read_to_string(&conf)
+                .with_context(|| format!("read {}", conf.display()))?;
+            let mut pulsar = Pulsar::start(dir, &more, &progress).await?;
+            println!("{}", pulsar.url());
+            until_closed(pulsar.ended()).await?;
+            pulsar.kill9().await?;
+        }
         #[cfg(feature = "audit")]
         Command::Audit {
             dir,
@@ -315,8 +337,7 @@ async fn beside(
             .env("CDC_TEST_KAFKA_SECURED", &secured.address)
             .env("CDC_TEST_KAFKA_CA", &secured.ca)
             .env("CDC_TEST_KAFKA_USERNAME", secured.username)
-            .env("CDC_TEST_KAFKA_PASSWORD", secured.password)
-            .env("CDC_LAB_BIN", std::env::current_exe()?);
+            .env("CDC_TEST_KAFKA_PASSWORD", secured.password);
         kafka = Some(broker);
     }
     let mut pulsar = None;
@@ -333,6 +354,7 @@ async fn beside(
             );
         pulsar = Some(broker);
     }
+    run.env("CDC_LAB_BIN", std::env::current_exe()?);
     let mut run = run.spawn().with_context(|| format!("start {program}"))?;
     let status = loop {
         if let Ok(status) = tokio::time::timeout(Duration::from_millis(100), run.wait()).await {
@@ -360,12 +382,18 @@ async fn beside(
     Ok(())
 }
 
-/// Retention deletes whole ledgers: with one entry in each the tests can have any message deleted.
-const SMALL_LEDGERS: &str =
-    "managedLedgerMaxEntriesPerLedger=1\nmanagedLedgerMinLedgerRolloverTimeMinutes=0\n";
-async fn kafka(dir: PathBuf, port: Option<u16>, progress: &Progress) -> Result<()> {
-    let mut kafka = Kafka::start(dir, port, false, progress).await?;
-    println!("{} {}", kafka.address(), kafka.pid().unwrap_or_default());
+/// Retention deletes whole ledgers: with one entry in each the tests can have any message deleted. Nothing is kept that no
+/// subscription holds back, from the start: a topic that is loaded while its namespace's retention changes may keep the
+/// old one.
+const SMALL_LEDGERS: &str = "\
+managedLedgerMaxEntriesPerLedger=1
+managedLedgerMinLedgerRolloverTimeMinutes=0
+defaultRetentionTimeInMinutes=0
+defaultRetentionSizeInMB=0
+";
+
+/// Waits until `ended`, or the end of our input.
+async fn until_closed(ended: impl Future<Output = Result<()>>) -> Result<()> {
     let (close, closed) = tokio::sync::oneshot::channel();
     // A thread of its own: the read cannot be given up, and the runtime would wait for it.
     std::thread::spawn(move || {
@@ -373,8 +401,7 @@ async fn kafka(dir: PathBuf, port: Option<u16>, progress: &Progress) -> Result<(
         let _ = close.send(());
     });
     tokio::select! {
-        ended = kafka.ended() => ended?,
-        _ = closed => {}
+        ended = ended => ended,
+        _ = closed => Ok(()),
     }
-    kafka.kill9().await
 }

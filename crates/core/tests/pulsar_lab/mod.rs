@@ -20,7 +20,7 @@ pub(crate) struct Broker {
     pub(crate) source: PulsarSource,
     client: pulsar::Pulsar<TokioExecutor>,
     admin: String,
-    /// Of its own: to set the retention of a namespace again while its topics are in use has been seen to lose it.
+    /// Of its own, so that its topics are nobody else's.
     pub(crate) namespace: String,
     written: Mutex<HashMap<PChannel, Written>>,
 }
@@ -42,11 +42,6 @@ impl Broker {
         let broker = Self::of(format!("cdc-test-{:016x}", rand::random::<u64>())).await;
         let namespace = format!("namespaces/public/{}", broker.namespace);
         broker.ask("PUT", &namespace, None).await;
-        // No retention: what no durable subscription holds back is deleted.
-        let none = json!({ "retentionTimeInMinutes": 0, "retentionSizeInMB": 0 });
-        broker
-            .ask("POST", &format!("{namespace}/retention"), Some(none))
-            .await;
         broker
     }
 

@@ -258,10 +258,15 @@ impl Milvus {
     /// # Errors
     /// It has no broker, or that does not start.
     pub async fn restart_broker(&mut self, down: Duration, progress: &Progress) -> Result<()> {
-        let kafka = self.kafka.as_mut().context("this server has no broker")?;
-        kafka.kill9().await?;
+        if let Some(kafka) = &mut self.kafka {
+            kafka.kill9().await?;
+            tokio::time::sleep(down).await;
+            return kafka.restart(progress).await;
+        }
+        let pulsar = self.pulsar.as_mut().context("this server has no broker")?;
+        pulsar.kill9().await?;
         tokio::time::sleep(down).await;
-        kafka.restart(progress).await
+        pulsar.restart(progress).await
     }
 
     /// From now on dropping it leaves it running.

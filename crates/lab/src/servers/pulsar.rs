@@ -170,6 +170,19 @@ impl Pulsar {
         ));
     }
 
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// The operating system refuses to tell.
+    pub async fn ended(&mut self) -> Result<()> {
+        while let Some(process) = &mut self.process {
+            if process.wait(Duration::from_secs(1)).await?.is_some() {
+                self.process = None;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether it runs.
     pub fn is_running(&mut self) -> bool {
         self.process
@@ -236,7 +249,8 @@ const PROPERTIES: &[&str] = &[
     "-Dlog4j.shutdownHookEnabled=false",
 ];
 
-/// Broker and bookie read the same file. Topics without a reader or writer are kept (else they go after a minute), and
+/// Broker and bookie read the same file. A producer that comes back after a restart sends again what was not
+/// acknowledged: with deduplication none of it is in the log twice. Topics without a reader or writer are kept (else they go after a minute), and
 /// messages for a week; the journal is synced, because it has to survive kill -9; `allowEphemeralPorts` is what makes
 /// `--bookkeeper-port` count.
 const CONF: &str = "\
@@ -247,6 +261,7 @@ managedLedgerDefaultEnsembleSize=1
 managedLedgerDefaultWriteQuorum=1
 managedLedgerDefaultAckQuorum=1
 managedLedgerCacheSizeMB=32
+brokerDeduplicationEnabled=true
 brokerDeleteInactiveTopicsEnabled=false
 defaultRetentionTimeInMinutes=10080
 defaultRetentionSizeInMB=-1

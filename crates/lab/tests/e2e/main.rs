@@ -79,6 +79,7 @@ fn main() -> ExitCode {
     add(Kind::Kafka, EACH);
     add(Kind::Kafka, &[("broker", broker::TESTS)]);
     add(Kind::Pulsar, EACH);
+    add(Kind::Pulsar, &[("broker", broker::TESTS)]);
     add(Kind::Crowded, &[("stuck", stuck::TESTS)]);
     add(
         Kind::NoTask,

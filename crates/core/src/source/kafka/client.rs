@@ -1,8 +1,9 @@
 //! The clients of the brokers, and the channels they are assigned.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
@@ -142,14 +143,33 @@ impl Drop for Client {
     }
 }
 
-/// The clients of one source: as many as the busiest channel has readers, which is one but for those that catch up.
+/// The clients of one source.
 pub(super) struct Pool {
     pub(super) address: String,
     timeout: Duration,
     config: ClientConfig,
-    /// Asks, and reads; it lives as long as the source.
+    /// Certificates and keys. The library reads them when a client is made, and never again.
+    files: Vec<PathBuf>,
+    clients: Mutex<Clients>,
+}
+
+/// As many as the busiest channel has readers, which is one but for those that catch up.
+struct Clients {
+    /// Asks, and reads; it lives as long as the source, or until the files it was made with are others.
     first: Arc<Client>,
-    others: Mutex<Vec<std::sync::Weak<Client>>>,
+    others: Vec<std::sync::Weak<Client>>,
+    made_with: Vec<Stamp>,
+}
+
+/// Tells whether a file was written anew; `None` if it cannot be looked at.
+type Stamp = Option<(SystemTime, u64)>;
+
+fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
+    let stamp = |file: &PathBuf| {
+        let about = std::fs::metadata(file).ok()?;
+        Some((about.modified().ok()?, about.len()))
+    };
+    files.iter().map(stamp).collect()
 }
 
 /// What a partition holds: its first offset, and the one after its last.
@@ -162,6 +182,9 @@ pub(super) struct Held {
 impl Pool {
     pub(super) fn new(config: &KafkaConfig) -> Result<Self, SourceError> {
         let native = config.native();
+        let files = config.files();
+        // Before they are read: what is written in between is read again.
+        let made_with = stamps(&files);
         let first = Client::new(&native).map_err(|e| SourceError::Configuration {
             address: config.brokers.clone(),
             cause: e.to_string(),
@@ -171,9 +194,52 @@ impl Pool {
             address: config.brokers.clone(),
             timeout: config.timeout,
             config: native,
-            first: Arc::new(first),
-            others: Mutex::default(),
+            files,
+            clients: Mutex::new(Clients {
+                first: Arc::new(first),
+                others: Vec::new(),
+                made_with,
+            }),
         })
+    }
+
+    /// Makes a new first client if certificates or keys are others than when the one that is there was made. Who reads
+    /// with the old one goes on until that has trouble: see [`Pool::is_outdated`].
+    fn renew(&self, clients: &mut Clients) {
+        let now = stamps(&self.files);
+        if now == clients.made_with {
+            return;
+        }
+        match Client::new(&self.config) {
+            Ok(client) => {
+                tracing::info!(address = %self.address, "the certificates of the queue were read anew");
+                *clients = Clients {
+                    first: Arc::new(client),
+                    others: Vec::new(),
+                    made_with: now,
+                };
+            }
+            // Half written, or one of two. Tried again with the next call.
+            Err(error) => tracing::warn!(
+                address = %self.address, %error,
+                "the queue's certificates have changed and cannot be used; going on with the old ones"
+            ),
+        }
+    }
+
+    fn first(&self) -> Arc<Client> {
+        let mut clients = self.clients.lock();
+        self.renew(&mut clients);
+        clients.first.clone()
+    }
+
+    /// Whether a client made since has newer certificates. Clients that catch up are made with the first one's.
+    pub(super) fn is_outdated(&self, lease: &Lease) -> bool {
+        let mut clients = self.clients.lock();
+        self.renew(&mut clients);
+        let of_now =
+            |client: &std::sync::Weak<Client>| client.as_ptr() == Arc::as_ptr(&lease.client);
+        !Arc::ptr_eq(&clients.first, &lease.client) && !clients.others.iter().any(of_now)
     }
 
     /// Any answer of a broker.
@@ -214,7 +280,7 @@ impl Pool {
         &self,
         call: impl FnOnce(&Native, Duration) -> Result<T, KafkaError> + Send + 'static,
     ) -> Result<Result<T, KafkaError>, SourceError> {
-        let Some(native) = self.first.native.clone() else {
+        let Some(native) = self.first().native.clone() else {
             return Err(self.unreachable("the client has ended"));
         };
         let deadline = self.timeout;
@@ -251,18 +317,25 @@ impl Pool {
 
     fn vacant(&self, channel: &PChannel) -> Result<Arc<Client>, SourceError> {
         let take = |client: &Client| client.taken.lock().insert(channel.clone());
-        if take(&self.first) {
-            return Ok(self.first.clone());
+        let mut clients = self.clients.lock();
+        self.renew(&mut clients);
+        if take(&clients.first) {
+            return Ok(clients.first.clone());
         }
-        let mut others = self.others.lock();
-        others.retain(|client| client.strong_count() > 0);
-        let vacant = others.iter().filter_map(std::sync::Weak::upgrade);
+        clients.others.retain(|client| client.strong_count() > 0);
+        let vacant = clients.others.iter().filter_map(std::sync::Weak::upgrade);
         if let Some(client) = vacant.into_iter().find(|client| take(client)) {
             return Ok(client);
         }
-        let client = Arc::new(Client::new(&self.config).map_err(|e| self.error(&e))?);
+        let client = match Client::new(&self.config) {
+            Ok(client) => Arc::new(client),
+            Err(error) => {
+                drop(clients);
+                return Err(self.error(&error));
+            }
+        };
         take(&client);
-        others.push(Arc::downgrade(&client));
+        clients.others.push(Arc::downgrade(&client));
         Ok(client)
     }
 
@@ -290,7 +363,7 @@ impl Pool {
     }
 
     fn error(&self, error: &KafkaError) -> SourceError {
-        let trouble = self.first.trouble.borrow().clone();
+        let trouble = self.clients.lock().first.trouble.borrow().clone();
         let address = self.address.clone();
         let login = [Code::Authentication, Code::SaslAuthenticationFailed];
         // A call that fails says that it got no connection; why not, the client has said before.

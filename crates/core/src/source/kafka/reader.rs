@@ -256,7 +256,17 @@ impl LogReader for KafkaReader {
                 _ = lease.trouble.changed() => None,
             };
             match arrived {
-                None => self.check().await?,
+                None => {
+                    self.check().await?;
+                    // Trouble that may be an old certificate's.
+                    if self
+                        .lease
+                        .as_ref()
+                        .is_some_and(|l| self.pool.is_outdated(l))
+                    {
+                        self.lease = None;
+                    }
+                }
                 Some(Ok(message)) => match self.take(message) {
                     Got::Message(message) => {
                         self.accept(message, &mut batch);

@@ -69,6 +69,16 @@ impl SaslMechanism {
 }
 
 impl KafkaConfig {
+    /// Its certificates and keys.
+    #[cfg(feature = "kafka")]
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        let Some(tls) = &self.tls else {
+            return Vec::new();
+        };
+        let own = tls.client.iter().flat_map(|c| [&c.certificate, &c.key]);
+        tls.ca.iter().chain(own).cloned().collect()
+    }
+
     /// Whether the address is `host:port`, or several of them with commas between.
     pub fn has_brokers(&self) -> bool {
         self.brokers.split(',').all(|broker| {

@@ -98,10 +98,9 @@ impl Link {
                     cause,
                 ),
                 _,
-            ) => SourceError::Configuration {
+            ) => SourceError::Login {
                 address,
                 cause: format!("{}: {cause}", e.as_str_name()),
-                hint: "check authPlugin, authParams, tenant and namespace; the role needs the right to consume".to_owned(),
             },
             (Failure::Refused(e, cause), Some(channel)) => {
                 self.unreachable(format!("{channel}: {}: {cause}", e.as_str_name()))
