@@ -383,13 +383,15 @@ async fn beside(
 }
 
 /// Retention deletes whole ledgers: with one entry in each the tests can have any message deleted. Nothing is kept that no
-/// subscription holds back, from the start: a topic that is loaded while its namespace's retention changes may keep the
-/// old one.
+/// subscription of the tests holds back (deduplication has one of its own); and where a subscription is counts at once:
+/// of more than one move in a second Pulsar else takes note within a minute only.
 const SMALL_LEDGERS: &str = "\
 managedLedgerMaxEntriesPerLedger=1
 managedLedgerMinLedgerRolloverTimeMinutes=0
 defaultRetentionTimeInMinutes=0
 defaultRetentionSizeInMB=0
+managedLedgerDefaultMarkDeleteRateLimit=0
+brokerDeduplicationEnabled=false
 ";
 
 /// Waits until `ended`, or the end of our input.
