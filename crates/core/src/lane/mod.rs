@@ -29,8 +29,8 @@ use crate::error::{ErrorClass, Problem};
 use crate::ids::PChannel;
 use crate::route::encode;
 use crate::route::tsmap::TsMap;
-use crate::target::TargetError;
 use crate::target::hub::{Hub, store_problem};
+use crate::target::{TargetError, carried_out_within};
 use crate::tso::Tso;
 
 use state::{Call, State};
@@ -46,8 +46,6 @@ const FLOOR_LOW: Duration = Duration::from_millis(250);
 const AHEAD: Duration = Duration::from_millis(1500);
 /// A wait for the target's clock of more than this is said to people.
 const SKEW: Duration = Duration::from_secs(3);
-/// After the deadline of a lost call, this long still counts as "it may arrive".
-pub(crate) const LATE: Duration = Duration::from_millis(300);
 /// How often the target's readers are woken while they may be behind.
 const WAKE_EVERY: Duration = Duration::from_millis(5);
 /// How often a refused call is repeated before its messages are tried one by one, and a refused message before it counts
@@ -320,7 +318,7 @@ impl Sender {
         let begin = tick
             .or_else(|| messages.iter().map(|m| m.ts).min())
             .unwrap_or_default();
-        let until = Instant::now() + self.hub.call_timeout + LATE;
+        let until = Instant::now() + carried_out_within(self.hub.call_timeout);
         // Dropped without an answer, it leaves word for the next lane to this channel.
         let unanswered = self.hub.unanswered(&self.shared.channel, until);
         let result = self

@@ -10,7 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Loaded, Target, TargetCollection, TargetConnector, TargetError, TargetIndex};
+use super::{
+    Loaded, Target, TargetCollection, TargetConnector, TargetError, TargetIndex, carried_out_within,
+};
 use crate::catalog::Collection;
 use crate::ids::{PChannel, PartitionId};
 use crate::task::TargetSpec;
@@ -47,7 +49,7 @@ impl TargetConnector for FencedConnector {
             inner: self.inner.connect(spec).await?,
             permit: self.permit.clone(),
             uri: spec.uri.clone(),
-            longest: spec.call_timeout + crate::lane::LATE,
+            longest: carried_out_within(spec.call_timeout),
         }))
     }
 }

@@ -2,6 +2,7 @@
 
 mod call;
 pub mod plain;
+mod replicate;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,6 @@ use milvus::proto::common::{KeyValuePair, MsgBase, MsgType, ReplicateInfo, Segme
 use milvus::proto::milvus as rpc;
 use milvus::proto::schema::CollectionSchema;
 use prost::Message;
-use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 
@@ -53,21 +53,6 @@ struct GrpcTarget {
     channel: Channel,
     authorization: Option<MetadataValue<Ascii>>,
     call_timeout: Duration,
-}
-
-/// ReplicateMessageRequest with entries that share the batch's memory; same layout as the official message.
-#[derive(Clone, PartialEq, Message)]
-struct ReplicateRequest {
-    #[prost(message, optional, tag = "1")]
-    base: Option<MsgBase>,
-    #[prost(string, tag = "2")]
-    channel_name: String,
-    #[prost(uint64, tag = "3")]
-    begin_ts: u64,
-    #[prost(uint64, tag = "4")]
-    end_ts: u64,
-    #[prost(bytes = "bytes", repeated, tag = "5")]
-    msgs: Vec<Bytes>,
 }
 
 #[allow(deprecated, reason = "it is what a standby of 2.3 to 2.5 reads")]
@@ -226,30 +211,7 @@ impl Target for GrpcTarget {
         begin: Tso,
         end: Tso,
     ) -> Result<(), TargetError> {
-        const CALL: &str = "ReplicateMessage";
-        let request = ReplicateRequest {
-            base: Some(MsgBase {
-                msg_type: MsgType::Replicate as i32,
-                ..Default::default()
-            }),
-            channel_name: channel.as_str().to_owned(),
-            begin_ts: begin.0,
-            end_ts: end.0,
-            msgs,
-        };
-        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
-        let request = self.request_within(request, self.call_timeout);
-        let send = async move {
-            grpc.ready()
-                .await
-                .map_err(|e| tonic::Status::unavailable(e.to_string()))?;
-            let codec = tonic::codec::ProstCodec::<ReplicateRequest, rpc::ReplicateMessageResponse>::default();
-            let path =
-                PathAndQuery::from_static("/milvus.proto.milvus.MilvusService/ReplicateMessage");
-            grpc.unary(request, path, codec).await
-        };
-        let answer = self.call_within(CALL, self.call_timeout, send).await?;
-        self.check(CALL, answer.status)
+        replicate::send(self, channel, msgs, begin, end).await
     }
 
     async fn now(&self) -> Result<Tso, TargetError> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Target, TargetConnector, TargetError};
+use super::{LATE, Target, TargetConnector, TargetError};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{PChannel, TargetKey};
 use crate::lane::Lane;
@@ -179,8 +179,9 @@ impl Hub {
         self.unclean.load(Ordering::Acquire)
     }
 
+    /// What an ended process sent had left when this one began.
     fn earlier_calls_end(&self) -> Instant {
-        self.begun + self.call_timeout + crate::lane::LATE
+        self.begun + self.call_timeout + LATE
     }
 
     /// Before this moment a call whose answer was not seen may still be carried out on this channel.

@@ -10,6 +10,7 @@ pub mod hub;
 pub mod memory;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -148,6 +149,16 @@ pub enum Loaded {
     Yes,
 }
 
+/// A ReplicateMessage that has not left within this never does: there is no connection, and nothing was done.
+pub const DISPATCH: Duration = Duration::from_secs(1);
+/// After the deadline of a call whose answer was not seen, this long still counts as "it may be carried out".
+pub(crate) const LATE: Duration = Duration::from_millis(300);
+
+/// Counted from its begin, a ReplicateMessage with this deadline can be carried out for so long.
+pub(crate) fn carried_out_within(call_timeout: Duration) -> Duration {
+    DISPATCH + call_timeout + LATE
+}
+
 #[async_trait]
 pub trait TargetConnector: Send + Sync {
     /// Connects and logs in.
@@ -160,7 +171,8 @@ pub trait Target: Send + Sync {
     /// Whether the target takes replicated messages. Writes nothing.
     async fn probe_standby(&self) -> Result<(), TargetError>;
     /// Appends messages to one channel, in their order; not atomic once it writes, but a call with an invalid entry
-    /// writes nothing.
+    /// writes nothing. Leaves within [`DISPATCH`] or never, so that with a deadline of `call_timeout` it can be carried
+    /// out until [`carried_out_within`] and not after.
     async fn replicate(
         &self,
         channel: &PChannel,

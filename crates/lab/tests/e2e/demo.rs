@@ -15,6 +15,8 @@ tests![Alone:
     a_changed_field_is_named,
     a_missing_index_is_named,
     rocksmq_is_equal,
+    kafka_is_equal,
+    pulsar_is_equal,
 ];
 
 const LIMIT: Duration = Duration::from_secs(600);

@@ -18,6 +18,7 @@ use crate::lab::{folder, progress};
 tests![Alone:
     a_natsmq_source_survives_a_kill,
     a_rocksmq_source_survives_a_kill,
+    a_kafka_source_survives_a_kill,
     a_pulsar_source_survives_a_kill,
     an_empty_target_lacks_everything_and_a_proxy_loses_replies,
 ];

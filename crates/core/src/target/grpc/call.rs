@@ -56,6 +56,15 @@ impl GrpcTarget {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             // There was no connection, so the call did not get out.
             Ok(Err(status)) if tls::fault(&status).is_some() => Err(no_connection(uri, &status)),
+            // A connection that breaks off can look like an answer: HTTP/2's ENHANCE_YOUR_CALM like ResourceExhausted,
+            // INADEQUATE_SECURITY like PermissionDenied. What the server has answered has no other error behind it.
+            Ok(Err(status)) if std::error::Error::source(&status).is_some() => {
+                Err(TargetError::Unknown {
+                    uri,
+                    call,
+                    cause: chain(&status),
+                })
+            }
             Ok(Err(status)) => Err(match status.code() {
                 Code::Unauthenticated | Code::PermissionDenied => TargetError::Configuration {
                     uri,
