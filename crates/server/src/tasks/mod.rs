@@ -1,6 +1,7 @@
 //! The tasks: what a person wants of them, kept in the store, and carried out by the corelib.
 
 mod answers;
+mod doubts;
 mod patients;
 mod promote;
 mod stored;
@@ -23,6 +24,7 @@ use crate::runtime::Replication;
 use crate::store::{
     DELETED, Desired, Event, Logged, SharedTaskStore, TaskStore, TaskWrite, Unreadable,
 };
+use doubts::{Doubt, Found};
 pub use patients::stored_patients;
 use promote::Job;
 pub use promote::{Promotion, PromotionState, Wish};
@@ -112,6 +114,7 @@ struct Inner {
     promotions: Mutex<BTreeMap<TargetKey, Arc<Job>>>,
     /// Changes whenever something was added to the history.
     history: watch::Sender<()>,
+    doubts: Mutex<BTreeMap<TaskId, Doubt>>,
 }
 
 impl Tasks {
@@ -130,6 +133,7 @@ impl Tasks {
             standing: RwLock::new(Standing::Starting),
             promotions: Mutex::default(),
             history: watch::Sender::new(()),
+            doubts: Mutex::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -284,12 +288,16 @@ impl Tasks {
             updated: now,
         };
         let text = format!("created for {}", spec.target.uri);
-        inner
-            .write(vec![
-                TaskWrite::Create(encode(&task)?),
-                event(&spec.id, "created", text),
-            ])
-            .await?;
+        let writes = vec![
+            TaskWrite::Create(encode(&task)?),
+            event(&spec.id, "created", text),
+        ];
+        if let Err(error) = inner.write(writes).await {
+            let doubt = Doubt::Created(Box::new(task.clone()));
+            if inner.found(&spec.id, doubt, &error).await != Found::Done {
+                return Err(error.into());
+            }
+        }
         if let Err(problem) = inner.replication.start(spec.clone()) {
             // Refused as a whole: an error that leaves a task behind would be taken for no task.
             if let Err(error) = inner.write(deletion(&spec.id)).await {
@@ -380,11 +388,14 @@ impl Tasks {
         }
         inner.replication.stop(&task.spec.id, STOP_DEADLINE).await;
         if let Err(error) = inner.write(deletion(&task.spec.id)).await {
+            let found = inner.found(&task.spec.id, Doubt::Deleted, &error).await;
             // It is still there and still shall run.
-            if task.desired == Desired::Running {
-                let _ = inner.replication.start(task.spec);
+            if found == Found::NotDone && task.desired == Desired::Running {
+                let _ = inner.replication.start(task.spec.clone());
             }
-            return Err(error.into());
+            if found != Found::Done {
+                return Err(error.into());
+            }
         }
         inner.tasks.write().remove(&task.spec.id);
         tracing::info!(task = %task.spec.id, "task deleted");
@@ -436,6 +447,7 @@ impl Inner {
         }
         *unreadable = read.unreadable;
         *self.tasks.write() = read.tasks;
+        self.doubts.lock().clear();
     }
 
     /// Whether there is room for this task; the id of one that is the same already.

@@ -5,6 +5,7 @@ mod access;
 mod answers;
 mod cli;
 mod create;
+mod doubts;
 mod events;
 mod go;
 mod limits;

@@ -22,7 +22,7 @@ use milvus_cdc::listen::{self, Tls};
 use milvus_cdc::maintenance::LogLevel;
 use milvus_cdc::request::Limits;
 use milvus_cdc::runtime::Replication;
-use milvus_cdc::store::{OpenError, SqliteStore};
+use milvus_cdc::store::{OpenError, SqliteStore, TaskStore};
 use milvus_cdc::tasks::{TaskLimits, Tasks};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -199,6 +199,16 @@ pub(crate) async fn start(path: &Path, recover: bool) -> Server {
 
 pub(crate) async fn start_with(path: &Path, recover: bool, access: Access) -> Server {
     let store = open(path).await;
+    start_on(store.clone(), store, recover, access).await
+}
+
+/// `kept`: what the tasks are kept in, `store` itself or something before it.
+pub(crate) async fn start_on(
+    kept: impl TaskStore + 'static,
+    store: SqliteStore,
+    recover: bool,
+    access: Access,
+) -> Server {
     let fake = Arc::new(Fake::default());
     let limits = TaskLimits {
         max_task_num: 2,
@@ -206,7 +216,7 @@ pub(crate) async fn start_with(path: &Path, recover: bool, access: Access) -> Se
         call_timeout: Duration::from_secs(1),
         answer_deadline: Duration::from_millis(400),
     };
-    let tasks = Tasks::new(store.clone(), fake.clone(), limits);
+    let tasks = Tasks::new(kept, fake.clone(), limits);
     if recover {
         tasks.recover().await.unwrap();
     }

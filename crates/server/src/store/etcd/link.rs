@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cdc_core::secret::Secret;
 use cdc_core::store::StoreError;
-use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, KvClient, TlsOptions};
 use tokio::sync::Mutex;
 
 /// Deadline of one call. Far below a lease, so that the owner can try again.
@@ -153,12 +153,17 @@ impl Link {
         txn: etcd_client::Txn,
     ) -> Result<etcd_client::TxnResponse, StoreError> {
         self.call(|client| {
-            let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
+            let mut kv = kv(&client);
             let txn = txn.clone();
             async move { kv.txn(txn).await }
         })
         .await
     }
+}
+
+/// For answers of any size: a task can have many thousands of objects.
+pub(super) fn kv(client: &Client) -> KvClient {
+    client.kv_client().max_decoding_message_size(MAX_ANSWER)
 }
 
 /// Why a call failed.

@@ -10,7 +10,7 @@ use etcd_client::GetOptions;
 use serde::{Deserialize, Serialize};
 
 use super::keys::Keys;
-use super::link::Link;
+use super::link::{self, Link};
 use super::read::{Changes, corrupt, json};
 use crate::store::{DELETED, Desired, EVENTS_KEPT, Event, Logged, StoredTask, TaskWrite, Write};
 
@@ -81,9 +81,9 @@ impl Plan<'_> {
         }
         let answer = self
             .link
-            .call(|mut client| {
-                let key = key.to_owned();
-                async move { client.get(key, None).await }
+            .call(|client| {
+                let (key, mut kv) = (key.to_owned(), link::kv(&client));
+                async move { kv.get(key, None).await }
             })
             .await?;
         match answer.kvs().first() {
@@ -106,10 +106,10 @@ impl Plan<'_> {
     async fn below(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         let answer = self
             .link
-            .call(|mut client| {
-                let prefix = prefix.to_owned();
+            .call(|client| {
+                let (prefix, mut kv) = (prefix.to_owned(), link::kv(&client));
                 let options = GetOptions::new().with_prefix().with_keys_only();
-                async move { client.get(prefix, Some(options)).await }
+                async move { kv.get(prefix, Some(options)).await }
             })
             .await?;
         let mut found: BTreeMap<String, bool> = BTreeMap::new();
@@ -135,9 +135,7 @@ impl Plan<'_> {
         match write {
             TaskWrite::Create(task) => {
                 let key = self.keys.task(&task.id);
-                if self.get(&key).await?.is_some() {
-                    return Err(corrupt(format!("task {} is there already", task.id)));
-                }
+                let there = self.get(&key).await?;
                 let StoredTask {
                     spec,
                     desired,
@@ -151,7 +149,14 @@ impl Plan<'_> {
                     created,
                     updated,
                 };
-                self.put_json(key, &record)
+                match there {
+                    None => self.put_json(key, &record),
+                    // Written already, by a try whose answer was lost.
+                    Some(there) if there == serde_json::to_string(&record).map_err(corrupt)? => {
+                        Ok(())
+                    }
+                    Some(_) => Err(corrupt(format!("task {} is there already", task.id))),
+                }
             }
             TaskWrite::SetDesired { task, desired, at } => {
                 let (key, mut record) = self.record(task).await?;

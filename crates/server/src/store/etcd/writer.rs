@@ -100,6 +100,8 @@ impl Writer {
                 Ok(true) => return Written::Done(Ok(())),
                 Ok(false) => return Written::Apart,
                 Err(Trouble::Moved) if tries < 3 => self.forget(),
+                // An answer that was lost: it may have been written, and what is written again is the same.
+                Err(Trouble::Store(StoreError::Unavailable(_))) if tries < 2 => self.forget(),
                 Err(Trouble::Moved) => {
                     self.forget();
                     let why = "somebody else writes to it all the time";
