@@ -268,7 +268,7 @@ mod tests {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let left = Arc::new(Left(AtomicU64::new(1301)));
+            let left = Arc::new(Left(AtomicU64::new(2301)));
             let fenced = FencedConnector {
                 inner: Arc::new(MemoryTarget::new(1, Tso::from_millis(1000), 1)),
                 permit: left.clone(),
@@ -282,7 +282,7 @@ mod tests {
             };
             let target = fenced.connect(&spec).await.unwrap();
             target.create_database("a").await.unwrap();
-            left.0.store(1300, Ordering::SeqCst);
+            left.0.store(2300, Ordering::SeqCst);
             let channel = PChannel::new("ch");
             for refused in [
                 target.create_database("b").await,

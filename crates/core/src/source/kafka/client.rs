@@ -75,6 +75,17 @@ impl ClientContext for Ears {
 
 impl ConsumerContext for Ears {}
 
+impl Ears {
+    /// A broker answers: what was said before explains no later failure. Wakes nobody.
+    fn is_well(&self) {
+        self.trouble.send_if_modified(|trouble| {
+            trouble.code = None;
+            trouble.cause.clear();
+            false
+        });
+    }
+}
+
 type Native = StreamConsumer<Ears>;
 
 /// One client: a few threads and connections, for any number of channels, each at most once.
@@ -284,7 +295,13 @@ impl Pool {
             return Err(self.unreachable("the client has ended"));
         };
         let deadline = self.timeout;
-        let asked = tokio::task::spawn_blocking(move || call(&native, deadline));
+        let asked = tokio::task::spawn_blocking(move || {
+            let answer = call(&native, deadline);
+            if answer.is_ok() {
+                native.context().is_well();
+            }
+            answer
+        });
         match timeout(2 * self.timeout + GRACE, asked).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.unreachable(format!("the call broke off: {error}"))),
