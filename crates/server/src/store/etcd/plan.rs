@@ -50,6 +50,8 @@ pub(super) struct Plan<'a> {
     pub(super) keys: &'a Keys,
     pub(super) cache: &'a mut Cache,
     pub(super) changes: Changes,
+    /// A second try, after one whose answer was lost: what it was to write may be there.
+    pub(super) again: bool,
 }
 
 impl Plan<'_> {
@@ -151,8 +153,10 @@ impl Plan<'_> {
                 };
                 match there {
                     None => self.put_json(key, &record),
-                    // Written already, by a try whose answer was lost.
-                    Some(there) if there == serde_json::to_string(&record).map_err(corrupt)? => {
+                    Some(there)
+                        if self.again
+                            && there == serde_json::to_string(&record).map_err(corrupt)? =>
+                    {
                         Ok(())
                     }
                     Some(_) => Err(corrupt(format!("task {} is there already", task.id))),

@@ -96,7 +96,7 @@ impl Writer {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.try_write(jobs, large).await {
+            match self.try_write(jobs, large, tries > 1).await {
                 Ok(true) => return Written::Done(Ok(())),
                 Ok(false) => return Written::Apart,
                 Err(Trouble::Moved) if tries < 3 => self.forget(),
@@ -120,7 +120,7 @@ impl Writer {
         self.cache.clear();
     }
 
-    async fn try_write(&mut self, jobs: &[Job], large: bool) -> Result<bool, Trouble> {
+    async fn try_write(&mut self, jobs: &[Job], large: bool, again: bool) -> Result<bool, Trouble> {
         if jobs.iter().all(|job| job.writes.is_empty()) {
             return Ok(true);
         }
@@ -132,6 +132,7 @@ impl Writer {
             keys: &self.keys,
             cache: &mut self.cache,
             changes: Changes::new(),
+            again,
         };
         for write in jobs.iter().flat_map(|job| &job.writes) {
             plan.add(write).await?;
