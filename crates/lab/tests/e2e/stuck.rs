@@ -21,11 +21,12 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// What the comparison waits for a collection that cannot come.
 const SHORT: Duration = Duration::from_secs(25);
 
+/// Five minutes with `CDC_E2E_STUCK_SECONDS=300`.
 fn stuck_for() -> Duration {
     let seconds = std::env::var("CDC_E2E_STUCK_SECONDS")
         .ok()
         .and_then(|s| s.parse().ok())
-        .unwrap_or(300);
+        .unwrap_or(90);
     Duration::from_secs(seconds)
 }
 
