@@ -226,10 +226,7 @@ async fn greet(
         }),
         ..wire::command(Type::Connect)
     };
-    stream
-        .write_all(&wire::encode(&connect))
-        .await
-        .map_err(away)?;
+    send(stream, &wire::encode(&connect)).await.map_err(away)?;
     loop {
         while let Some(Frame { command, .. }) =
             wire::take(arrived, wire::OVERHEAD).map_err(Failure::Away)?
@@ -242,7 +239,7 @@ async fn greet(
             }
             if command.auth_challenge.is_some() {
                 let answer = wire::encode(&auth_answer(config.auth.as_ref()));
-                stream.write_all(&answer).await.map_err(away)?;
+                send(stream, &answer).await.map_err(away)?;
             }
         }
         if stream.read_buf(arrived).await.map_err(away)? == 0 {
@@ -252,6 +249,12 @@ async fn greet(
             ));
         }
     }
+}
+
+/// Writes, and what a TLS stream holds back too: it would wait for the next command.
+async fn send(stream: &mut Box<dyn Stream>, bytes: &[u8]) -> std::io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
 }
 
 fn auth_answer(auth: Option<&PulsarAuth>) -> BaseCommand {
@@ -334,13 +337,10 @@ impl Task {
     }
 
     async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
-        match timeout(self.patience, self.stream.write_all(&bytes)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(e.to_string()),
-            Err(_) => return Err("the broker takes no commands".to_owned()),
+        match timeout(self.patience, send(&mut self.stream, &bytes)).await {
+            Ok(sent) => sent.map_err(|e| e.to_string()),
+            Err(_) => Err("the broker takes no commands".to_owned()),
         }
-        // What a TLS stream holds back would wait for the next command.
-        self.stream.flush().await.map_err(|e| e.to_string())
     }
 
     async fn handle(&mut self, Frame { command, body }: Frame) -> Result<(), String> {
@@ -410,4 +410,73 @@ fn answers(command: &BaseCommand) -> Option<u64> {
             .get_last_message_id_response
             .as_ref()
             .map(|c| c.request_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use super::*;
+
+    /// Takes whatever is written and gets rid of nothing, as TLS over a socket that is full; nothing arrives.
+    struct Full;
+
+    impl AsyncRead for Full {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Full {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_takes_nothing_in_is_given_up() {
+        let shared = Arc::new(Shared {
+            ids: AtomicU64::new(1),
+            state: Mutex::default(),
+            dead: CancellationToken::new(),
+            pongs: watch::Sender::new(0),
+        });
+        // Held, or nobody would want the connection.
+        let (_out, outgoing) = mpsc::channel(OUTGOING);
+        let patience = Duration::from_secs(5);
+        let task = Task {
+            stream: Box::new(Full),
+            arrived: BytesMut::new(),
+            largest: wire::OVERHEAD,
+            outgoing,
+            shared: shared.clone(),
+            patience,
+            auth: None,
+        };
+        // Silent, asked for a sign of life, and that does not go out.
+        timeout(SILENT + 2 * patience, task.run()).await.unwrap();
+        let cause = shared.state.lock().cause.clone();
+        assert_eq!(cause.as_deref(), Some("the broker takes no commands"));
+        assert!(shared.dead.is_cancelled());
+    }
 }
