@@ -31,7 +31,7 @@ const SILENT: Duration = Duration::from_secs(10);
 const OUTGOING: usize = 256;
 
 /// What came of a request that did not succeed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Failure {
     /// The broker says no.
     Refused(ServerError, String),

@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::inbox::End;
 use super::link::Link;
@@ -68,8 +67,9 @@ pub(super) struct PulsarReader {
     /// The queue does not hold this position, which was the next.
     lost: Option<Position>,
     session: Option<Session>,
-    /// Outlives a dropped `next`, or short ones would never come to an end of it.
-    making: Option<BoxFuture<'static, Result<Session, SourceError>>>,
+    /// Outlives a dropped `next`, or short ones would never come to an end of it; a task of its own, so that what it
+    /// shares with other readers never waits for somebody to ask this one.
+    making: Option<AbortOnDropHandle<Result<Session, SourceError>>>,
     /// Bytes of a message, as the last ones were.
     estimate: usize,
 }
@@ -103,11 +103,12 @@ impl PulsarReader {
             return Ok(());
         }
         let (link, channel, next) = (self.link.clone(), self.channel.clone(), self.next);
-        let making = self
-            .making
-            .get_or_insert_with(|| begin(link, channel, next).boxed());
+        let making = self.making.get_or_insert_with(|| {
+            AbortOnDropHandle::new(tokio::spawn(begin(link, channel, next)))
+        });
         let made = making.await;
         self.making = None;
+        let made = made.unwrap_or_else(|broken| Err(self.link.unreachable(broken)));
         self.session = Some(made?);
         Ok(())
     }

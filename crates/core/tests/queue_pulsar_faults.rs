@@ -1,0 +1,147 @@
+//! Readers of a Pulsar source whose brokers are silent, break off, or send what cannot be read.
+#![cfg(feature = "pulsar")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it must be"
+)]
+
+mod pulsar_script;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cdc_core::ids::PChannel;
+use cdc_core::source::{
+    LogReader, LogSource, PulsarConfig, PulsarTls, QueueConfig, SourceError, Start, open_source,
+};
+use futures::future::join_all;
+use tokio::time::timeout;
+
+use pulsar_script::{Broker, Fault, SOON};
+
+/// Longer than any test may take.
+const NEVER: Duration = Duration::from_secs(600);
+
+fn config(address: String, connect_timeout: Duration) -> PulsarConfig {
+    PulsarConfig {
+        address,
+        tenant: "public".to_owned(),
+        namespace: "default".to_owned(),
+        auth: None,
+        tls: PulsarTls::default(),
+        max_message_size: 5 << 20,
+        connect_timeout,
+    }
+}
+
+async fn source(address: String, connect_timeout: Duration) -> Arc<dyn LogSource> {
+    let config = config(address, connect_timeout);
+    open_source(QueueConfig::Pulsar(config)).await.unwrap()
+}
+
+async fn opened(source: &Arc<dyn LogSource>, channel: &str) -> Box<dyn LogReader> {
+    let channel = PChannel::new(channel);
+    let open = source.open(&channel, Start::Earliest);
+    timeout(SOON, open).await.unwrap().unwrap()
+}
+
+async fn next(reader: &mut Box<dyn LogReader>) -> Result<Vec<String>, SourceError> {
+    let got = timeout(SOON, reader.next(1 << 20)).await;
+    let text = |m: cdc_core::source::RawMessage| String::from_utf8(m.payload.to_vec()).unwrap();
+    Ok(got
+        .expect("an answer or an error")?
+        .into_iter()
+        .map(text)
+        .collect())
+}
+
+/// A reader whose connection is gone, on its way to another one that says nothing.
+async fn stuck(broker: &Broker, source: &Arc<dyn LogSource>) -> Box<dyn LogReader> {
+    let mut reader = opened(source, "c").await;
+    assert_eq!(next(&mut reader).await.unwrap(), ["one"]);
+    let before = broker.connections();
+    broker.silence(true);
+    broker.cut();
+    tokio::select! {
+        got = reader.next(1) => panic!("{got:?}"),
+        () = broker.connected(before + 1) => {}
+    }
+    reader
+}
+
+#[tokio::test]
+async fn a_reader_that_nobody_asks_holds_up_no_other() {
+    let broker = Broker::start().await;
+    broker.holds(&[("one", Fault::None)]);
+    let source = source(broker.url(), Duration::from_secs(2)).await;
+    let mut reader = stuck(&broker, &source).await;
+    let pinged = timeout(SOON, source.ping()).await.expect("no wait");
+    let Err(SourceError::Unreachable { cause, .. }) = pinged else {
+        panic!("{pinged:?}")
+    };
+    assert!(cause.contains("within 2s"), "{cause}");
+    broker.silence(false);
+    broker.holds(&[("one", Fault::None), ("two", Fault::None)]);
+    timeout(SOON, source.ping()).await.unwrap().unwrap();
+    // It was told nothing of its own try yet.
+    assert!(next(&mut reader).await.is_err());
+    assert_eq!(next(&mut reader).await.unwrap(), ["two"]);
+}
+
+#[tokio::test]
+async fn a_reader_that_is_dropped_connects_no_longer() {
+    let broker = Broker::start().await;
+    broker.holds(&[("one", Fault::None)]);
+    let source = source(broker.url(), NEVER).await;
+    let reader = stuck(&broker, &source).await;
+    drop(reader);
+    broker.left().await;
+    broker.silence(false);
+    timeout(SOON, source.ping()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_silent_broker_holds_up_no_reader_of_another() {
+    let (broker, hole) = (Broker::start().await, Broker::start().await);
+    hole.silence(true);
+    broker.holds(&[("one", Fault::None)]);
+    broker.elsewhere("far", hole.url());
+    let source = source(broker.url(), NEVER).await;
+    let waiting = source.clone();
+    let far = tokio::spawn(async move {
+        let opened = waiting.open(&PChannel::new("far"), Start::Earliest).await;
+        opened.map(|_| ())
+    });
+    hole.connected(1).await;
+    let mut near = opened(&source, "near").await;
+    assert_eq!(next(&mut near).await.unwrap(), ["one"]);
+    assert!(!far.is_finished());
+    far.abort();
+}
+
+#[tokio::test]
+async fn one_attempt_for_all_and_the_address_that_answered_is_the_first_to_be_tried() {
+    let (hole, broker) = (Broker::start().await, Broker::start().await);
+    hole.silence(true);
+    let address = format!("{},127.0.0.1:{}", hole.url(), broker.port);
+    let source = source(address, Duration::from_secs(2)).await;
+    for pinged in timeout(SOON, join_all((0..10).map(|_| source.ping())))
+        .await
+        .unwrap()
+    {
+        pinged.unwrap();
+    }
+    assert_eq!((hole.connections(), broker.connections()), (1, 1));
+    source.ping().await.unwrap();
+    broker.cut();
+    reconnected(&broker, &source, 2).await;
+    assert_eq!((hole.connections(), broker.connections()), (1, 2));
+}
+
+/// Asks until the break is seen and there is another connection, the `n`th.
+async fn reconnected(broker: &Broker, source: &Arc<dyn LogSource>, n: usize) {
+    let again = async { while source.ping().await.is_err() || broker.connections() < n {} };
+    timeout(SOON, again).await.unwrap();
+}
