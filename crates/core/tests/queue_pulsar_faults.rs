@@ -140,6 +140,57 @@ async fn one_attempt_for_all_and_the_address_that_answered_is_the_first_to_be_tr
     assert_eq!((hole.connections(), broker.connections()), (1, 2));
 }
 
+#[tokio::test]
+async fn a_message_that_cannot_be_read_is_told_and_ends_no_other_reader() {
+    let broker = Broker::start().await;
+    broker.holds(&[("one", Fault::None), ("two", Fault::Checksum)]);
+    let source = source(broker.url(), Duration::from_secs(10)).await;
+    let mut reader = opened(&source, "c").await;
+    assert_eq!(next(&mut reader).await.unwrap(), ["one"]);
+    for _ in 0..2 {
+        let error = next(&mut reader).await.unwrap_err();
+        let SourceError::Unreachable { cause, .. } = &error else {
+            panic!("{error:?}")
+        };
+        assert!(
+            cause.contains("7:1") && cause.contains("checksum"),
+            "{cause}"
+        );
+    }
+    assert_eq!(broker.connections(), 1);
+    broker.holds(&[("one", Fault::None), ("two", Fault::None)]);
+    assert_eq!(next(&mut reader).await.unwrap(), ["two"]);
+}
+
+#[tokio::test]
+async fn a_first_message_that_cannot_be_read_is_told() {
+    let broker = Broker::start().await;
+    broker.holds(&[("one", Fault::Checksum)]);
+    let source = source(broker.url(), Duration::from_secs(10)).await;
+    let channel = PChannel::new("c");
+    let open = timeout(SOON, source.open(&channel, Start::Earliest)).await;
+    let error = open.unwrap().err().unwrap();
+    assert!(error.to_string().contains("checksum"), "{error}");
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_again_and_again_is_told_with_its_cause() {
+    let broker = Broker::start().await;
+    broker.holds(&[("one", Fault::None), ("two", Fault::Length)]);
+    let source = source(broker.url(), Duration::from_secs(10)).await;
+    let mut reader = opened(&source, "c").await;
+    assert_eq!(next(&mut reader).await.unwrap(), ["one"]);
+    for _ in 0..2 {
+        let error = next(&mut reader).await.unwrap_err();
+        let SourceError::Unreachable { cause, .. } = &error else {
+            panic!("{error:?}")
+        };
+        assert!(cause.contains("a frame of 4294967295 bytes"), "{cause}");
+    }
+    broker.holds(&[("one", Fault::None), ("two", Fault::None)]);
+    assert_eq!(next(&mut reader).await.unwrap(), ["two"]);
+}
+
 /// Asks until the break is seen and there is another connection, the `n`th.
 async fn reconnected(broker: &Broker, source: &Arc<dyn LogSource>, n: usize) {
     let again = async { while source.ping().await.is_err() || broker.connections() < n {} };

@@ -120,11 +120,14 @@ impl Connection {
 
     pub(super) fn add_consumer(&self, id: u64, inbox: Arc<Inbox>) {
         let mut state = self.shared.state.lock();
-        if state.cause.is_some() {
-            drop(state);
-            inbox.close();
-        } else {
-            state.consumers.insert(id, inbox);
+        match state.cause.clone() {
+            Some(cause) => {
+                drop(state);
+                inbox.close(cause);
+            }
+            None => {
+                state.consumers.insert(id, inbox);
+            }
         }
     }
 
@@ -189,9 +192,14 @@ impl Connection {
         }
     }
 
-    fn broken(&self) -> Failure {
+    /// Why it broke, or else why it is of no use.
+    pub(super) fn cause(&self) -> String {
         let cause = self.shared.state.lock().cause.clone();
-        Failure::Away(cause.unwrap_or_else(|| "the connection takes no commands".to_owned()))
+        cause.unwrap_or_else(|| "the connection takes no commands".to_owned())
+    }
+
+    fn broken(&self) -> Failure {
+        Failure::Away(self.cause())
     }
 }
 
@@ -298,13 +306,13 @@ impl Task {
             Err(cause) => cause,
         };
         let mut state = self.shared.state.lock();
-        state.cause = Some(cause);
+        state.cause = Some(cause.clone());
         // Whoever waits for an answer is told by this.
         state.requests.clear();
         let consumers = std::mem::take(&mut state.consumers);
         drop(state);
         for inbox in consumers.into_values() {
-            inbox.close();
+            inbox.close(cause.clone());
         }
         self.shared.dead.cancel();
     }
@@ -345,15 +353,20 @@ impl Task {
 
     async fn handle(&mut self, Frame { command, body }: Frame) -> Result<(), String> {
         if let Some(message) = command.message {
-            if let Some((metadata, payload)) = body {
-                let inbox = {
-                    let state = self.shared.state.lock();
-                    state.consumers.get(&message.consumer_id).cloned()
-                };
-                if let Some(inbox) = inbox {
-                    let id = &message.message_id;
-                    inbox.put(Entry::new(id.ledger_id, id.entry_id, metadata, payload));
+            let inbox = {
+                let state = self.shared.state.lock();
+                state.consumers.get(&message.consumer_id).cloned()
+            };
+            let Some(inbox) = inbox else {
+                return Ok(());
+            };
+            let (ledger, entry) = (message.message_id.ledger_id, message.message_id.entry_id);
+            match body.unwrap_or_else(|| Err("a message without content".to_owned())) {
+                Ok((metadata, payload)) => {
+                    inbox.put(Entry::new(ledger, entry, metadata, payload));
                 }
+                // The frame was whole, and the next one begins where it has to: the others need not break off.
+                Err(cause) => inbox.close(format!("entry {ledger}:{entry}: {cause}")),
             }
             return Ok(());
         }
@@ -381,7 +394,7 @@ impl Task {
                 .consumers
                 .remove(&closed.consumer_id);
             if let Some(inbox) = inbox {
-                inbox.close();
+                inbox.close("the broker closed the reader");
             }
             return Ok(());
         }

@@ -20,6 +20,9 @@ const FIRST_ESTIMATE: usize = 16 * 1024;
 /// How slowly the estimate falls: ticks between large messages must not make it forget them.
 const MEMORY: usize = 128;
 
+/// So many consumers in a row that end without a message are told, with the cause of the last one.
+const BREAKS: u32 = 3;
+
 /// A message id with the index in its entry, 0 if it is no batch; -1 as an index stands for the whole entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Id {
@@ -72,6 +75,8 @@ pub(super) struct PulsarReader {
     making: Option<AbortOnDropHandle<Result<Session, SourceError>>>,
     /// Bytes of a message, as the last ones were.
     estimate: usize,
+    /// Consumers that have ended since the last message.
+    breaks: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -94,6 +99,7 @@ impl PulsarReader {
             session: None,
             making: None,
             estimate: FIRST_ESTIMATE,
+            breaks: 0,
         }
     }
 
@@ -245,6 +251,7 @@ impl LogReader for PulsarReader {
             self.drain(max_bytes)?;
             let batch = self.hand_out(max_bytes);
             if !batch.is_empty() {
+                self.breaks = 0;
                 return Ok(batch);
             }
             if let Some(step) = self.step {
@@ -267,7 +274,16 @@ impl LogReader for PulsarReader {
                     self.estimate = self.estimate.max(each);
                     self.session = None;
                 }
-                Some(End::Closed) => self.session = None,
+                Some(End::Closed(cause)) => {
+                    self.session = None;
+                    self.breaks = self.breaks.saturating_add(1);
+                    // A topic that moves, or one break, is nothing to speak of; what comes back each time is, and
+                    // whoever asks again does so after a while.
+                    if self.breaks >= BREAKS {
+                        let channel = &self.channel;
+                        return Err(self.link.unreachable(format!("{channel}: {cause}")));
+                    }
+                }
                 None => {
                     session.allow(max_bytes, self.estimate);
                     session.changed().await;

@@ -156,7 +156,7 @@ impl Session {
         };
         // They are counted as given: without them this consumer would wait for ever.
         if !self.connection.try_send(&flow) {
-            self.inbox.close();
+            self.inbox.close(self.connection.cause());
         }
     }
 
@@ -164,7 +164,7 @@ impl Session {
     pub(super) async fn changed(&self) {
         tokio::select! {
             () = self.inbox.changed() => {}
-            () = self.connection.died() => self.inbox.close(),
+            () = self.connection.died() => self.inbox.close(self.connection.cause()),
         }
     }
 
@@ -176,8 +176,11 @@ impl Session {
                 if let Some(first) = self.inbox.first() {
                     return Ok(Some(first));
                 }
-                if self.inbox.ended().is_some() {
-                    return Err(Failure::Away("the broker closed the reader".to_owned()));
+                match self.inbox.ended() {
+                    Some(End::Closed(cause)) => return Err(Failure::Away(cause)),
+                    // Not before the first one is taken.
+                    Some(End::Overflow(_)) => return Ok(None),
+                    None => {}
                 }
                 self.changed().await;
             }
