@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use cdc_core::ids::PChannel;
 use cdc_core::source::{
-    LogReader, LogSource, PulsarConfig, PulsarTls, QueueConfig, SourceError, Start, open_source,
+    LogReader, LogSource, PulsarAuth, PulsarConfig, PulsarLogin, PulsarTls, QueueConfig,
+    SourceError, Start, open_source,
 };
 use futures::future::join_all;
 use tokio::time::timeout;
@@ -189,6 +190,70 @@ async fn a_connection_that_breaks_again_and_again_is_told_with_its_cause() {
     }
     broker.holds(&[("one", Fault::None), ("two", Fault::None)]);
     assert_eq!(next(&mut reader).await.unwrap(), ["two"]);
+}
+
+#[tokio::test]
+async fn a_token_in_a_file_is_read_whenever_the_broker_wants_to_see_it() {
+    let broker = Broker::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    std::fs::write(&path, "one\n").unwrap();
+    let source = open_source(QueueConfig::Pulsar(PulsarConfig {
+        auth: Some(PulsarAuth {
+            method: "token".to_owned(),
+            data: PulsarLogin::File(path.clone()),
+        }),
+        ..config(broker.url(), Duration::from_secs(10))
+    }));
+    let source = source.await.unwrap();
+    source.ping().await.unwrap();
+    assert_eq!(broker.login(1).await, "one");
+    std::fs::write(&path, "two").unwrap();
+    broker.challenge();
+    assert_eq!(broker.login(2).await, "two");
+    source.ping().await.unwrap();
+    assert_eq!(broker.connections(), 1);
+
+    std::fs::write(&path, "three").unwrap();
+    broker.cut();
+    reconnected(&broker, &source, 2).await;
+    assert_eq!(broker.login(3).await, "three");
+
+    // What is wrong with the file is told, and nothing of what is in it.
+    broker.cut();
+    broker.left().await;
+    let hush = "hush".repeat(20_000);
+    for (content, cause) in [
+        (Some(b" \n".to_vec()), "it is empty"),
+        (Some(hush.into_bytes()), "more than 65536 bytes"),
+        (Some(b"hush\xff".to_vec()), "not text"),
+        (None, "No such file"),
+    ] {
+        match content {
+            Some(content) => std::fs::write(&path, content).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+        let told = until(&source, cause).await;
+        assert!(told.contains(&path.display().to_string()), "{told}");
+        assert!(!told.contains("hush"), "{told}");
+    }
+    std::fs::create_dir(&path).unwrap();
+    until(&source, "not a file").await;
+}
+
+/// What a ping says, once the break of the last connection is seen: then always this.
+async fn until(source: &Arc<dyn LogSource>, cause: &str) -> String {
+    let told = async {
+        loop {
+            let told = source.ping().await.unwrap_err().to_string();
+            if told.contains(cause) {
+                return told;
+            }
+        }
+    };
+    timeout(SOON, told)
+        .await
+        .unwrap_or_else(|_| panic!("{cause} is told"))
 }
 
 /// Asks until the break is seen and there is another connection, the `n`th.

@@ -17,7 +17,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use cdc_core::ids::PChannel;
 use cdc_core::secret::Secret;
 use cdc_core::source::pulsar::PulsarSource;
-use cdc_core::source::{LogSource, PulsarAuth, PulsarConfig, PulsarTls, SourceError, Start};
+use cdc_core::source::{
+    LogSource, PulsarAuth, PulsarConfig, PulsarLogin, PulsarTls, SourceError, Start,
+};
 use pulsar::TokioExecutor;
 use ring::hmac;
 use tokio::time::timeout;
@@ -109,7 +111,7 @@ impl Broker {
             namespace: "default".to_owned(),
             auth: Some(PulsarAuth {
                 method: method.to_owned(),
-                data: Secret::new(data),
+                data: PulsarLogin::Fixed(Secret::new(data)),
             }),
             tls,
             max_message_size: 5 << 20,

@@ -12,9 +12,9 @@ use prost::Message;
 use pulsar::proto::base_command::Type;
 use pulsar::proto::command_lookup_topic_response::LookupType;
 use pulsar::proto::{
-    BaseCommand, CommandConnected, CommandConsumerStatsResponse, CommandGetLastMessageIdResponse,
-    CommandLookupTopicResponse, CommandMessage, CommandPong, CommandSuccess, MessageIdData,
-    MessageMetadata,
+    BaseCommand, CommandAuthChallenge, CommandConnected, CommandConsumerStatsResponse,
+    CommandGetLastMessageIdResponse, CommandLookupTopicResponse, CommandMessage, CommandPong,
+    CommandSuccess, MessageIdData, MessageMetadata,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -44,8 +44,11 @@ struct State {
     script: Mutex<Script>,
     /// How many connections there have been, and how many there are.
     connections: watch::Sender<(usize, usize)>,
-    /// Counts how often all connections were cut.
+    /// What was shown as a login, one after the other.
+    logins: watch::Sender<Vec<String>>,
+    /// Counts how often all connections were cut, and how often all were asked to log in again.
     cuts: watch::Sender<usize>,
+    challenges: watch::Sender<usize>,
 }
 
 #[derive(Default)]
@@ -93,6 +96,10 @@ impl Broker {
         self.state.cuts.send_modify(|n| *n += 1);
     }
 
+    pub(crate) fn challenge(&self) {
+        self.state.challenges.send_modify(|n| *n += 1);
+    }
+
     pub(crate) fn holds(&self, entries: &[(&'static str, Fault)]) {
         self.state.script.lock().entries = entries.to_vec();
     }
@@ -123,6 +130,13 @@ impl Broker {
         let none = connections.wait_for(|(_, now)| *now == 0);
         timeout(SOON, none).await.unwrap().unwrap();
     }
+
+    /// The `n`th login, from 1.
+    pub(crate) async fn login(&self, n: usize) -> String {
+        let mut logins = self.state.logins.subscribe();
+        let enough = logins.wait_for(|all| all.len() >= n);
+        timeout(SOON, enough).await.unwrap().unwrap()[n - 1].clone()
+    }
 }
 
 /// A consumer: the next entry, and how many more it takes.
@@ -137,10 +151,20 @@ async fn serve(mut stream: TcpStream, port: u16, silent: bool, state: &State) ->
         return Ok(());
     }
     let mut consumers = HashMap::new();
+    let mut challenges = state.challenges.subscribe();
     let mut arrived = BytesMut::new();
     loop {
-        if stream.read_buf(&mut arrived).await? == 0 {
-            return Ok(());
+        tokio::select! {
+            read = stream.read_buf(&mut arrived) => if read? == 0 {
+                return Ok(());
+            },
+            _ = challenges.changed() => {
+                let challenge = BaseCommand {
+                    auth_challenge: Some(CommandAuthChallenge::default()),
+                    ..of(Type::AuthChallenge)
+                };
+                stream.write_all(&framed(&challenge, None)).await?;
+            }
         }
         while let Some(total) = arrived.first_chunk::<4>() {
             let total = u32::from_be_bytes(*total) as usize;
@@ -169,7 +193,12 @@ fn answer(
         }),
         ..of(Type::Success)
     };
-    let answer = if command.connect.is_some() {
+    let said = |data: Option<Vec<u8>>| {
+        let data = String::from_utf8(data.unwrap_or_default()).unwrap();
+        state.logins.send_modify(|all| all.push(data));
+    };
+    let answer = if let Some(connect) = command.connect {
+        said(connect.auth_data);
         BaseCommand {
             connected: Some(CommandConnected {
                 server_version: "script".to_owned(),
@@ -177,6 +206,9 @@ fn answer(
             }),
             ..of(Type::Connected)
         }
+    } else if let Some(response) = command.auth_response {
+        said(response.response.and_then(|r| r.auth_data));
+        return BytesMut::new();
     } else if command.ping.is_some() {
         BaseCommand {
             pong: Some(CommandPong {}),

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::inbox::Inbox;
 use super::stream::{self, Stream};
 use super::wire::{self, Entry, Frame};
+use crate::secret::Secret;
 use crate::source::open::{PulsarAuth, PulsarConfig};
 
 /// The oldest version with all that is used here (2.8); newer brokers keep to it.
@@ -223,12 +224,13 @@ async fn greet(
     through: Option<String>,
 ) -> Result<usize, Failure> {
     let away = |e: std::io::Error| Failure::Away(e.to_string());
+    let login = shown(config.auth.as_ref()).await.map_err(Failure::Away)?;
     let connect = BaseCommand {
         connect: Some(CommandConnect {
             client_version: CLIENT.to_owned(),
             protocol_version: Some(PROTOCOL),
             auth_method_name: config.auth.as_ref().map(|a| a.method.clone()),
-            auth_data: config.auth.as_ref().map(|a| a.data.expose().into()),
+            auth_data: login.map(|login| login.expose().into()),
             proxy_to_broker_url: through,
             ..Default::default()
         }),
@@ -246,7 +248,8 @@ async fn greet(
                 return Err(Failure::Refused(error.error(), error.message));
             }
             if command.auth_challenge.is_some() {
-                let answer = wire::encode(&auth_answer(config.auth.as_ref()));
+                let answer = auth_answer(config.auth.as_ref()).await;
+                let answer = wire::encode(&answer.map_err(Failure::Away)?);
                 send(stream, &answer).await.map_err(away)?;
             }
         }
@@ -265,19 +268,33 @@ async fn send(stream: &mut Box<dyn Stream>, bytes: &[u8]) -> std::io::Result<()>
     stream.flush().await
 }
 
-fn auth_answer(auth: Option<&PulsarAuth>) -> BaseCommand {
-    let response = auth.map(|auth| AuthData {
+/// The login as it is now.
+async fn shown(auth: Option<&PulsarAuth>) -> Result<Option<Secret>, String> {
+    let Some(auth) = auth else {
+        return Ok(None);
+    };
+    let data = auth.data.clone();
+    let read = tokio::task::spawn_blocking(move || data.read());
+    match read.await {
+        Ok(secret) => secret.map(Some),
+        Err(broken) => Err(format!("the login was not read: {broken}")),
+    }
+}
+
+async fn auth_answer(auth: Option<&PulsarAuth>) -> Result<BaseCommand, String> {
+    let login = shown(auth).await?;
+    let response = auth.zip(login).map(|(auth, login)| AuthData {
         auth_method_name: Some(auth.method.clone()),
-        auth_data: Some(auth.data.expose().into()),
+        auth_data: Some(login.expose().into()),
     });
-    BaseCommand {
+    Ok(BaseCommand {
         auth_response: Some(CommandAuthResponse {
             client_version: Some(CLIENT.to_owned()),
             response,
             protocol_version: Some(PROTOCOL),
         }),
         ..wire::command(Type::AuthResponse)
-    }
+    })
 }
 
 fn ping() -> BaseCommand {
@@ -382,7 +399,9 @@ impl Task {
             return Ok(());
         }
         if command.auth_challenge.is_some() {
-            let answer = auth_answer(self.auth.as_ref());
+            let answer = timeout(self.patience, auth_answer(self.auth.as_ref()))
+                .await
+                .map_err(|_| format!("the login was not read within {:?}", self.patience))??;
             return self.write(wire::encode(&answer)).await;
         }
         if let Some(closed) = &command.close_consumer {
