@@ -193,6 +193,27 @@ async fn a_connection_that_breaks_again_and_again_is_told_with_its_cause() {
 }
 
 #[tokio::test]
+async fn what_a_topic_holds_is_asked_to_the_end_however_short_the_calls_are() {
+    let broker = Broker::start().await;
+    broker.holds(&[("one", Fault::None), ("three", Fault::Gap)]);
+    // The broker is asked for four times as long.
+    let source = source(broker.url(), Duration::from_millis(500)).await;
+    let mut reader = opened(&source, "c").await;
+    assert_eq!(next(&mut reader).await.unwrap(), ["one"]);
+    broker.forgets();
+    let told = async {
+        loop {
+            let short = timeout(Duration::from_millis(100), reader.next(1));
+            if let Ok(got) = short.await {
+                return got.unwrap_err();
+            }
+        }
+    };
+    let error = timeout(SOON, told).await.unwrap().to_string();
+    assert!(error.contains("does not tell what it holds"), "{error}");
+}
+
+#[tokio::test]
 async fn a_token_in_a_file_is_read_whenever_the_broker_wants_to_see_it() {
     let broker = Broker::start().await;
     let folder = tempfile::tempdir().unwrap();

@@ -32,6 +32,8 @@ pub(crate) enum Fault {
     Checksum,
     /// A frame that says that it is longer than any may be.
     Length,
+    /// There is none with its number, but one with the next.
+    Gap,
 }
 
 pub(crate) struct Broker {
@@ -54,6 +56,7 @@ struct State {
 #[derive(Default)]
 struct Script {
     silent: bool,
+    forgetful: bool,
     entries: Vec<(&'static str, Fault)>,
     /// Topics that another broker has, by the end of their name.
     elsewhere: HashMap<&'static str, String>,
@@ -90,6 +93,11 @@ impl Broker {
     /// Takes connections from now on and says nothing to them, or speaks to new ones.
     pub(crate) fn silence(&self, silent: bool) {
         self.state.script.lock().silent = silent;
+    }
+
+    /// Does not know the last message of a topic, as after it was loaded.
+    pub(crate) fn forgets(&self) {
+        self.state.script.lock().forgetful = true;
     }
 
     pub(crate) fn cut(&self) {
@@ -245,9 +253,13 @@ fn answer(
             ..of(Type::ConsumerStatsResponse)
         }
     } else if let Some(last) = command.get_last_message_id {
+        let mut last_id = id(script.entries.len() - 1);
+        if script.forgetful {
+            last_id.entry_id = u64::MAX;
+        }
         BaseCommand {
             get_last_message_id_response: Some(CommandGetLastMessageIdResponse {
-                last_message_id: id(script.entries.len() - 1),
+                last_message_id: last_id,
                 request_id: last.request_id,
                 ..Default::default()
             }),
@@ -294,7 +306,7 @@ fn message(consumer_id: u64, entry: usize, payload: &str, fault: Fault) -> Bytes
     let command = BaseCommand {
         message: Some(CommandMessage {
             consumer_id,
-            message_id: id(entry),
+            message_id: id(entry + usize::from(fault == Fault::Gap)),
             ..Default::default()
         }),
         ..of(Type::Message)

@@ -12,7 +12,7 @@ use super::session::{EARLIEST, Session, bounds};
 use super::wire::Entry;
 use crate::ids::PChannel;
 use crate::position::Position;
-use crate::source::{LogReader, RawMessage, SourceError};
+use crate::source::{Bounds, LogReader, RawMessage, SourceError};
 
 /// What a message is taken to have in bytes before the first one has come.
 const FIRST_ESTIMATE: usize = 16 * 1024;
@@ -73,6 +73,8 @@ pub(super) struct PulsarReader {
     /// Outlives a dropped `next`, or short ones would never come to an end of it; a task of its own, so that what it
     /// shares with other readers never waits for somebody to ask this one.
     making: Option<AbortOnDropHandle<Result<Session, SourceError>>>,
+    /// What the topic holds, asked for in the same way.
+    asking: Option<AbortOnDropHandle<Result<Option<Bounds>, SourceError>>>,
     /// Bytes of a message, as the last ones were.
     estimate: usize,
     /// Consumers that have ended since the last message.
@@ -98,6 +100,7 @@ impl PulsarReader {
             lost: None,
             session: None,
             making: None,
+            asking: None,
             estimate: FIRST_ESTIMATE,
             breaks: 0,
         }
@@ -119,8 +122,19 @@ impl PulsarReader {
         Ok(())
     }
 
+    async fn held(&mut self) -> Result<Option<Bounds>, SourceError> {
+        let (link, channel) = (self.link.clone(), self.channel.clone());
+        let asking = self.asking.get_or_insert_with(|| {
+            let asking = async move { bounds(&link, &channel).await };
+            AbortOnDropHandle::new(tokio::spawn(asking))
+        });
+        let held = asking.await;
+        self.asking = None;
+        held.unwrap_or_else(|broken| Err(self.link.unreachable(broken)))
+    }
+
     async fn lost(&mut self, wanted: Position) -> SourceError {
-        match bounds(&self.link, &self.channel).await {
+        match self.held().await {
             Ok(held) => lost(&self.channel, wanted, held),
             Err(error) => error,
         }
@@ -229,7 +243,7 @@ impl PulsarReader {
     /// Whether ledgers were left out at the step. Retention deletes whole ledgers from the front: none was if the one
     /// before the step is held even now. If it is not, nobody can tell.
     async fn check(&mut self, step: Step) -> Result<(), SourceError> {
-        let held = bounds(&self.link, &self.channel).await?;
+        let held = self.held().await?;
         let first = held.map(|held| held.first);
         match first {
             Some(Position::Pulsar { ledger, .. }) if ledger <= step.from.ledger => {}
@@ -304,11 +318,7 @@ fn behind(id: Id) -> Position {
     .into()
 }
 
-pub(super) fn lost(
-    channel: &PChannel,
-    wanted: Position,
-    held: Option<crate::source::Bounds>,
-) -> SourceError {
+pub(super) fn lost(channel: &PChannel, wanted: Position, held: Option<Bounds>) -> SourceError {
     SourceError::PositionLost {
         channel: channel.clone(),
         wanted,

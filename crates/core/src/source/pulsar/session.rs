@@ -176,13 +176,15 @@ impl Session {
                 if let Some(first) = self.inbox.first() {
                     return Ok(Some(first));
                 }
-                match self.inbox.ended() {
-                    Some(End::Closed(cause)) => return Err(Failure::Away(cause)),
-                    // Not before the first one is taken.
-                    Some(End::Overflow(_)) => return Ok(None),
-                    None => {}
-                }
-                self.changed().await;
+                let cause = match self.inbox.ended() {
+                    None => {
+                        self.changed().await;
+                        continue;
+                    }
+                    Some(End::Closed(cause)) => cause,
+                    Some(End::Overflow(_)) => "more came than was asked for".to_owned(),
+                };
+                return Err(Failure::Away(cause));
             }
         };
         timeout(self.patience, wait).await.unwrap_or(Ok(None))
