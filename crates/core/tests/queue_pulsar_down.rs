@@ -13,7 +13,7 @@ use cdc_core::ids::PChannel;
 use cdc_core::position::Position;
 use cdc_core::secret::Secret;
 use cdc_core::source::{
-    PulsarAuth, PulsarConfig, PulsarTls, QueueConfig, SourceError, Start, open_source,
+    PulsarAuth, PulsarConfig, PulsarLogin, PulsarTls, QueueConfig, SourceError, Start, open_source,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -24,7 +24,7 @@ fn config(address: String) -> PulsarConfig {
         namespace: "default".to_owned(),
         auth: Some(PulsarAuth {
             method: "token".to_owned(),
-            data: Secret::new("hush"),
+            data: PulsarLogin::Fixed(Secret::new("hush")),
         }),
         tls: PulsarTls::default(),
         max_message_size: 5 << 20,

@@ -17,7 +17,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use cdc_core::ids::PChannel;
 use cdc_core::secret::Secret;
 use cdc_core::source::pulsar::PulsarSource;
-use cdc_core::source::{LogSource, PulsarAuth, PulsarConfig, PulsarTls, SourceError, Start};
+use cdc_core::source::{
+    LogSource, PulsarAuth, PulsarConfig, PulsarLogin, PulsarTls, SourceError, Start,
+};
 use pulsar::TokioExecutor;
 use ring::hmac;
 use tokio::time::timeout;
@@ -42,8 +44,8 @@ fn token(key: &[u8]) -> String {
     format!("{said}.{}", URL_SAFE_NO_PAD.encode(tag))
 }
 
-/// Without TLS anybody is let in, for the tests' producer and for the broker's own start; over TLS whoever logs in has to
-/// be right.
+/// Its key is an RSA one, for Pulsar 3.0.7 reads no other. Without TLS anybody is let in, for the tests' producer and for
+/// the broker's own start; over TLS whoever logs in has to be right.
 struct Broker {
     lab: Child,
     /// It ends with its input.
@@ -71,8 +73,8 @@ impl Broker {
                 "brokerServicePortTls={tls}\ntlsCertificateFilePath={}\ntlsKeyFilePath={}\n\
                  tlsTrustCertsFilePath={}\nauthenticationEnabled=true\nanonymousUserRole=anybody\n\
                  authenticationProviders={plugin}Token,{plugin}Tls\ntokenSecretKey=file://{}\n",
-                file("server.pem").display(),
-                file("server.key").display(),
+                file("rsa-server.pem").display(),
+                file("rsa-server.key").display(),
                 file("ca.pem").display(),
                 key.display(),
             ),
@@ -109,7 +111,7 @@ impl Broker {
             namespace: "default".to_owned(),
             auth: Some(PulsarAuth {
                 method: method.to_owned(),
-                data: Secret::new(data),
+                data: PulsarLogin::Fixed(Secret::new(data)),
             }),
             tls,
             max_message_size: 5 << 20,
@@ -130,7 +132,7 @@ impl Drop for Broker {
 async fn a_token_or_a_certificate_opens_and_nothing_else_does() {
     let broker = Broker::start();
     let trusting = PulsarTls {
-        ca: Some(file("ca.pem")),
+        ca: Some(file("rsa-ca.pem")),
         client: None,
     };
     let with_certificate = PulsarTls {

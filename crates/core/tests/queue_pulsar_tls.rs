@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use cdc_core::secret::Secret;
 use cdc_core::source::{
-    LogSource, PulsarAuth, PulsarConfig, PulsarTls, QueueConfig, SourceError, open_source,
+    LogSource, PulsarAuth, PulsarConfig, PulsarLogin, PulsarTls, QueueConfig, SourceError,
+    open_source,
 };
 use prost::Message;
 use pulsar::proto::base_command::Type;
@@ -109,7 +110,7 @@ fn config(port: u16, tls: PulsarTls) -> PulsarConfig {
         namespace: "default".to_owned(),
         auth: Some(PulsarAuth {
             method: "token".to_owned(),
-            data: Secret::new("t0k3n"),
+            data: PulsarLogin::Fixed(Secret::new("t0k3n")),
         }),
         tls,
         max_message_size: 5 << 20,

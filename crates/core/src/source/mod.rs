@@ -28,7 +28,7 @@ pub mod pulsar;
 #[cfg(feature = "rocksmq")]
 pub mod rocksmq;
 
-pub use open::{PulsarAuth, PulsarConfig, PulsarTls, QueueConfig, open_source};
+pub use open::{PulsarAuth, PulsarConfig, PulsarLogin, PulsarTls, QueueConfig, open_source};
 
 use async_trait::async_trait;
 use bytes::Bytes;

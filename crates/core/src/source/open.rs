@@ -1,6 +1,7 @@
 //! From settings to a [`LogSource`].
 
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,7 +47,52 @@ pub struct PulsarAuth {
     /// Pulsar's name of it: `token`, `basic`, `tls`.
     pub method: String,
     /// The token; `user:password`; nothing with `tls`.
-    pub data: Secret,
+    pub data: PulsarLogin,
+}
+
+/// What the broker is shown.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PulsarLogin {
+    Fixed(Secret),
+    /// A file with a token, read whenever the broker wants to see it: tokens are renewed while we run.
+    File(PathBuf),
+}
+
+/// Bytes of a file with a token. A token goes in one frame, and is no more than a few KiB.
+const TOKEN_MAX: u64 = 64 * 1024;
+
+impl PulsarLogin {
+    /// What it is now. Reads the file, so it is not for a thread that may not wait.
+    ///
+    /// # Errors
+    /// Why there is no token in the file, without anything of what is in it.
+    pub fn read(&self) -> Result<Secret, String> {
+        match self {
+            PulsarLogin::Fixed(secret) => Ok(secret.clone()),
+            PulsarLogin::File(path) => {
+                read_token(path).map_err(|cause| format!("no token in {}: {cause}", path.display()))
+            }
+        }
+    }
+}
+
+fn read_token(path: &Path) -> Result<Secret, String> {
+    let said = |e: std::io::Error| e.to_string();
+    // A pipe would be waited for, and has nothing to say a second time.
+    if !std::fs::metadata(path).map_err(said)?.is_file() {
+        return Err("not a file".to_owned());
+    }
+    let file = std::fs::File::open(path).map_err(said)?;
+    let mut content = Vec::new();
+    let read = file.take(TOKEN_MAX + 1).read_to_end(&mut content);
+    if read.map_err(said)? as u64 > TOKEN_MAX {
+        return Err(format!("more than {TOKEN_MAX} bytes"));
+    }
+    let text = String::from_utf8(content).map_err(|_| "not text".to_owned())?;
+    match text.trim() {
+        "" => Err("it is empty".to_owned()),
+        token => Ok(Secret::new(token)),
+    }
 }
 
 /// PEM files, read for each new connection.

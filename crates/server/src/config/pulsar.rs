@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use cdc_core::secret::Secret;
-use cdc_core::source::{PulsarAuth, PulsarConfig, PulsarTls};
+use cdc_core::source::{PulsarAuth, PulsarConfig, PulsarLogin, PulsarTls};
 use serde_json::Value;
 
 use super::{Queue, TIMEOUT, resolve_secret};
@@ -155,7 +155,7 @@ fn read_auth(pulsar: &Fields<'_>) -> Option<Auth> {
     }
 }
 
-fn of(method: &str, data: Secret) -> Auth {
+fn of(method: &str, data: PulsarLogin) -> Auth {
     Auth {
         auth: PulsarAuth {
             method: method.to_owned(),
@@ -182,9 +182,12 @@ fn token(params: &str) -> Result<Auth, String> {
         None => param(params, "token")
             .ok_or("token:… or file:///path/of/the/token expected, or JSON with token or file")?,
     };
-    let token = resolve_secret(&reference)?;
-    let token = Secret::new(token.expose().trim());
-    if token.is_empty() {
+    let token = match reference.strip_prefix("file:") {
+        Some(path) => PulsarLogin::File(path.into()),
+        None => PulsarLogin::Fixed(Secret::new(reference.trim())),
+    };
+    // A file is read again at each login; a wrong path is told now.
+    if token.read()?.is_empty() {
         return Err("the token is empty".to_owned());
     }
     Ok(of("token", token))
@@ -195,7 +198,7 @@ fn basic(params: &str) -> Result<Auth, String> {
         (Some(user), Some(password)) => {
             let password = resolve_secret(&password)?;
             let login = Secret::new(format!("{user}:{}", password.expose()));
-            Ok(of("basic", login))
+            Ok(of("basic", PulsarLogin::Fixed(login)))
         }
         _ => Err("JSON with userId and password expected".to_owned()),
     }
@@ -203,11 +206,12 @@ fn basic(params: &str) -> Result<Auth, String> {
 
 fn certificates(params: &str) -> Result<Auth, String> {
     let file = |key| param(params, key).map(PathBuf::from);
+    let none = PulsarLogin::Fixed(Secret::default());
     match (file("tlsCertFile"), file("tlsKeyFile")) {
-        (None, None) => Ok(of("tls", Secret::default())),
+        (None, None) => Ok(of("tls", none)),
         (Some(certificate), Some(key)) => Ok(Auth {
             client: Some((certificate, key)),
-            ..of("tls", Secret::default())
+            ..of("tls", none)
         }),
         _ => Err("tlsCertFile and tlsKeyFile belong together".to_owned()),
     }

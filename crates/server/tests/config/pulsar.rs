@@ -1,6 +1,6 @@
 //! `sourceConfig.pulsar`.
 
-use cdc_core::source::PulsarConfig;
+use cdc_core::source::{PulsarConfig, PulsarLogin};
 use milvus_cdc::config::{Config, Queue};
 
 use crate::parse;
@@ -58,18 +58,22 @@ fn pulsar_logins_in_every_form() {
         let config = pulsar(&format!("authPlugin: '{plugin}', authParams: '{params}'")).unwrap();
         let auth = pulsar_of(&config).auth.as_ref().unwrap();
         assert_eq!(
-            (auth.method.as_str(), auth.data.expose()),
+            (auth.method.as_str(), auth.data.read().unwrap().expose()),
             ("token", "t0k3n"),
             "{params}"
         );
+        // A file stays one: it is read again at each login.
+        let kept = match &auth.data {
+            PulsarLogin::File(path) => path == file.path(),
+            PulsarLogin::Fixed(_) => false,
+        };
+        assert_eq!(kept, params.contains("file"), "{params}");
         assert!(!format!("{config:?}").contains("t0k3n"));
     }
     let config =
         pulsar(r#"authPlugin: basic, authParams: '{"userId":"u","password":"${PW}"}'"#).unwrap();
-    assert_eq!(
-        pulsar_of(&config).auth.as_ref().unwrap().data.expose(),
-        "u:from-env"
-    );
+    let auth = pulsar_of(&config).auth.as_ref().unwrap();
+    assert_eq!(auth.data.read().unwrap().expose(), "u:from-env");
     let config = pulsar("authPlugin: 'org.apache.pulsar.client.impl.auth.AuthenticationTls', authParams: 'tlsCertFile:/c,tlsKeyFile:/k', tlsCACertPath: /ca").unwrap();
     let read = pulsar_of(&config);
     assert_eq!(read.auth.as_ref().unwrap().method, "tls");

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::inbox::Inbox;
 use super::stream::{self, Stream};
 use super::wire::{self, Entry, Frame};
+use crate::secret::Secret;
 use crate::source::open::{PulsarAuth, PulsarConfig};
 
 /// The oldest version with all that is used here (2.8); newer brokers keep to it.
@@ -31,7 +32,7 @@ const SILENT: Duration = Duration::from_secs(10);
 const OUTGOING: usize = 256;
 
 /// What came of a request that did not succeed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Failure {
     /// The broker says no.
     Refused(ServerError, String),
@@ -120,11 +121,14 @@ impl Connection {
 
     pub(super) fn add_consumer(&self, id: u64, inbox: Arc<Inbox>) {
         let mut state = self.shared.state.lock();
-        if state.cause.is_some() {
-            drop(state);
-            inbox.close();
-        } else {
-            state.consumers.insert(id, inbox);
+        match state.cause.clone() {
+            Some(cause) => {
+                drop(state);
+                inbox.close(cause);
+            }
+            None => {
+                state.consumers.insert(id, inbox);
+            }
         }
     }
 
@@ -189,9 +193,14 @@ impl Connection {
         }
     }
 
-    fn broken(&self) -> Failure {
+    /// Why it broke, or else why it is of no use.
+    pub(super) fn cause(&self) -> String {
         let cause = self.shared.state.lock().cause.clone();
-        Failure::Away(cause.unwrap_or_else(|| "the connection takes no commands".to_owned()))
+        cause.unwrap_or_else(|| "the connection takes no commands".to_owned())
+    }
+
+    fn broken(&self) -> Failure {
+        Failure::Away(self.cause())
     }
 }
 
@@ -215,21 +224,19 @@ async fn greet(
     through: Option<String>,
 ) -> Result<usize, Failure> {
     let away = |e: std::io::Error| Failure::Away(e.to_string());
+    let login = shown(config.auth.as_ref()).await.map_err(Failure::Away)?;
     let connect = BaseCommand {
         connect: Some(CommandConnect {
             client_version: CLIENT.to_owned(),
             protocol_version: Some(PROTOCOL),
             auth_method_name: config.auth.as_ref().map(|a| a.method.clone()),
-            auth_data: config.auth.as_ref().map(|a| a.data.expose().into()),
+            auth_data: login.map(|login| login.expose().into()),
             proxy_to_broker_url: through,
             ..Default::default()
         }),
         ..wire::command(Type::Connect)
     };
-    stream
-        .write_all(&wire::encode(&connect))
-        .await
-        .map_err(away)?;
+    send(stream, &wire::encode(&connect)).await.map_err(away)?;
     loop {
         while let Some(Frame { command, .. }) =
             wire::take(arrived, wire::OVERHEAD).map_err(Failure::Away)?
@@ -241,8 +248,9 @@ async fn greet(
                 return Err(Failure::Refused(error.error(), error.message));
             }
             if command.auth_challenge.is_some() {
-                let answer = wire::encode(&auth_answer(config.auth.as_ref()));
-                stream.write_all(&answer).await.map_err(away)?;
+                let answer = auth_answer(config.auth.as_ref()).await;
+                let answer = wire::encode(&answer.map_err(Failure::Away)?);
+                send(stream, &answer).await.map_err(away)?;
             }
         }
         if stream.read_buf(arrived).await.map_err(away)? == 0 {
@@ -254,19 +262,39 @@ async fn greet(
     }
 }
 
-fn auth_answer(auth: Option<&PulsarAuth>) -> BaseCommand {
-    let response = auth.map(|auth| AuthData {
+/// Writes, and what a TLS stream holds back too: it would wait for the next command.
+async fn send(stream: &mut Box<dyn Stream>, bytes: &[u8]) -> std::io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
+}
+
+/// The login as it is now.
+async fn shown(auth: Option<&PulsarAuth>) -> Result<Option<Secret>, String> {
+    let Some(auth) = auth else {
+        return Ok(None);
+    };
+    let data = auth.data.clone();
+    let read = tokio::task::spawn_blocking(move || data.read());
+    match read.await {
+        Ok(secret) => secret.map(Some),
+        Err(broken) => Err(format!("the login was not read: {broken}")),
+    }
+}
+
+async fn auth_answer(auth: Option<&PulsarAuth>) -> Result<BaseCommand, String> {
+    let login = shown(auth).await?;
+    let response = auth.zip(login).map(|(auth, login)| AuthData {
         auth_method_name: Some(auth.method.clone()),
-        auth_data: Some(auth.data.expose().into()),
+        auth_data: Some(login.expose().into()),
     });
-    BaseCommand {
+    Ok(BaseCommand {
         auth_response: Some(CommandAuthResponse {
             client_version: Some(CLIENT.to_owned()),
             response,
             protocol_version: Some(PROTOCOL),
         }),
         ..wire::command(Type::AuthResponse)
-    }
+    })
 }
 
 fn ping() -> BaseCommand {
@@ -295,13 +323,13 @@ impl Task {
             Err(cause) => cause,
         };
         let mut state = self.shared.state.lock();
-        state.cause = Some(cause);
+        state.cause = Some(cause.clone());
         // Whoever waits for an answer is told by this.
         state.requests.clear();
         let consumers = std::mem::take(&mut state.consumers);
         drop(state);
         for inbox in consumers.into_values() {
-            inbox.close();
+            inbox.close(cause.clone());
         }
         self.shared.dead.cancel();
     }
@@ -334,26 +362,28 @@ impl Task {
     }
 
     async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
-        match timeout(self.patience, self.stream.write_all(&bytes)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(e.to_string()),
-            Err(_) => return Err("the broker takes no commands".to_owned()),
+        match timeout(self.patience, send(&mut self.stream, &bytes)).await {
+            Ok(sent) => sent.map_err(|e| e.to_string()),
+            Err(_) => Err("the broker takes no commands".to_owned()),
         }
-        // What a TLS stream holds back would wait for the next command.
-        self.stream.flush().await.map_err(|e| e.to_string())
     }
 
     async fn handle(&mut self, Frame { command, body }: Frame) -> Result<(), String> {
         if let Some(message) = command.message {
-            if let Some((metadata, payload)) = body {
-                let inbox = {
-                    let state = self.shared.state.lock();
-                    state.consumers.get(&message.consumer_id).cloned()
-                };
-                if let Some(inbox) = inbox {
-                    let id = &message.message_id;
-                    inbox.put(Entry::new(id.ledger_id, id.entry_id, metadata, payload));
+            let inbox = {
+                let state = self.shared.state.lock();
+                state.consumers.get(&message.consumer_id).cloned()
+            };
+            let Some(inbox) = inbox else {
+                return Ok(());
+            };
+            let (ledger, entry) = (message.message_id.ledger_id, message.message_id.entry_id);
+            match body.unwrap_or_else(|| Err("a message without content".to_owned())) {
+                Ok((metadata, payload)) => {
+                    inbox.put(Entry::new(ledger, entry, metadata, payload));
                 }
+                // The frame was whole, and the next one begins where it has to: the others need not break off.
+                Err(cause) => inbox.close(format!("entry {ledger}:{entry}: {cause}")),
             }
             return Ok(());
         }
@@ -369,7 +399,9 @@ impl Task {
             return Ok(());
         }
         if command.auth_challenge.is_some() {
-            let answer = auth_answer(self.auth.as_ref());
+            let answer = timeout(self.patience, auth_answer(self.auth.as_ref()))
+                .await
+                .map_err(|_| format!("the login was not read within {:?}", self.patience))??;
             return self.write(wire::encode(&answer)).await;
         }
         if let Some(closed) = &command.close_consumer {
@@ -381,7 +413,7 @@ impl Task {
                 .consumers
                 .remove(&closed.consumer_id);
             if let Some(inbox) = inbox {
-                inbox.close();
+                inbox.close("the broker closed the reader");
             }
             return Ok(());
         }
@@ -410,4 +442,73 @@ fn answers(command: &BaseCommand) -> Option<u64> {
             .get_last_message_id_response
             .as_ref()
             .map(|c| c.request_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use super::*;
+
+    /// Takes whatever is written and gets rid of nothing, as TLS over a socket that is full; nothing arrives.
+    struct Full;
+
+    impl AsyncRead for Full {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Full {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_takes_nothing_in_is_given_up() {
+        let shared = Arc::new(Shared {
+            ids: AtomicU64::new(1),
+            state: Mutex::default(),
+            dead: CancellationToken::new(),
+            pongs: watch::Sender::new(0),
+        });
+        // Held, or nobody would want the connection.
+        let (_out, outgoing) = mpsc::channel(OUTGOING);
+        let patience = Duration::from_secs(5);
+        let task = Task {
+            stream: Box::new(Full),
+            arrived: BytesMut::new(),
+            largest: wire::OVERHEAD,
+            outgoing,
+            shared: shared.clone(),
+            patience,
+            auth: None,
+        };
+        // Silent, asked for a sign of life, and that does not go out.
+        timeout(SILENT + 2 * patience, task.run()).await.unwrap();
+        let cause = shared.state.lock().cause.clone();
+        assert_eq!(cause.as_deref(), Some("the broker takes no commands"));
+        assert!(shared.dead.is_cancelled());
+    }
 }

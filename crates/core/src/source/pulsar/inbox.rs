@@ -25,12 +25,12 @@ struct State {
 }
 
 /// Why nothing will come any more.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum End {
     /// An entry did not fit; it has so many bytes for each of its messages.
     Overflow(usize),
-    /// The broker closed the consumer, or the connection broke.
-    Closed,
+    /// The broker closed the consumer, the connection broke, or what came cannot be read: why.
+    Closed(String),
 }
 
 impl Inbox {
@@ -59,9 +59,10 @@ impl Inbox {
         self.arrived.notify_one();
     }
 
-    pub(super) fn close(&self) {
+    /// The first cause counts: what follows comes of it.
+    pub(super) fn close(&self, cause: impl Into<String>) {
         let mut state = self.state.lock();
-        state.ended.get_or_insert(End::Closed);
+        state.ended.get_or_insert_with(|| End::Closed(cause.into()));
         drop(state);
         self.arrived.notify_one();
     }
@@ -82,7 +83,8 @@ impl Inbox {
     /// Why nothing will come any more; only once everything that came is taken.
     pub(super) fn ended(&self) -> Option<End> {
         let state = self.state.lock();
-        state.ended.filter(|_| state.entries.is_empty())
+        let ended = state.ended.as_ref();
+        ended.filter(|_| state.entries.is_empty()).cloned()
     }
 
     /// How many more messages to allow the broker, if it is time, for `limit` bytes of messages of about `each`.

@@ -1,15 +1,15 @@
 //! From a topic to the connection with the broker that has it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pulsar::proto::base_command::Type;
 use pulsar::proto::command_lookup_topic_response::LookupType;
 use pulsar::proto::{BaseCommand, CommandLookupTopic, ServerError};
-use tokio::sync::Mutex;
 
 use super::connection::{Connection, Failure};
+use super::pool::{Place, Pool};
 use super::wire;
 use crate::ids::PChannel;
 use crate::source::SourceError;
@@ -19,19 +19,13 @@ const REDIRECTS: usize = 10;
 
 /// What all readers of one source share: a connection for each broker.
 pub(super) struct Link {
-    pub(super) config: PulsarConfig,
-    /// `host:port` of the service, in the order in which they are tried.
+    pub(super) config: Arc<PulsarConfig>,
+    /// `host:port` of the service.
     service: Vec<String>,
     tls: bool,
-    connections: Mutex<HashMap<Place, Arc<Connection>>>,
-}
-
-/// Where a connection leads.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Place {
-    address: String,
-    /// The broker behind a proxy.
-    through: Option<String>,
+    /// Which of them answered last: the others may be down, and each try of one costs its time-out.
+    answered: AtomicUsize,
+    pool: Pool,
 }
 
 impl Link {
@@ -46,11 +40,13 @@ impl Link {
                     .to_owned(),
             });
         };
+        let config = Arc::new(config);
         Ok(Self {
+            pool: Pool::new(config.clone(), tls),
             config,
             service,
             tls,
-            connections: Mutex::default(),
+            answered: AtomicUsize::new(0),
         })
     }
 
@@ -62,7 +58,7 @@ impl Link {
     pub(super) fn topic(&self, channel: &PChannel) -> String {
         let PulsarConfig {
             tenant, namespace, ..
-        } = &self.config;
+        } = &*self.config;
         format!("persistent://{tenant}/{namespace}/{channel}")
     }
 
@@ -114,14 +110,28 @@ impl Link {
 
     /// A connection with any broker of the service.
     pub(super) async fn base(&self) -> Result<Arc<Connection>, Failure> {
+        self.any(None).await
+    }
+
+    /// A connection with any address of the service, or with the broker behind the proxy there.
+    async fn any(&self, through: Option<String>) -> Result<Arc<Connection>, Failure> {
+        let place = |address: &String| Place {
+            address: address.clone(),
+            through: through.clone(),
+        };
+        let live = |address| self.pool.live(&place(address));
+        if let Some(connection) = self.service.iter().find_map(live) {
+            return Ok(connection);
+        }
         let mut failed = Failure::Away("no address".to_owned());
-        for address in &self.service {
-            let place = Place {
-                address: address.clone(),
-                through: None,
-            };
-            match self.to(place).await {
-                Ok(connection) => return Ok(connection),
+        let last = self.answered.load(Ordering::Relaxed);
+        let all = self.service.iter().enumerate();
+        for (n, address) in all.cycle().skip(last).take(self.service.len()) {
+            match self.pool.to(place(address)).await {
+                Ok(connection) => {
+                    self.answered.store(n, Ordering::Relaxed);
+                    return Ok(connection);
+                }
                 Err(failure) => failed = failure,
             }
         }
@@ -170,10 +180,10 @@ impl Link {
                 )));
             };
             connection = if by_proxy {
-                self.through(address).await?
+                self.any(Some(address)).await?
             } else {
                 let through = None;
-                self.to(Place { address, through }).await?
+                self.pool.to(Place { address, through }).await?
             };
             if !redirected {
                 return Ok(connection);
@@ -182,35 +192,6 @@ impl Link {
         Err(Failure::Away(format!(
             "{topic}: sent from broker to broker {REDIRECTS} times"
         )))
-    }
-
-    /// A connection with a broker behind the service's proxy.
-    async fn through(&self, broker: String) -> Result<Arc<Connection>, Failure> {
-        let mut failed = Failure::Away("no address".to_owned());
-        for address in &self.service {
-            let place = Place {
-                address: address.clone(),
-                through: Some(broker.clone()),
-            };
-            match self.to(place).await {
-                Ok(connection) => return Ok(connection),
-                Err(failure) => failed = failure,
-            }
-        }
-        Err(failed)
-    }
-
-    async fn to(&self, place: Place) -> Result<Arc<Connection>, Failure> {
-        // Locked while it connects, which has a deadline: all readers want the same one.
-        let mut connections = self.connections.lock().await;
-        if let Some(connection) = connections.get(&place).filter(|c| !c.is_dead()) {
-            return Ok(connection.clone());
-        }
-        connections.retain(|_, c| !c.is_dead());
-        let through = place.through.clone();
-        let connection = Connection::open(&self.config, &place.address, self.tls, through).await?;
-        connections.insert(place, connection.clone());
-        Ok(connection)
     }
 }
 

@@ -18,6 +18,7 @@
 mod connection;
 mod inbox;
 mod link;
+mod pool;
 mod reader;
 mod session;
 mod stream;

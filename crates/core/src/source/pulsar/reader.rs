@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::inbox::End;
 use super::link::Link;
@@ -13,13 +12,16 @@ use super::session::{EARLIEST, Session, bounds};
 use super::wire::Entry;
 use crate::ids::PChannel;
 use crate::position::Position;
-use crate::source::{LogReader, RawMessage, SourceError};
+use crate::source::{Bounds, LogReader, RawMessage, SourceError};
 
 /// What a message is taken to have in bytes before the first one has come.
 const FIRST_ESTIMATE: usize = 16 * 1024;
 
 /// How slowly the estimate falls: ticks between large messages must not make it forget them.
 const MEMORY: usize = 128;
+
+/// So many consumers in a row that end without a message are told, with the cause of the last one.
+const BREAKS: u32 = 3;
 
 /// A message id with the index in its entry, 0 if it is no batch; -1 as an index stands for the whole entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,10 +70,15 @@ pub(super) struct PulsarReader {
     /// The queue does not hold this position, which was the next.
     lost: Option<Position>,
     session: Option<Session>,
-    /// Outlives a dropped `next`, or short ones would never come to an end of it.
-    making: Option<BoxFuture<'static, Result<Session, SourceError>>>,
+    /// Outlives a dropped `next`, or short ones would never come to an end of it; a task of its own, so that what it
+    /// shares with other readers never waits for somebody to ask this one.
+    making: Option<AbortOnDropHandle<Result<Session, SourceError>>>,
+    /// What the topic holds, asked for in the same way.
+    asking: Option<AbortOnDropHandle<Result<Option<Bounds>, SourceError>>>,
     /// Bytes of a message, as the last ones were.
     estimate: usize,
+    /// Consumers that have ended since the last message.
+    breaks: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -93,7 +100,9 @@ impl PulsarReader {
             lost: None,
             session: None,
             making: None,
+            asking: None,
             estimate: FIRST_ESTIMATE,
+            breaks: 0,
         }
     }
 
@@ -103,17 +112,29 @@ impl PulsarReader {
             return Ok(());
         }
         let (link, channel, next) = (self.link.clone(), self.channel.clone(), self.next);
-        let making = self
-            .making
-            .get_or_insert_with(|| begin(link, channel, next).boxed());
+        let making = self.making.get_or_insert_with(|| {
+            AbortOnDropHandle::new(tokio::spawn(begin(link, channel, next)))
+        });
         let made = making.await;
         self.making = None;
+        let made = made.unwrap_or_else(|broken| Err(self.link.unreachable(broken)));
         self.session = Some(made?);
         Ok(())
     }
 
+    async fn held(&mut self) -> Result<Option<Bounds>, SourceError> {
+        let (link, channel) = (self.link.clone(), self.channel.clone());
+        let asking = self.asking.get_or_insert_with(|| {
+            let asking = async move { bounds(&link, &channel).await };
+            AbortOnDropHandle::new(tokio::spawn(asking))
+        });
+        let held = asking.await;
+        self.asking = None;
+        held.unwrap_or_else(|broken| Err(self.link.unreachable(broken)))
+    }
+
     async fn lost(&mut self, wanted: Position) -> SourceError {
-        match bounds(&self.link, &self.channel).await {
+        match self.held().await {
             Ok(held) => lost(&self.channel, wanted, held),
             Err(error) => error,
         }
@@ -222,7 +243,7 @@ impl PulsarReader {
     /// Whether ledgers were left out at the step. Retention deletes whole ledgers from the front: none was if the one
     /// before the step is held even now. If it is not, nobody can tell.
     async fn check(&mut self, step: Step) -> Result<(), SourceError> {
-        let held = bounds(&self.link, &self.channel).await?;
+        let held = self.held().await?;
         let first = held.map(|held| held.first);
         match first {
             Some(Position::Pulsar { ledger, .. }) if ledger <= step.from.ledger => {}
@@ -244,6 +265,7 @@ impl LogReader for PulsarReader {
             self.drain(max_bytes)?;
             let batch = self.hand_out(max_bytes);
             if !batch.is_empty() {
+                self.breaks = 0;
                 return Ok(batch);
             }
             if let Some(step) = self.step {
@@ -266,7 +288,16 @@ impl LogReader for PulsarReader {
                     self.estimate = self.estimate.max(each);
                     self.session = None;
                 }
-                Some(End::Closed) => self.session = None,
+                Some(End::Closed(cause)) => {
+                    self.session = None;
+                    self.breaks = self.breaks.saturating_add(1);
+                    // A topic that moves, or one break, is nothing to speak of; what comes back each time is, and
+                    // whoever asks again does so after a while.
+                    if self.breaks >= BREAKS {
+                        let channel = &self.channel;
+                        return Err(self.link.unreachable(format!("{channel}: {cause}")));
+                    }
+                }
                 None => {
                     session.allow(max_bytes, self.estimate);
                     session.changed().await;
@@ -287,11 +318,7 @@ fn behind(id: Id) -> Position {
     .into()
 }
 
-pub(super) fn lost(
-    channel: &PChannel,
-    wanted: Position,
-    held: Option<crate::source::Bounds>,
-) -> SourceError {
+pub(super) fn lost(channel: &PChannel, wanted: Position, held: Option<Bounds>) -> SourceError {
     SourceError::PositionLost {
         channel: channel.clone(),
         wanted,

@@ -156,7 +156,7 @@ impl Session {
         };
         // They are counted as given: without them this consumer would wait for ever.
         if !self.connection.try_send(&flow) {
-            self.inbox.close();
+            self.inbox.close(self.connection.cause());
         }
     }
 
@@ -164,7 +164,7 @@ impl Session {
     pub(super) async fn changed(&self) {
         tokio::select! {
             () = self.inbox.changed() => {}
-            () = self.connection.died() => self.inbox.close(),
+            () = self.connection.died() => self.inbox.close(self.connection.cause()),
         }
     }
 
@@ -176,10 +176,15 @@ impl Session {
                 if let Some(first) = self.inbox.first() {
                     return Ok(Some(first));
                 }
-                if self.inbox.ended().is_some() {
-                    return Err(Failure::Away("the broker closed the reader".to_owned()));
-                }
-                self.changed().await;
+                let cause = match self.inbox.ended() {
+                    None => {
+                        self.changed().await;
+                        continue;
+                    }
+                    Some(End::Closed(cause)) => cause,
+                    Some(End::Overflow(_)) => "more came than was asked for".to_owned(),
+                };
+                return Err(Failure::Away(cause));
             }
         };
         timeout(self.patience, wait).await.unwrap_or(Ok(None))

@@ -15,10 +15,10 @@ pub(super) const OVERHEAD: usize = 128 * 1024;
 const UNCOMPRESSED_MAX: usize = 256 * 1024 * 1024;
 const WITH_CHECKSUM: u16 = 0x0e01;
 
-/// One command, with metadata and payload if it is a message.
+/// One command, with metadata and payload if it is a message, or why these cannot be read.
 pub(super) struct Frame {
     pub(super) command: BaseCommand,
-    pub(super) body: Option<(MessageMetadata, Bytes)>,
+    pub(super) body: Option<Result<(MessageMetadata, Bytes), String>>,
 }
 
 /// A command without payload as it goes over the connection.
@@ -59,11 +59,7 @@ pub(super) fn take(arrived: &mut BytesMut, largest: usize) -> Result<Option<Fram
     let mut frame = arrived.split_to(total).freeze();
     let size = length(&mut frame)?;
     let command = BaseCommand::decode(part(&mut frame, size)?).map_err(|e| e.to_string())?;
-    let body = if frame.is_empty() {
-        None
-    } else {
-        Some(body(frame)?)
-    };
+    let body = (!frame.is_empty()).then(|| body(frame));
     Ok(Some(Frame { command, body }))
 }
 
@@ -235,7 +231,7 @@ mod tests {
         two.extend_from_slice(&whole);
         for _ in 0..2 {
             let frame = take(&mut two, 1000).unwrap().unwrap();
-            assert_eq!(&frame.body.unwrap().1[..], b"abc");
+            assert_eq!(&frame.body.unwrap().unwrap().1[..], b"abc");
         }
         assert!(two.is_empty());
     }
@@ -245,7 +241,11 @@ mod tests {
         let mut changed = message(&MessageMetadata::default(), b"abc");
         let last = changed.len() - 1;
         changed[last] ^= 1;
-        assert!(take(&mut changed, 1000).err().unwrap().contains("checksum"));
+        changed.extend_from_slice(&message(&MessageMetadata::default(), b"def"));
+        let body = take(&mut changed, 1000).unwrap().unwrap().body.unwrap();
+        assert!(body.unwrap_err().contains("checksum"));
+        let behind = take(&mut changed, 1000).unwrap().unwrap().body.unwrap();
+        assert_eq!(&behind.unwrap().1[..], b"def");
         let mut large = message(&MessageMetadata::default(), b"abc");
         assert!(take(&mut large, 8).err().unwrap().contains("8 at most"));
     }
