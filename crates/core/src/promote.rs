@@ -24,9 +24,12 @@ const MADE_BY: &str = "made by milvus-cdc promote to try inserts; can be dropped
 /// How long the scratch collection may take to load.
 const LOAD: Duration = Duration::from_secs(60);
 
-/// The key of a dynamic setting below the root path: a Milvus reads these from its etcd every 5 s, and they win over its
-/// milvus.yaml (`pkg/config/etcd_source.go`). Tried on 2.3.5: in effect after 1 to 5 s without a restart, in effect after
-/// a restart with `false` in milvus.yaml, and without effect again 1 to 5 s after the key is deleted.
+/// The key of a dynamic setting below the root path. A Milvus reads these from its etcd every 5 s, and they win over its
+/// milvus.yaml, which it reads as often. Tried on 2.3.5: in effect after at most 5 s without a restart; so after a restart
+/// with `false` in milvus.yaml; and without effect again at most 5 s after the key is deleted. Not where the etcd is
+/// embedded in Milvus (`etcd.use.embed`): settings are looked for before that runs (`initConfigsFromRemote`), and never
+/// again. Nor after one reading that failed (etcd silent for 3 s): 2.3.5 then stops reading until it is restarted. The
+/// file is read in both cases.
 pub const SWITCH: &str = "config/common/ttMsgEnabled";
 
 /// Looks whether there is a Milvus below the root path, before anything is done that has no way back.
@@ -87,9 +90,10 @@ pub async fn switch_on(etcd: &EtcdConfig) -> Result<(), Problem> {
 
 fn etcd_problem(error: &CatalogError) -> Problem {
     let problem = error.problem();
+    let message = problem.message.replace("source etcd", "the target's etcd");
     Problem::new(
         problem.class,
-        problem.message.replace("source etcd", "the target's etcd"),
+        message.replace("sourceConfig.etcd.", "target_etcd."),
         "check the address and the login of the target's etcd, or switch it on by hand",
     )
 }

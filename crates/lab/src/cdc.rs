@@ -454,8 +454,21 @@ pub struct Said {
 /// # Errors
 /// The binary is not there, or does not end within `deadline`.
 pub async fn command(args: &[&str], deadline: Duration) -> Result<Said> {
+    command_in(args, &[], deadline).await
+}
+
+/// As [`command`], with these environment variables more.
+///
+/// # Errors
+/// As [`command`].
+pub async fn command_in(
+    args: &[&str],
+    environment: &[(&str, &str)],
+    deadline: Duration,
+) -> Result<Said> {
     let output = tokio::process::Command::new(binary()?)
         .args(args)
+        .envs(environment.iter().copied())
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true)
         .output();

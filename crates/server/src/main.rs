@@ -44,7 +44,7 @@ fn within(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("milvus-cdc: {error:#}");
-            ExitCode::FAILURE
+            client::exit_code(&error)
         }
     }
 }

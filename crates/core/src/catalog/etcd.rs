@@ -25,7 +25,7 @@ use crate::tls::ClientTls;
 use crate::tso::Tso;
 
 /// Where a source keeps its metadata.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EtcdConfig {
     /// `host:port`, or a URL with `http://` or `https://`.
     pub endpoints: Vec<String>,

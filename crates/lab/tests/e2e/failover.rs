@@ -1,12 +1,15 @@
 //! The day the source is gone: it is killed under load, its standby is promoted, and is a Milvus like any other.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use cdc_lab::cdc::command;
+use cdc_lab::cdc::{command, command_in};
 use cdc_lab::client::{Client, Query, Value as Cell};
+use cdc_lab::servers::Spec;
+use etcd_client::Permission;
 use milvus::proto::common::ConsistencyLevel;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
@@ -14,10 +17,17 @@ use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use crate::harness::{say, tests};
-use crate::lab::{DB, Kind, Lab, PATIENCE, until};
+use crate::lab::{DB, Kind, Lab, PATIENCE, folder, until};
 use crate::plain::Plain;
+use crate::secured::certs::{Authority, Files};
+use crate::secured::etcd::{Etcd, ROOT};
 
 tests![Alone: with_the_targets_etcd, by_hand_and_cut_off_on_the_way];
+
+/// Of the login to the target's etcd.
+const USER: &str = "cdc";
+/// Planted: no log and no answer may show it.
+const PASSWORD: &str = "hush-target-etcd-4711";
 
 /// What the writer knows: for each key the source's timestamp of its insert, 0 if it was not acknowledged.
 type Written = Arc<Mutex<BTreeMap<i64, u64>>>;
@@ -39,8 +49,8 @@ async fn write_until_it_fails(client: Client, c: Plain, written: Written, seed: 
 }
 
 /// A lab whose source was killed under load, and what was written there.
-async fn bereft(random: &mut StdRng) -> Result<(Lab, Written)> {
-    let mut lab = Lab::start(Kind::Natsmq, random.random()).await?;
+async fn bereft(random: &mut StdRng, target: impl FnOnce(Spec) -> Spec) -> Result<(Lab, Written)> {
+    let mut lab = Lab::start_with(Kind::Natsmq, random.random(), target).await?;
     let from = lab.from.clone();
     let c = Plain::create(&from, "rows", 2).await?;
     let mut quiet = Plain::create(&from, "quiet", 1).await?;
@@ -67,22 +77,49 @@ async fn bereft(random: &mut StdRng) -> Result<(Lab, Written)> {
     Ok((lab, written))
 }
 
-/// Up to which source timestamp the task has everything of the channels of this collection.
-async fn last_tick(lab: &Lab) -> Result<u64> {
-    let answer = lab
-        .cdc
-        .request("position", json!({ "task_id": lab.task }))
-        .await?;
-    let positions = answer["positions"].as_array().context("positions")?;
-    let ticks = positions
+/// Which source channels this collection has.
+async fn channels(lab: &Lab, name: &str) -> Result<(String, Vec<String>)> {
+    let task = lab.cdc.task(&lab.task).await?;
+    let c = task.collection(DB, name).context("the collection")?;
+    let id = c["collection_id"].as_i64().context("its id")?;
+    let positions = c["positions"].as_array().context("its positions")?;
+    let channels: Vec<String> = positions
         .iter()
-        .filter(|p| p["collection_id"].as_i64() != Some(-10))
-        .filter_map(|p| p["tt"].as_u64());
-    ticks.min().context("there are positions")
+        .filter_map(|p| Some(p["channel_name"].as_str()?.to_owned()))
+        .collect();
+    ensure!(channels.len() == 2, "one for each shard: {positions:?}");
+    Ok((id.to_string(), channels))
+}
+
+/// Up to which source timestamp the promoted task had everything of the channels of a collection: from what is stored,
+/// since what a running task shows may be half a second old, in which all the rows of these tests are written.
+async fn last_tick(lab: &Lab, (id, channels): &(String, Vec<String>)) -> Result<u64> {
+    let path = format!("/api/v1/tasks/{}/positions", lab.task);
+    let (status, answer) = lab.cdc.rest(&path, None).await?;
+    ensure!(status == 200, "{status}: {answer}");
+    let positions = answer["positions"].as_array().context("positions")?;
+    let mut last = u64::MAX;
+    for channel in channels {
+        let of = |whose: Value| {
+            let here = |p: &&Value| p["channel"] == **channel && p["collection_id"] == whose;
+            positions.iter().find(here)
+        };
+        // A collection that has left its channel's main stream has a place of its own.
+        let position = of(json!(id)).or_else(|| of(Value::Null));
+        let applied = position.and_then(|p| p["applied"].as_str());
+        let applied = applied.with_context(|| format!("{channel} in {answer}"))?;
+        last = last.min(applied.parse()?);
+    }
+    Ok(last)
 }
 
 /// The former standby has everything up to the last tick, nothing that was never written, and nothing twice.
-async fn nothing_is_lost(lab: &Lab, written: &Written, tick: u64) -> Result<Vec<i64>> {
+async fn nothing_is_lost(
+    lab: &Lab,
+    written: &Written,
+    streams: &(String, Vec<String>),
+) -> Result<Vec<i64>> {
+    let tick = last_tick(lab, streams).await?;
     let output = ["pk".to_owned(), "a".to_owned(), "vec".to_owned()];
     let rows = lab
         .to
@@ -188,6 +225,17 @@ async fn over_for_good(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
+/// Neither the log nor the answers show what was planted.
+async fn keeps_secrets(lab: &Lab, said: &str) -> Result<()> {
+    let mut shown = std::fs::read_to_string(lab.cdc.log())? + said;
+    shown += &lab.cdc.task(&lab.task).await?.task.to_string();
+    let path = format!("/api/v1/tasks/{}/promote", lab.task);
+    shown += &lab.cdc.rest(&path, None).await?.1.to_string();
+    ensure!(!shown.contains(PASSWORD), "the password is shown");
+    ensure!(!shown.contains("PRIVATE KEY"), "a key is shown");
+    Ok(())
+}
+
 async fn clear(mut lab: Lab) -> Result<()> {
     lab.stop_cdc().await?;
     let dir = lab.dir().to_owned();
@@ -196,121 +244,151 @@ async fn clear(mut lab: Lab) -> Result<()> {
     Ok(())
 }
 
+/// Through the target's etcd, which is behind certificates and a login.
 async fn with_the_targets_etcd(random: &mut StdRng) -> Result<()> {
-    let (mut lab, written) = bereft(random).await?;
-    let tick = last_tick(&lab).await?;
+    let dir = folder()?;
+    let files = |name: &str| Files::at(&dir.join("certs").join(name));
+    let (etcd_files, target_files, files) = (files("etcd")?, files("target")?, files("cdc")?);
+    let authority = Authority::new("first")?;
+    etcd_files.write(&authority, &authority.server("etcd")?)?;
+    target_files.write(&authority, &authority.issue(ROOT, &[])?)?;
+    files.write(&authority, &authority.issue("milvus-cdc", &[])?)?;
+    let admin = authority.client_tls(ROOT)?;
+    let etcd = Etcd::start(dir.join("etcd"), etcd_files, admin.clone()).await?;
+    // No more than it needs, and to see what else is there.
+    let allowed = [
+        Permission::read("").with_all_keys(),
+        Permission::write("target/config/common/ttMsgEnabled"),
+    ];
+    etcd.ask_for_logins(admin, USER, PASSWORD, &allowed).await?;
+
+    let (mut lab, written) = bereft(random, |target| etcd.used_by(target, &target_files)).await?;
+    let streams = channels(&lab, "rows").await?;
     let (server, task) = (format!("http://{}", lab.cdc.address()), lab.task.clone());
-    let etcd = lab.target.etcd();
-    // A root path that is not there: said, and nothing is broken by it.
-    let wrong = [
-        "promote",
-        &task,
-        "--server",
-        &server,
-        "--target-etcd",
-        &etcd,
-        "--target-root-path",
-        "by-dev",
-    ];
-    let said = command(&wrong, PATIENCE).await?;
-    say(&said.stdout);
-    ensure!(
-        said.code == Some(1) && said.stdout.contains("found instead: target"),
-        "{said:?}"
-    );
-    let task_now = lab.cdc.task(&task).await?;
-    ensure!(
-        task_now.state() == "Running",
-        "it still runs: {}",
-        task_now.task
-    );
-    let right = [
-        "promote",
-        &task,
-        "--server",
-        &server,
-        "--target-etcd",
-        &etcd,
-        "--target-root-path",
-        lab.target.root_path(),
-    ];
-    let said = command(&right, PATIENCE).await?;
-    say(&said.stdout);
-    ensure!(said.code == Some(0), "{said:?}");
-    let there = nothing_is_lost(&lab, &written, tick).await?;
-    a_milvus_like_any_other(&lab, &there, random).await?;
-    over_for_good(&mut lab).await?;
-    // Once more is no error.
-    let said = command(
-        &[
+    let address = format!("https://{}", etcd.address());
+    let text = |path: &Path| path.display().to_string();
+    let (trusted, certificate) = (text(&files.trusted), text(&files.certificate));
+    let (key, password) = (text(&files.key), text(&dir.join("password")));
+    std::fs::write(&password, format!("{PASSWORD}\n"))?;
+    let begin = |root: &'static str| {
+        vec![
             "promote",
             &task,
             "--server",
-            &format!("http://{}", lab.cdc.address()),
-            "-o",
-            "json",
-        ],
-        PATIENCE,
-    )
-    .await?;
+            &server,
+            "--target-etcd",
+            &address,
+            "--target-root-path",
+            root,
+            "--target-etcd-ca-cert",
+            &trusted,
+            "--target-etcd-cert",
+            &certificate,
+            "--target-etcd-key",
+            &key,
+            "--target-etcd-user",
+            USER,
+        ]
+    };
+    // A root path that is not there, and a wrong password: said, and nothing is broken by it.
+    let variable = "MILVUS_CDC_TARGET_ETCD_PASSWORD";
+    for (root, password, part) in [
+        ("by-dev", PASSWORD, "found instead: target"),
+        ("target", "wrong", "login"),
+    ] {
+        let said = command_in(&begin(root), &[(variable, password)], PATIENCE).await?;
+        say(&said.stdout);
+        ensure!(
+            said.code == Some(1) && said.stdout.contains(part),
+            "{said:?}"
+        );
+        let now = lab.cdc.task(&task).await?;
+        ensure!(now.state() == "Running", "it still runs: {}", now.task);
+    }
+    let mut right = begin("target");
+    right.extend(["--target-etcd-password-file", &password]);
+    let said = command(&right, PATIENCE).await?;
+    say(&said.stdout);
+    ensure!(said.code == Some(0), "{said:?}");
+    keeps_secrets(&lab, &format!("{said:?}")).await?;
+    let there = nothing_is_lost(&lab, &written, &streams).await?;
+    a_milvus_like_any_other(&lab, &there, random).await?;
+    over_for_good(&mut lab).await?;
+    // Once more is no error.
+    let server = format!("http://{}", lab.cdc.address());
+    let again = ["promote", &task, "--server", &server, "-o", "json"];
+    let said = command(&again, PATIENCE).await?;
     ensure!(
         said.code == Some(0) && said.stdout.contains("promoted"),
         "{said:?}"
     );
-    clear(lab).await
+    clear(lab).await?;
+    std::fs::remove_dir_all(dir)?;
+    Ok(())
 }
 
-/// Without the target's etcd, and with milvus-cdc killed while it waits for the hand.
+/// By the file: without the target's etcd, with milvus-cdc killed while it waits for the hand, and with an etcd that is
+/// embedded in the target, from which Milvus takes no settings.
 async fn by_hand_and_cut_off_on_the_way(random: &mut StdRng) -> Result<()> {
-    let (mut lab, written) = bereft(random).await?;
-    let tick = last_tick(&lab).await?;
+    let (mut lab, written) = bereft(random, |target| target).await?;
+    let streams = channels(&lab, "rows").await?;
     let path = format!("/api/v1/tasks/{}/promote", lab.task);
-    for run in ["first", "second"] {
-        let (status, answer) = lab.cdc.rest(&path, Some(&json!({}))).await?;
-        ensure!(status == 202, "{status}: {answer}");
-        let shown = wait_for_step(&lab, &path, "switch").await?;
-        for word in ["ttMsgEnabled", "true", "milvus.yaml", "etcd"] {
-            ensure!(
-                shown["hint"].to_string().contains(word),
-                "{word} in {shown}"
-            );
-        }
-        if run == "first" {
-            lab.kill().await?;
-            until("the tasks are recovered", async || {
-                Ok(lab.cdc.get("/readyz").await?.status == 200)
-            })
-            .await?;
-            let (_, answer) = lab.cdc.rest(&path, None).await?;
-            ensure!(answer["state"] == "interrupted", "{answer}");
-            let body = json!({ "request_type": "resume", "request_data": { "task_id": lab.task } });
-            let reply = lab.cdc.post(&body.to_string()).await?;
-            ensure!(reply.status == 409, "{}", reply.body);
-        }
+    let (status, answer) = lab.cdc.rest(&path, Some(&json!({}))).await?;
+    ensure!(status == 202, "{status}: {answer}");
+    let shown = poll(&lab, &path, |answer| answer["step"] == "switch").await?;
+    for word in ["ttMsgEnabled: true", "milvus.yaml", "etcd"] {
+        ensure!(
+            shown["hint"].to_string().contains(word),
+            "{word} in {shown}"
+        );
     }
-    // A person's hand: the file, and a restart.
+    lab.kill().await?;
+    until("the tasks are recovered", async || {
+        Ok(lab.cdc.get("/readyz").await?.status == 200)
+    })
+    .await?;
+    let (_, answer) = lab.cdc.rest(&path, None).await?;
+    ensure!(answer["state"] == "interrupted", "{answer}");
+    let body = json!({ "request_type": "resume", "request_data": { "task_id": lab.task } });
+    let reply = lab.cdc.post(&body.to_string()).await?;
+    ensure!(reply.status == 409, "{}", reply.body);
+
+    let etcd = json!({ "target_etcd": {
+        "address": [lab.target.etcd()], "rootPath": lab.target.root_path(),
+    } });
+    let (status, answer) = lab.cdc.rest(&path, Some(&etcd)).await?;
+    ensure!(status == 202, "{status}: {answer}");
+    // It is not left at "the key is set".
+    let told = |answer: &Value| answer["text"].to_string().contains("does not take the key");
+    let shown = poll(&lab, &path, told).await?;
+    say(&shown.to_string());
+    for word in ["ttMsgEnabled: true", "milvus.yaml", "embedded"] {
+        ensure!(
+            shown["hint"].to_string().contains(word),
+            "{word} in {shown}"
+        );
+    }
+    // A person's hand: the file, in one go, since the target reads it at any moment. No restart.
     let yaml = lab.target.dir().join("configs/milvus.yaml");
     let text = std::fs::read_to_string(&yaml)?;
     ensure!(text.contains("ttMsgEnabled: false"), "{text}");
+    let new = yaml.with_extension("new");
     std::fs::write(
-        &yaml,
+        &new,
         text.replace("ttMsgEnabled: false", "ttMsgEnabled: true"),
     )?;
-    lab.target.restart(&lab.progress).await?;
-    let end = wait_for_state(&lab, &path, "promoted").await?;
+    std::fs::rename(&new, &yaml)?;
+    let pid = lab.target.pid();
+    let end = poll(&lab, &path, |answer| answer["state"] == "promoted").await?;
     say(&end.to_string());
-    let there = nothing_is_lost(&lab, &written, tick).await?;
+    ensure!(
+        pid.is_some() && lab.target.pid() == pid,
+        "it was started again"
+    );
+    let there = nothing_is_lost(&lab, &written, &streams).await?;
     a_milvus_like_any_other(&lab, &there, random).await?;
     over_for_good(&mut lab).await?;
     clear(lab).await
-}
-
-async fn wait_for_step(lab: &Lab, path: &str, step: &str) -> Result<Value> {
-    poll(lab, path, |answer| answer["step"] == step).await
-}
-
-async fn wait_for_state(lab: &Lab, path: &str, state: &str) -> Result<Value> {
-    poll(lab, path, |answer| answer["state"] == state).await
 }
 
 async fn poll(lab: &Lab, path: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {

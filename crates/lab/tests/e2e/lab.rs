@@ -92,15 +92,25 @@ pub(crate) fn progress() -> Progress {
 
 impl Lab {
     pub(crate) async fn start(kind: Kind, seed: u64) -> Result<Self> {
+        Self::start_with(kind, seed, |target| target).await
+    }
+
+    /// As [`Lab::start`] with a target of other settings.
+    pub(crate) async fn start_with(
+        kind: Kind,
+        seed: u64,
+        edit: impl FnOnce(Spec) -> Spec,
+    ) -> Result<Self> {
         let progress = progress();
         let dir = folder()?;
         let mut source = Spec::source("source", kind.mq(), dir.join("source"));
         if kind == Kind::Crowded {
             source = source.set("rootCoord.dmlChannelNum", &CROWDED.to_string());
         }
+        let target = edit(Spec::standby("target", dir.join("target")));
         let (source, target) = tokio::try_join!(
             Milvus::start(source, &progress),
-            Milvus::start(Spec::standby("target", dir.join("target")), &progress),
+            Milvus::start(target, &progress),
         )?;
         let proxy = Proxy::start(&target.uri(), Faults::default(), seed).await?;
         let cdc = Cdc::start(&source, dir.join("cdc"), &progress).await?;

@@ -9,7 +9,6 @@ mod broker;
 mod databases;
 mod demo;
 mod doctor;
-#[cfg(feature = "unproven")]
 mod failover;
 mod harness;
 mod itself;
@@ -60,6 +59,7 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("secured", secured::TESTS),
     ("owners", owners::TESTS),
     ("doctor", doctor::TESTS),
+    ("failover", failover::TESTS),
     ("demo", demo::TESTS),
 ];
 
@@ -88,7 +88,5 @@ fn main() -> ExitCode {
     for (group, tests) in ALONE {
         trials.extend(tests.iter().map(|t| alone(group, t)));
     }
-    #[cfg(feature = "unproven")]
-    trials.extend(failover::TESTS.iter().map(|t| alone("failover", t)));
     harness::run(&args, trials)
 }

@@ -121,7 +121,6 @@ impl Plain {
             .map(drop)
     }
 
-    #[cfg(feature = "unproven")]
     /// Rows with these keys, without a note of them; the source's timestamp of the insert.
     pub(crate) async fn timed_insert(
         &self,

@@ -34,6 +34,14 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// What the process ends with after this error.
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<Failure>() {
+        Some(failure) => ExitCode::from(failure.code),
+        None => ExitCode::FAILURE,
+    }
+}
+
 /// A line of what was asked for. A reader that has gone away has seen enough.
 fn say(text: impl std::fmt::Display) {
     let mut out = std::io::stdout().lock();

@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::bail;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cli::{Connection, Output};
+use crate::client::Failure;
 use crate::client::http::{Client, Method, secret};
 use crate::tasks::{Promotion, PromotionState};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+const PASSWORD: &str = "MILVUS_CDC_TARGET_ETCD_PASSWORD";
 
 /// Makes the standby of a task a Milvus of its own, the day the source is gone. Stops the task for good: there is no way
 /// back. It goes on in the server; if this command or the server ends on the way, run it again. See docs/failover.md.
@@ -31,16 +32,22 @@ pub struct Args {
         requires = "target_etcd"
     )]
     target_root_path: String,
-    /// A login for that etcd, with --target-etcd-password-file.
-    #[arg(
-        long,
-        value_name = "NAME",
-        requires = "target_etcd",
-        requires = "target_etcd_password_file"
-    )]
+    /// A login for that etcd. Its password comes from the file of --target-etcd-password-file, or from the environment
+    /// variable MILVUS_CDC_TARGET_ETCD_PASSWORD.
+    #[arg(long, value_name = "NAME", requires = "target_etcd")]
     target_etcd_user: Option<String>,
     #[arg(long, value_name = "FILE", requires = "target_etcd_user")]
     target_etcd_password_file: Option<PathBuf>,
+    /// Who signed the certificate of an etcd with https:// (a PEM file on the machine of the server, as the next two);
+    /// without it the system's certificates.
+    #[arg(long, value_name = "FILE", requires = "target_etcd")]
+    target_etcd_ca_cert: Option<PathBuf>,
+    /// The certificate to show to that etcd.
+    #[arg(long, value_name = "FILE", requires = "target_etcd_key")]
+    target_etcd_cert: Option<PathBuf>,
+    /// The key of that certificate.
+    #[arg(long, value_name = "FILE", requires = "target_etcd_cert")]
+    target_etcd_key: Option<PathBuf>,
     /// How long each step may take, the wait for a person included.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     patience: u64,
@@ -54,20 +61,12 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if args.task.is_empty() || !args.task.chars().all(legal) {
-        bail!("TASK: letters, digits, '-' and '_' expected");
+        let what = "TASK: letters, digits, '-' and '_' expected";
+        return Err(Failure::new(2, what).into());
     }
     let mut wish = json!({ "patience_seconds": args.patience });
-    if !args.target_etcd.is_empty() {
-        wish["target_etcd"] =
-            json!({ "address": args.target_etcd, "rootPath": args.target_root_path });
-        if let (Some(user), Some(file)) = (&args.target_etcd_user, &args.target_etcd_password_file)
-        {
-            wish["target_etcd"]["username"] = json!(user);
-            wish["target_etcd"]["password"] = json!(secret(
-                &format!("file:{}", file.display()),
-                "--target-etcd-password-file"
-            )?);
-        }
+    if let Some(etcd) = etcd(&args)? {
+        wish["target_etcd"] = etcd;
     }
     let path = format!("/api/v1/tasks/{}/promote", args.task);
     // Its calls block, each no longer than --timeout; nothing else runs here.
@@ -93,6 +92,57 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         tokio::time::sleep(LOOK_EVERY).await;
         answer = client.get(&path)?;
+    }
+}
+
+/// The target's etcd as the server wants it.
+fn etcd(args: &Args) -> Result<Option<Value>, Failure> {
+    let files = [
+        ("tlsCACertPath", &args.target_etcd_ca_cert),
+        ("tlsCertPath", &args.target_etcd_cert),
+        ("tlsKeyPath", &args.target_etcd_key),
+    ];
+    if args.target_etcd.is_empty() {
+        if args.target_etcd_cert.is_some() {
+            return Err(Failure::new(
+                2,
+                "--target-etcd-cert: of use only with --target-etcd",
+            ));
+        }
+        return Ok(None);
+    }
+    let mut etcd = json!({ "address": args.target_etcd, "rootPath": args.target_root_path });
+    for (key, file) in files {
+        if let Some(file) = file {
+            if !args.target_etcd.iter().all(|e| e.starts_with("https://")) {
+                let what =
+                    "--target-etcd: https://host:port expected, since certificates are given";
+                return Err(Failure::new(2, what));
+            }
+            etcd[key] = json!(file);
+        }
+    }
+    if let Some(user) = &args.target_etcd_user {
+        etcd["username"] = json!(user);
+        etcd["password"] = json!(password(args)?);
+    }
+    Ok(Some(etcd))
+}
+
+/// Never from the command line, which others on the machine can read.
+fn password(args: &Args) -> Result<String, Failure> {
+    if let Some(file) = &args.target_etcd_password_file {
+        let place = format!("file:{}", file.display());
+        return secret(&place, "--target-etcd-password-file");
+    }
+    match std::env::var(PASSWORD) {
+        Ok(password) if !password.is_empty() => Ok(password),
+        _ => {
+            let what = format!(
+                "--target-etcd-user: its password is missing, in --target-etcd-password-file or {PASSWORD}"
+            );
+            Err(Failure::new(2, what))
+        }
     }
 }
 

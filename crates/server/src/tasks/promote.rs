@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
 
 use super::{Inner, STOP_DEADLINE, Task, TaskError, Tasks, event, unix_ms};
 use crate::store::{Desired, TaskWrite};
@@ -34,8 +35,13 @@ const QUIET: Duration = Duration::from_secs(3);
 const CLOSE: f64 = 2.0;
 /// A call of ours may be carried out this long after its deadline.
 const LATE: Duration = Duration::from_millis(500);
-/// A Milvus reads its dynamic settings every 5 s.
-const ETCD_TAKES: Duration = Duration::from_secs(60);
+/// How long the target's etcd may not answer.
+const ETCD_ANSWERS: Duration = Duration::from_secs(60);
+/// A Milvus that reads its dynamic settings does so every 5 s; one that has not by now does not read them.
+const ETCD_TAKES: Duration = Duration::from_secs(15);
+
+/// What a person does where the key in etcd has no effect, or nobody gave an etcd. Tried on 2.3.5.
+const BY_FILE: &str = "set common.ttMsgEnabled: true in the milvus.yaml of all components of the target: a running Milvus reads the file every 5 s, without a restart";
 
 /// What a person wants of a promotion.
 #[derive(Clone, Debug)]
@@ -46,7 +52,8 @@ pub struct Wish {
     pub patience: Duration,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// Whether it is under way, or how it ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PromotionState {
     Promoting,
@@ -58,16 +65,23 @@ pub enum PromotionState {
 }
 
 /// Where a promotion is.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Promotion {
     pub state: PromotionState,
+    /// `begin`, `draining`, `stopping`, `late calls`, `target time`, `switch`, `trying`, `done`; `stopped` if it was
+    /// interrupted.
+    #[schema(example = "switch")]
     pub step: String,
     /// What is being waited for, or how it ended.
     pub text: String,
     /// What a person has to do; empty if nothing.
     #[serde(default)]
+    #[schema(required)]
     pub hint: String,
+    #[schema(example = "http://standby:19530")]
     pub target: String,
+    /// Those that end with it.
+    #[schema(value_type = Vec<String>)]
     pub tasks: Vec<TaskId>,
     /// When the step began; unix milliseconds.
     pub since: u64,
@@ -77,7 +91,8 @@ pub struct Promotion {
 pub(super) struct Job {
     cancel: CancellationToken,
     done: CancellationToken,
-    by_hand: bool,
+    /// Of whoever began it.
+    etcd: Option<EtcdConfig>,
     shown: Mutex<Promotion>,
 }
 
@@ -101,8 +116,8 @@ impl Job {
 }
 
 impl Tasks {
-    /// Promotes the target of a task: begins, or joins the promotion that is under way. One that waits for a person's
-    /// hand goes on with the target's etcd if it is given now.
+    /// Promotes the target of a task: begins, or joins the promotion that is under way. That goes on with the target's
+    /// etcd if it is given now, or another one than before.
     ///
     /// # Errors
     /// There is no such task.
@@ -114,7 +129,7 @@ impl Tasks {
         if let Some(job) = before
             && !job.done.is_cancelled()
         {
-            if !job.by_hand || wish.etcd.is_none() {
+            if wish.etcd.is_none() || wish.etcd == job.etcd {
                 return Ok(job.shown.lock().clone());
             }
             job.cancel.cancel();
@@ -126,7 +141,7 @@ impl Tasks {
         let job = Arc::new(Job {
             cancel: CancellationToken::new(),
             done: CancellationToken::new(),
-            by_hand: wish.etcd.is_none(),
+            etcd: wish.etcd.clone(),
             shown: Mutex::new(Promotion {
                 state: PromotionState::Promoting,
                 step: String::new(),
@@ -273,6 +288,7 @@ impl Inner {
         let end = Instant::now() + patience;
         let mut last = (u64::MAX, u64::MAX);
         let mut since = Instant::now();
+        let mut close = None;
         while Instant::now() < end {
             let statuses: Vec<_> = self
                 .tasks_to(key)
@@ -293,8 +309,12 @@ impl Inner {
                 last = (read, acknowledged);
                 since = Instant::now();
             }
+            // A source that goes on writing is never read to its end: then it has to be close for as long. One that was
+            // killed right now is close, too, and its queue may hold more.
+            close = (behind < CLOSE).then(|| close.unwrap_or_else(Instant::now));
+            let caught_up = close.is_some_and(|since| since.elapsed() >= QUIET);
             // A source that is gone lags for ever; then nothing more is read.
-            if statuses.is_empty() || behind < CLOSE || since.elapsed() >= QUIET {
+            if statuses.is_empty() || caught_up || since.elapsed() >= QUIET {
                 return;
             }
             job.show(
@@ -368,38 +388,41 @@ impl Inner {
 
     async fn switch(&self, job: &Job, target: &TargetSpec, wish: &Wish) -> Done<()> {
         const STEP: &str = "switch";
-        let (patience, hint) = match &wish.etcd {
-            Some(etcd) => {
-                retry(job, STEP, wish.patience.min(ETCD_TAKES), || async move {
-                    // Somebody may have done it.
-                    match self.replication.is_standby(target).await {
-                        Ok(false) => Ok(()),
-                        _ => self.replication.switch_on(etcd).await,
-                    }
-                })
-                .await?;
-                (
-                    wish.patience.min(ETCD_TAKES),
-                    "the key is set, and a Milvus reads it every 5 s; if it lasts, check that this etcd and rootPath are the target's".to_owned(),
-                )
+        if let Some(etcd) = &wish.etcd {
+            let patience = wish.patience.min(ETCD_ANSWERS);
+            retry(job, STEP, patience, || async move {
+                // Somebody may have done it.
+                match self.replication.is_standby(target).await {
+                    Ok(false) => Ok(()),
+                    _ => self.replication.switch_on(etcd).await,
+                }
+            })
+            .await?;
+        }
+        let since = Instant::now();
+        retry(job, STEP, wish.patience, || async move {
+            if !self.replication.is_standby(target).await? {
+                return Ok(());
             }
-            None => (
-                wish.patience,
-                format!(
-                    "switch the target's own time on: put the key {{etcd.rootPath of the target}}/{SWITCH} with the value true into its etcd (in effect within 5 s; etcdctl put by-dev/{SWITCH} true), or set common.ttMsgEnabled: true in its milvus.yaml and restart it"
+            let (text, hint) = match &wish.etcd {
+                Some(_) if since.elapsed() < ETCD_TAKES => (
+                    "the key is set in the target's etcd; a Milvus reads it every 5 s",
+                    String::new(),
                 ),
-            ),
-        };
-        let hint = &hint;
-        retry(job, STEP, patience, || async move {
-            match self.replication.is_standby(target).await? {
-                false => Ok(()),
-                true => Err(Problem::new(
-                    ErrorClass::Transient,
+                Some(_) => (
+                    "the target is still a standby: it does not take the key that is set in this etcd",
+                    format!(
+                        "{BY_FILE}. Why: this etcd or rootPath is another Milvus'; or it is the target's embedded etcd (etcd.use.embed), from which no settings are read; or the target once could not read its etcd for 3 s and has not read settings since (2.3.5; a restart helps)"
+                    ),
+                ),
+                None => (
                     "the target is still a standby (common.ttMsgEnabled is false)",
-                    hint.clone(),
-                )),
-            }
+                    format!(
+                        "{BY_FILE}; or, unless its etcd is embedded, put the key {{etcd.rootPath of the target}}/{SWITCH} with the value true into its etcd (etcdctl put by-dev/{SWITCH} true)"
+                    ),
+                ),
+            };
+            Err(Problem::new(ErrorClass::Transient, text, hint))
         })
         .await
     }

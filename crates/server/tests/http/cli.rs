@@ -283,3 +283,30 @@ async fn a_server_that_is_away_is_told_apart() {
         assert!(done.code == 0 && done.out.contains("watch"), "{shell}");
     }
 }
+
+/// A password on the command line could be read by everybody on the machine: there is no option for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_targets_etcd_is_given_whole_or_not_at_all() {
+    let plain = ["--target-etcd", "http://h:1"];
+    for (more, part) in [
+        (
+            vec!["--target-etcd-user", "u"],
+            "MILVUS_CDC_TARGET_ETCD_PASSWORD",
+        ),
+        (
+            vec!["--target-etcd-ca-cert", "ca.pem"],
+            "https://host:port expected",
+        ),
+        (vec!["--target-etcd-cert", "c.pem"], "--target-etcd-key"),
+        (
+            vec!["--target-etcd-password", "hush"],
+            "unexpected argument",
+        ),
+    ] {
+        let mut args = vec!["promote", "t"];
+        args.extend(plain);
+        args.extend(more);
+        let done = run(&args, &[]).await;
+        assert!(done.code == 2 && done.err.contains(part), "{}", done.err);
+    }
+}

@@ -1,11 +1,11 @@
 //! An etcd of its own, with mutual TLS and users.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use cdc_lab::servers::{Process, free_port};
+use cdc_lab::servers::{Process, Spec, free_port};
 use etcd_client::{Client, ConnectOptions, Permission};
 use tonic::transport::ClientTlsConfig;
 
@@ -115,21 +115,38 @@ impl Etcd {
         Ok(Client::connect([address], Some(options)).await?)
     }
 
-    /// From now on it asks who somebody is: root, or `user`, who may only read.
+    /// A Milvus that has its metadata here, and these files to get in: of a certificate for [`ROOT`], since etcd takes
+    /// the common name for the user, and Milvus 2.3.5 has no setting for a password.
+    pub(crate) fn used_by(&self, spec: Spec, files: &Files) -> Spec {
+        let path = |path: &Path| path.display().to_string();
+        spec.set("etcd.use.embed", "false")
+            .set("etcd.endpoints", &self.address())
+            .set("etcd.ssl.enabled", "true")
+            .set("etcd.ssl.tlsCert", &path(&files.certificate))
+            .set("etcd.ssl.tlsKey", &path(&files.key))
+            .set("etcd.ssl.tlsCACert", &path(&files.trusted))
+    }
+
+    /// From now on it asks who somebody is: root, or `user`, who may do this.
     pub(crate) async fn ask_for_logins(
         &self,
         tls: ClientTlsConfig,
         user: &str,
         password: &str,
+        allowed: &[Permission],
     ) -> Result<()> {
         let mut client = self.client(tls, None).await?;
         client.user_add(ROOT, "root-of-the-lab", None).await?;
         client.user_grant_role(ROOT, ROOT).await?;
-        client.role_add("reader").await?;
-        let all = Permission::read("").with_all_keys();
-        client.role_grant_permission("reader", all).await?;
+        const ROLE: &str = "of-the-user";
+        client.role_add(ROLE).await?;
+        for permission in allowed {
+            client
+                .role_grant_permission(ROLE, permission.clone())
+                .await?;
+        }
         client.user_add(user, password, None).await?;
-        client.user_grant_role(user, "reader").await?;
+        client.user_grant_role(user, ROLE).await?;
         client.auth_enable().await?;
         Ok(())
     }

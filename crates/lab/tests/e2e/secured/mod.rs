@@ -1,7 +1,7 @@
 //! A source's etcd and a target behind certificates and passwords.
 
-mod certs;
-mod etcd;
+pub(crate) mod certs;
+pub(crate) mod etcd;
 
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use cdc_lab::client::Client;
 use cdc_lab::compare::{Options, compare};
 use cdc_lab::progress::Progress;
 use cdc_lab::servers::{Milvus, Mq, Spec};
+use etcd_client::Permission;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
@@ -64,15 +65,11 @@ impl World {
 
         let lab = authority.client_tls(ROOT)?;
         let etcd = Etcd::start(dir.join("etcd"), etcd_files.clone(), lab.clone()).await?;
-        etcd.ask_for_logins(lab, USER, PASSWORD).await?;
+        let all = Permission::read("").with_all_keys();
+        etcd.ask_for_logins(lab, USER, PASSWORD, &[all]).await?;
         let path = |path: &Path| path.display().to_string();
-        let source = Spec::source("source", Mq::Natsmq, dir.join("source"))
-            .set("etcd.use.embed", "false")
-            .set("etcd.endpoints", &etcd.address())
-            .set("etcd.ssl.enabled", "true")
-            .set("etcd.ssl.tlsCert", &path(&source_files.certificate))
-            .set("etcd.ssl.tlsKey", &path(&source_files.key))
-            .set("etcd.ssl.tlsCACert", &path(&source_files.trusted));
+        let source = Spec::source("source", Mq::Natsmq, dir.join("source"));
+        let source = etcd.used_by(source, &source_files);
         let target = Spec::standby("target", dir.join("target"))
             .set("common.security.authorizationEnabled", "true")
             .set("common.security.tlsMode", "2")
