@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use cdc_core::doctor::{Check, Patient, Setup, Verdict, examine};
+pub use cdc_core::doctor::Verdict;
+use cdc_core::doctor::{Check, Patient, Setup, examine};
 use cdc_core::source::open_source;
 use cdc_core::task::TargetSpec;
 use serde::{Deserialize, Serialize};

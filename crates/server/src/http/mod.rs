@@ -3,13 +3,11 @@
 pub(crate) mod access;
 mod body;
 mod docs;
-mod doctor;
 mod go;
 mod metrics;
 mod openapi;
 mod probes;
 pub(crate) mod problem;
-mod promote;
 mod show;
 pub(crate) mod v1;
 
@@ -84,8 +82,6 @@ pub fn router(parts: Parts) -> Router {
         .route("/healthz", get(probes::healthz))
         .route("/readyz", get(probes::readyz))
         .route("/cdc/metrics", get(metrics::metrics))
-        .merge(doctor::routes())
-        .merge(promote::routes())
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(api)

@@ -8,7 +8,7 @@ use cdc_core::store::{Change, ProgressStore};
 use cdc_core::tso::Tso;
 use serde_json::{Value, json};
 
-use super::server::{Server, request, start, wanted};
+use super::server::{Server, UNREAD, request, start, wanted};
 
 impl Server {
     async fn at(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
@@ -155,6 +155,10 @@ async fn the_targets_etcd_can_be_given_late_and_wrong() {
                 .contains("target_etcd.address"),
         "{answer}"
     );
+    for (body, code) in [("{", "malformed_json"), ("[]", "invalid_request")] {
+        let (status, text) = server.send("POST", &path, body.as_bytes()).await;
+        assert!(status == 400 && text.contains(code), "{text}");
+    }
     server.at("POST", &path, &Value::Null).await;
     server.until(&path, |s| s["step"] == "switch").await;
     // Given while it waits for a hand: it goes on with it, and ends where that cannot work.
@@ -184,6 +188,20 @@ async fn the_targets_etcd_can_be_given_late_and_wrong() {
         "{shown}"
     );
     *server.fake.refuse_switch.lock() = None;
+    // One from which the target takes nothing is waited for, until another one is given.
+    let unread = json!({"target_etcd": {"address": "http://h:1", "rootPath": UNREAD}});
+    for _ in ["begun", "joined"] {
+        server.at("POST", &path, &unread).await;
+        let shown = server
+            .until(&path, |s| {
+                s["text"].as_str().unwrap().contains("the key is set")
+            })
+            .await;
+        assert_eq!(
+            (&shown["state"], &shown["step"]),
+            (&json!("promoting"), &json!("switch"))
+        );
+    }
     server.at("POST", &path, &etcd).await;
     server.until(&path, |s| s["state"] == "promoted").await;
 }

@@ -48,6 +48,9 @@ pub(crate) struct Fake {
     pub(crate) refuse_try: Mutex<Option<Problem>>,
 }
 
+/// The root path of an etcd from which the target takes no settings.
+pub(crate) const UNREAD: &str = "unread";
+
 impl Default for Fake {
     fn default() -> Self {
         Self {
@@ -137,7 +140,9 @@ impl Replication for Fake {
     }
     async fn switch_on(&self, etcd: &EtcdConfig) -> Result<(), Problem> {
         self.check_switch(etcd).await?;
-        *self.standby.lock() = false;
+        if etcd.root_path != UNREAD {
+            *self.standby.lock() = false;
+        }
         Ok(())
     }
     async fn try_out(&self, _: &TargetSpec, _: &[(String, String)]) -> Result<TriedOut, Problem> {

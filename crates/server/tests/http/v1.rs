@@ -443,17 +443,21 @@ async fn the_document_describes_every_operation() {
     assert_eq!(
         names,
         [
+            "askDoctor",
             "cdc",
             "changeTask",
             "createTask",
             "deleteTask",
+            "getDoctor",
             "getPositions",
+            "getPromotion",
             "getTask",
             "getVersion",
             "listCollections",
             "listEvents",
             "listTaskEvents",
-            "listTasks"
+            "listTasks",
+            "promoteTarget"
         ]
     );
     // Every reference leads somewhere.

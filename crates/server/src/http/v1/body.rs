@@ -128,3 +128,53 @@ pub(crate) struct Answer {
     /// For `Quarantined`, or `Failing` at one message: leave that message out.
     pub(crate) skip: Option<bool>,
 }
+
+/// How a target is promoted.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Promote)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Promote {
+    /// The target's own etcd, through which its time is switched on; without it a person does that, and is waited for.
+    pub(crate) target_etcd: Option<TargetEtcd>,
+    /// How long each step may take, the wait for a person included; an hour if left out.
+    #[schema(minimum = 1, maximum = 604_800)]
+    pub(crate) patience_seconds: Option<u64>,
+}
+
+/// An etcd; the files are on this server's machine.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TargetEtcd {
+    /// `http://host:port`, or `https://` for all of them.
+    #[schema(min_items = 1, example = json!(["http://target-etcd:2379"]))]
+    pub(crate) address: Vec<String>,
+    /// The target's `etcd.rootPath`; `by-dev` if left out.
+    #[serde(rename = "rootPath")]
+    pub(crate) root_path: Option<String>,
+    /// `meta` if left out.
+    #[serde(rename = "metaSubPath")]
+    pub(crate) meta_sub_path: Option<String>,
+    /// With `password`. It has to read below `{rootPath}/meta/` and to write `{rootPath}/config/common/ttMsgEnabled`.
+    pub(crate) username: Option<String>,
+    #[schema(write_only)]
+    pub(crate) password: Option<String>,
+    /// Its authority, as a PEM file; only with `https://`, as all of these.
+    #[serde(rename = "tlsCACertPath")]
+    pub(crate) tls_ca_cert_path: Option<String>,
+    /// A certificate of our own, with `tlsKeyPath`.
+    #[serde(rename = "tlsCertPath")]
+    pub(crate) tls_cert_path: Option<String>,
+    #[serde(rename = "tlsKeyPath")]
+    pub(crate) tls_key_path: Option<String>,
+    /// `1.2` if left out.
+    #[serde(rename = "tlsMinVersion")]
+    pub(crate) tls_min_version: Option<String>,
+}
+
+/// One more target that the doctor shall look at.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DoctorRequest)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Doctor {
+    pub(crate) milvus_connect_param: Option<NewTarget>,
+}

@@ -1,7 +1,9 @@
 //! `/api/v1`: the tasks as resources, described by an OpenAPI document that is made from the handlers.
 
 pub(crate) mod body;
+mod doctor;
 mod events;
+mod promote;
 mod query;
 pub(crate) mod shape;
 mod tasks;
@@ -17,7 +19,6 @@ use utoipa_axum::routes;
 use super::Api;
 use crate::tasks::Standing;
 use shape::Version;
-pub(super) use tasks::writable;
 
 const OWNER: HeaderName = HeaderName::from_static("milvus-cdc-owner");
 
@@ -29,8 +30,10 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(tasks::get, tasks::change, tasks::delete))
         .routes(routes!(tasks::collections))
         .routes(routes!(tasks::positions))
+        .routes(routes!(promote::look, promote::promote))
         .routes(routes!(events::of_task))
         .routes(routes!(events::all))
+        .routes(routes!(doctor::look, doctor::look_further))
 }
 
 /// Where another server runs the tasks, its name goes with every answer.

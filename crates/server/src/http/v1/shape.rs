@@ -182,7 +182,7 @@ pub(crate) struct Event {
     pub(crate) task_id: String,
     /// Unix milliseconds.
     pub(crate) at: u64,
-    /// `created`, `paused`, `resumed`, `answered`, `deleted`.
+    /// `created`, `paused`, `resumed`, `answered`, `promoting`, `promoted`, `deleted`.
     #[schema(example = "paused")]
     pub(crate) kind: String,
     pub(crate) text: String,
@@ -200,4 +200,38 @@ pub(crate) struct Page<T> {
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Positions {
     pub(crate) positions: Vec<Position>,
+}
+
+/// A whole diagnosis; made by `doctor`.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Report {
+    /// No check found a problem.
+    pub(crate) ok: bool,
+    pub(crate) checks: Vec<Check>,
+}
+
+/// One thing that was looked at.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Check {
+    #[schema(example = "target mode")]
+    pub(crate) check: String,
+    /// Which one, where there are several: a target's address, a task's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) subject: Option<String>,
+    pub(crate) verdict: Verdict,
+    /// What was found, with the values that matter.
+    pub(crate) text: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hint: Option<String>,
+}
+
+/// `warning`: it works, but somebody should know. `skipped`: it could not be looked at; why is a problem of its own.
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Verdict {
+    Ok,
+    Warning,
+    Problem,
+    Skipped,
 }

@@ -19,7 +19,7 @@ use crate::http::{Api, body as raw};
 use crate::request;
 use crate::tasks::{self, Standing, TaskError};
 
-type Answer = Result<Response, Refusal>;
+pub(super) type Answer = Result<Response, Refusal>;
 pub(super) type Id = Result<Path<String>, PathRejection>;
 
 pub(super) fn id(id: Id) -> Result<String, Refusal> {
@@ -307,7 +307,7 @@ pub(super) fn readable(api: &Api) -> Result<(), Refusal> {
 }
 
 /// Whether the tasks are this server's.
-pub(in crate::http) fn writable(api: &Api) -> Result<(), Refusal> {
+pub(super) fn writable(api: &Api) -> Result<(), Refusal> {
     match api.tasks.standing() {
         Standing::Owner => Ok(()),
         Standing::Waiting { owner } => Err(Refusal::not_owner(&owner)),
@@ -323,7 +323,27 @@ pub(super) fn exists(api: &Api, id: &str) -> Result<TaskId, Refusal> {
 }
 
 /// The body as a JSON object.
-async fn object(api: &Api, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Refusal> {
+pub(super) async fn object(
+    api: &Api,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Map<String, Value>, Refusal> {
+    parse(&bytes(api, headers, body).await?)
+}
+
+/// The same, where no body says as much as an empty object.
+pub(super) async fn object_if_any(
+    api: &Api,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Map<String, Value>, Refusal> {
+    match bytes(api, headers, body).await?.as_slice() {
+        [] => Ok(Map::new()),
+        bytes => parse(bytes),
+    }
+}
+
+async fn bytes(api: &Api, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Refusal> {
     let bytes = raw::read(body, &api.body).await?;
     if let Some(kind) = headers.get(header::CONTENT_TYPE)
         && !is_json(kind.to_str().unwrap_or_default())
@@ -334,7 +354,11 @@ async fn object(api: &Api, headers: &HeaderMap, body: Body) -> Result<Map<String
             "Content-Type: application/json expected",
         ));
     }
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| {
+    Ok(bytes)
+}
+
+fn parse(bytes: &[u8]) -> Result<Map<String, Value>, Refusal> {
+    let value: Value = serde_json::from_slice(bytes).map_err(|e| {
         Refusal::new(
             StatusCode::BAD_REQUEST,
             "malformed_json",
@@ -352,7 +376,7 @@ fn is_json(kind: &str) -> bool {
     kind.eq_ignore_ascii_case("application/json")
 }
 
-fn check(errors: &Errors) -> Result<(), Refusal> {
+pub(super) fn check(errors: &Errors) -> Result<(), Refusal> {
     errors
         .check()
         .map_err(|all| Refusal::invalid(all.join("; ")))

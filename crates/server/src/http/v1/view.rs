@@ -15,8 +15,10 @@ use serde_json::json;
 
 use super::body;
 use super::shape::{
-    Collection, Counters, Event, Position, Progress, Selected, Target, Task, TaskState, Trouble,
+    Check, Collection, Counters, Event, Position, Progress, Report, Selected, Target, Task,
+    TaskState, Trouble, Verdict,
 };
+use crate::doctor;
 use crate::http::show;
 use crate::request::encode_position;
 use crate::states;
@@ -251,5 +253,25 @@ pub(super) fn event(logged: Logged) -> Event {
         at: logged.event.at,
         kind: logged.event.kind,
         text: logged.event.text,
+    }
+}
+
+pub(super) fn report(report: doctor::Report) -> Report {
+    let some = |text: String| Some(text).filter(|text| !text.is_empty());
+    let checks = report.checks.into_iter().map(|found| Check {
+        check: found.check,
+        subject: some(found.subject),
+        verdict: match found.verdict {
+            doctor::Verdict::Ok => Verdict::Ok,
+            doctor::Verdict::Warning => Verdict::Warning,
+            doctor::Verdict::Problem => Verdict::Problem,
+            doctor::Verdict::Skipped => Verdict::Skipped,
+        },
+        text: found.text,
+        hint: some(found.hint),
+    });
+    Report {
+        ok: report.ok,
+        checks: checks.collect(),
     }
 }
