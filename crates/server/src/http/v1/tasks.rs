@@ -246,6 +246,8 @@ pub(super) async fn change(
         (status = 204),
         (status = 400, body = Problem, content_type = "application/problem+json"),
         (status = 404, body = Problem, content_type = "application/problem+json"),
+        (status = 409, body = Problem, content_type = "application/problem+json",
+            description = "Its target is being promoted"),
     ))]
 pub(super) async fn delete(State(api): State<Api>, path: Id) -> Answer {
     let id = id(path)?;
