@@ -155,7 +155,7 @@ pub const DISPATCH: Duration = Duration::from_secs(1);
 pub(crate) const LATE: Duration = Duration::from_millis(300);
 
 /// Counted from its begin, a ReplicateMessage with this deadline can be carried out for so long.
-pub(crate) fn carried_out_within(call_timeout: Duration) -> Duration {
+pub fn carried_out_within(call_timeout: Duration) -> Duration {
     DISPATCH + call_timeout + LATE
 }
 

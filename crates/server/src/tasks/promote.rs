@@ -18,6 +18,7 @@ use cdc_core::error::{ErrorClass, Problem};
 use cdc_core::ids::{TargetKey, TaskId};
 use cdc_core::promote::{SWITCH, TriedOut};
 use cdc_core::store::ObjectPhase;
+use cdc_core::target::carried_out_within;
 use cdc_core::task::{CollectionState, TargetSpec};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -33,8 +34,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const QUIET: Duration = Duration::from_secs(3);
 /// A collection this close to the source is up to date, in seconds.
 const CLOSE: f64 = 2.0;
-/// A call of ours may be carried out this long after its deadline.
-const LATE: Duration = Duration::from_millis(500);
 /// How long the target's etcd may not answer.
 const ETCD_ANSWERS: Duration = Duration::from_secs(60);
 /// A Milvus that reads its dynamic settings does so every 5 s; one that has not by now does not read them.
@@ -271,7 +270,7 @@ impl Inner {
             "the tasks are stopped; waiting until none of their calls can arrive any more",
             "",
         );
-        tokio::time::sleep(self.limits.call_timeout + LATE).await;
+        tokio::time::sleep(carried_out_within(self.limits.call_timeout)).await;
         self.await_time(job, target, wish.patience).await?;
         self.switch(job, target, wish).await?;
         let tried = self.try_out(job, target, &ids, wish.patience).await?;
