@@ -8,6 +8,8 @@ mod create;
 mod doubts;
 mod events;
 mod go;
+#[path = "../support/go_shape.rs"]
+mod go_shape;
 mod limits;
 mod promote;
 mod server;

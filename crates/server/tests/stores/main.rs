@@ -4,10 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod fence;
+mod go_file;
+#[path = "../support/go_shape.rs"]
+mod go_shape;
 mod history;
 mod large;
 mod look;
 mod place;
+mod program;
 mod secrets;
 mod suite;
 
@@ -54,6 +58,7 @@ const ETCD: &[(&str, Test)] = tests![
     large::a_commit_of_any_size,
     large::a_large_commit_is_whole_or_not_at_all,
     history::a_page_sees_what_is_in_the_journal,
+    go_file::starts_the_program_which_answers_as_documented,
 ];
 
 fn main() -> ExitCode {
