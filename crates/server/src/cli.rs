@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::command::{doctor, promote};
+use crate::command::{doctor, import_go, promote};
 
 /// Change data capture from one Milvus to another.
 ///
@@ -31,6 +31,7 @@ pub enum Command {
     },
     Doctor(doctor::Args),
     Promote(promote::Args),
+    ImportGo(import_go::Args),
     /// Asks a running server about its tasks, and changes them.
     Task {
         #[command(flatten)]

@@ -8,6 +8,7 @@ mod go_file;
 #[path = "../support/go_shape.rs"]
 mod go_shape;
 mod history;
+mod import_go;
 mod large;
 mod look;
 mod place;
@@ -61,6 +62,13 @@ const ETCD: &[(&str, Test)] = tests![
     go_file::starts_the_program_which_answers_as_documented,
 ];
 
+/// Where a Go server may have kept its tasks.
+const GO: &[(&str, Test)] = tests![
+    import_go::tasks_are_taken_over_once_and_nothing_else_is_touched,
+    import_go::not_while_a_go_server_writes,
+    import_go::not_while_a_server_owns_the_store,
+];
+
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
     args.test_threads = Some(1);
@@ -75,6 +83,9 @@ fn main() -> ExitCode {
         add(ALL);
         if kind != Kind::Sqlite {
             add(SHARED);
+        }
+        if matches!(kind, Kind::Etcd | Kind::Mysql) {
+            add(GO);
         }
         if kind == Kind::Etcd {
             add(ETCD);
