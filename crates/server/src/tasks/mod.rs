@@ -2,6 +2,7 @@
 
 mod answers;
 mod doubts;
+mod edit;
 mod making;
 mod patients;
 mod promote;

@@ -6,6 +6,7 @@ mod answers;
 mod cli;
 mod create;
 mod doubts;
+mod edit;
 mod events;
 mod go;
 #[path = "../support/go_shape.rs"]
