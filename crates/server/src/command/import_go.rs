@@ -89,6 +89,9 @@ fn table(plan: &Plan) -> String {
         plan.count(Outcome::There),
         plan.count(Outcome::Refused),
     );
+    if plan.tasks.is_empty() {
+        text += "No task of a Go server is there: check metaStoreConfig.rootPath, or name that server's own file with --from.\n";
+    }
     text += match (&plan.running, plan.count(Outcome::New)) {
         (Some(_), _) => "THE GO SERVER STILL RUNS: stop it for good before you apply.\n",
         (None, 0) => "",
@@ -100,4 +103,26 @@ fn table(plan: &Plan) -> String {
         text += "What the Go server keeps was left as it is. Never start it again for these tasks: both would write. Start milvus-cdc server now.\n";
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_without_tasks_says_where_to_look() {
+        let mut plan = Plan {
+            from: "etcd http://h:1, root cdc".to_owned(),
+            to: "sqlite ./s.db".to_owned(),
+            tasks: Vec::new(),
+            running: None,
+        };
+        let shown = table(&plan);
+        assert!(
+            shown.contains("0 would be taken") && shown.contains("rootPath"),
+            "{shown}"
+        );
+        plan.running = Some("its store changes".to_owned());
+        assert!(table(&plan).contains("STILL RUNS"));
+    }
 }

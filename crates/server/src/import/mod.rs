@@ -371,3 +371,37 @@ fn collections(selection: &Selection) -> String {
         Selection::Collections(list) => list.iter().map(named).collect::<Vec<_>>().join(", "),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// The address of one that gives every request this status.
+    async fn server(status: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request).await;
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_go_server_is_told_from_ours_by_what_it_does_not_know() {
+        let go = server("404 Not Found").await;
+        assert_eq!(answers(&go).await, Some(format!("{go} answers")));
+        let everywhere = go.replacen("127.0.0.1", "0.0.0.0", 1);
+        assert!(answers(&everywhere).await.is_some());
+        assert_eq!(answers(&server("200 OK").await).await, None);
+        let nobody = cdc_lab::servers::free_port().unwrap();
+        assert_eq!(answers(&format!("127.0.0.1:{nobody}")).await, None);
+    }
+}
