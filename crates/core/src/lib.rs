@@ -24,6 +24,7 @@ pub mod route;
 pub mod secret;
 pub mod source;
 pub mod store;
+pub mod takeover;
 pub mod target;
 pub mod task;
 pub mod tls;

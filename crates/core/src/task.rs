@@ -71,6 +71,12 @@ impl Pattern {
             && self.name.as_deref().is_none_or(|n| n == name)
     }
 
+    /// Whether every collection of the other is one of this.
+    pub fn covers(&self, other: &Pattern) -> bool {
+        let holds = |a: &Option<String>, b: &Option<String>| a.is_none() || a == b;
+        holds(&self.database, &other.database) && holds(&self.name, &other.name)
+    }
+
     fn overlaps(&self, other: &Pattern) -> bool {
         let meet = |a: &Option<String>, b: &Option<String>| a.is_none() || b.is_none() || a == b;
         meet(&self.database, &other.database) && meet(&self.name, &other.name)
@@ -320,6 +326,15 @@ mod tests {
             let common = all_collections().any(|(d, n)| a.contains(d, n) && b.contains(d, n));
             prop_assert_eq!(a.overlaps(&b), common);
             prop_assert_eq!(b.overlaps(&a), common);
+        }
+
+        #[test]
+        fn a_pattern_that_covers_another_holds_all_of_it(a in (part(), part()), b in (part(), part())) {
+            let pattern = |(database, name): (Option<String>, Option<String>)| Pattern { database, name };
+            let (a, b) = (pattern(a), pattern(b));
+            // "elsewhere" is in no pattern: it stands for all the names that are not.
+            let all = all_collections().all(|(d, n)| !b.matches(d, n) || a.matches(d, n));
+            prop_assert_eq!(a.covers(&b), all);
         }
 
         #[test]

@@ -239,6 +239,19 @@ impl Cdc {
         Ok((reply.status, answer))
     }
 
+    /// Edits a task: `PATCH /api/v1/tasks/{task}`; the task as it is then.
+    ///
+    /// # Errors
+    /// No answer, or it is refused.
+    pub async fn edit(&self, task: &str, body: &Value) -> Result<Value> {
+        let path = format!("/api/v1/tasks/{task}");
+        let reply = http::patch(&self.address(), &path, &body.to_string(), LONG_CALL).await?;
+        if reply.status != 200 {
+            bail!("edit: HTTP {}: {}", reply.status, reply.body);
+        }
+        Ok(serde_json::from_str(&reply.body)?)
+    }
+
     /// `POST /cdc` with any body; the answer as it comes.
     ///
     /// # Errors

@@ -29,6 +29,14 @@ pub async fn post(authority: &str, path: &str, body: &str, deadline: Duration) -
     request(authority, "POST", path, Some(body), deadline).await
 }
 
+/// `PATCH path` with a JSON body.
+///
+/// # Errors
+/// As [`get`].
+pub async fn patch(authority: &str, path: &str, body: &str, deadline: Duration) -> Result<Reply> {
+    request(authority, "PATCH", path, Some(body), deadline).await
+}
+
 async fn request(
     authority: &str,
     method: &str,

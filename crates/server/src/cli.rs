@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::command::{doctor, promote};
+use crate::command::{doctor, import_go, promote};
 
 /// Change data capture from one Milvus to another.
 ///
@@ -31,6 +31,7 @@ pub enum Command {
     },
     Doctor(doctor::Args),
     Promote(promote::Args),
+    ImportGo(import_go::Args),
     /// Asks a running server about its tasks, and changes them.
     Task {
         #[command(flatten)]
@@ -115,6 +116,8 @@ pub enum TaskCommand {
         #[arg(long = "answer", value_name = "ANSWER", value_parser = answer)]
         answers: Vec<NamedAnswer>,
     },
+    /// Gives a task another login, other certificates or more collections. One that runs goes on with them.
+    Edit(Box<Edit>),
     /// Stops a task and forgets it.
     Delete { id: String },
     /// Shows how far a task is, over and over, until it is stopped or what it waits for is there.
@@ -159,6 +162,40 @@ pub struct Create {
     /// Where collections begin that are there now.
     #[arg(long, value_enum)]
     pub start: Option<Start>,
+    /// What to do with collections that are on the target already and not empty.
+    #[arg(long, value_enum)]
+    pub on_conflict: Option<OnConflict>,
+}
+
+#[derive(Args)]
+pub struct Edit {
+    pub id: String,
+    /// The target's new user:password or API key, or file:PATH of a file that holds it.
+    #[arg(long, value_name = "TOKEN")]
+    pub target_token: Option<String>,
+    /// Seconds a connection to the target may take.
+    #[arg(long, value_name = "SECONDS")]
+    pub connect_timeout: Option<u64>,
+    /// The target's authority, a PEM file on the server's machine. With one of these four, all of them are replaced.
+    #[arg(long, value_name = "PATH")]
+    pub ca_pem: Option<String>,
+    /// A certificate to show to the target.
+    #[arg(long, value_name = "PATH", requires = "client_key_path")]
+    pub client_pem: Option<String>,
+    /// The key of that certificate.
+    #[arg(
+        id = "client_key_path",
+        long = "client-key-pem",
+        value_name = "PATH",
+        requires = "client_pem"
+    )]
+    pub client_key: Option<String>,
+    /// If the target's certificate is for another name than its address.
+    #[arg(long, value_name = "NAME")]
+    pub server_name: Option<String>,
+    /// A collection to add, DATABASE.NAME, either of which may be *; a name alone is in default, * alone is everything.
+    #[arg(short, long = "collection", value_name = "COLLECTION")]
+    pub collections: Vec<String>,
     /// What to do with collections that are on the target already and not empty.
     #[arg(long, value_enum)]
     pub on_conflict: Option<OnConflict>,

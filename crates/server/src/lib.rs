@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod engine_adapter;
 pub mod fields;
 pub mod http;
+pub mod import;
 pub mod listen;
 pub mod maintenance;
 pub mod request;

@@ -21,13 +21,36 @@ use crate::tso::Tso;
 const FIRST_MESSAGE_ID: i64 = 1 << 62;
 /// How long a reading of the target's clock is used before the next.
 const CLOCK_AGE: Duration = Duration::from_millis(500);
+/// How long a hub may outlive its last task: until the lanes have ended.
+const WINDING_DOWN: Duration = Duration::from_secs(2);
 
 /// The hubs in use. A hub lives as long as a task holds it.
 pub struct Hubs {
     connector: Arc<dyn TargetConnector>,
     store: SharedStore,
     /// One lock a target: a target that does not answer keeps nobody else waiting.
-    hubs: Mutex<HashMap<TargetKey, Arc<tokio::sync::Mutex<Weak<Hub>>>>>,
+    hubs: Mutex<HashMap<TargetKey, Arc<tokio::sync::Mutex<Slot>>>>,
+}
+
+/// The hub of a target, while some task holds it, and what it was connected with.
+#[derive(Default)]
+struct Slot {
+    hub: Weak<Hub>,
+    with: Option<TargetSpec>,
+}
+
+impl Slot {
+    /// One that was connected otherwise is only used if a task holds on to it: a task that was stopped to be given
+    /// another login must not find its old connection, which ends in a moment.
+    async fn in_use(&self, spec: &TargetSpec) -> Option<Arc<Hub>> {
+        if self.with.as_ref() != Some(spec) {
+            let end = Instant::now() + WINDING_DOWN;
+            while self.hub.strong_count() > 0 && Instant::now() < end {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        self.hub.upgrade()
+    }
 }
 
 impl Hubs {
@@ -43,7 +66,7 @@ impl Hubs {
     pub async fn get(&self, spec: &TargetSpec) -> Result<Arc<Hub>, Problem> {
         let slot = self.hubs.lock().entry(spec.key()).or_default().clone();
         let mut slot = slot.lock().await;
-        if let Some(hub) = slot.upgrade() {
+        if let Some(hub) = slot.in_use(spec).await {
             return Ok(hub);
         }
         let target = self
@@ -78,7 +101,10 @@ impl Hubs {
             unanswered: Arc::default(),
             unclean: AtomicBool::new(false),
         });
-        *slot = Arc::downgrade(&hub);
+        *slot = Slot {
+            hub: Arc::downgrade(&hub),
+            with: Some(spec.clone()),
+        };
         Ok(hub)
     }
 }
@@ -228,5 +254,64 @@ impl Hub {
         let now = self.target.now().await?;
         *self.clock.lock() = (now, Instant::now());
         Ok(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::secret::Secret;
+    use crate::store::memory::MemoryStore;
+    use crate::target::memory::MemoryTarget;
+    use crate::tls::ClientTls;
+
+    /// Keeps the logins it was asked to connect with.
+    struct Noting {
+        inner: MemoryTarget,
+        logins: Mutex<Vec<String>>,
+    }
+
+    #[async_trait]
+    impl TargetConnector for Noting {
+        async fn connect(&self, spec: &TargetSpec) -> Result<Arc<dyn Target>, TargetError> {
+            self.logins.lock().push(spec.token.expose().to_owned());
+            self.inner.connect(spec).await
+        }
+    }
+
+    fn with(token: &str) -> TargetSpec {
+        TargetSpec {
+            uri: "http://t:1".to_owned(),
+            token: Secret::new(token),
+            tls: ClientTls::default(),
+            connect_timeout: Duration::from_secs(1),
+            call_timeout: Duration::from_secs(1),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_login_is_used_as_soon_as_nobody_holds_the_old_one() {
+        let noting = Arc::new(Noting {
+            inner: MemoryTarget::new(1, Tso::from_millis(1_000), 1),
+            logins: Mutex::default(),
+        });
+        let hubs = Hubs::new(noting.clone(), Arc::new(MemoryStore::default()));
+        let first = hubs.get(&with("old")).await.unwrap();
+        let same = hubs.get(&with("old")).await.unwrap();
+        assert!(Arc::ptr_eq(&first, &same));
+        // What a task that was stopped leaves for a moment.
+        let lane = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            drop((first, same));
+        });
+        let new = hubs.get(&with("new")).await.unwrap();
+        lane.await.unwrap();
+        assert_eq!(*noting.logins.lock(), ["old", "new"]);
+        // Another task holds it: one target has one hub, and its time.
+        let shared = hubs.get(&with("third")).await.unwrap();
+        assert!(Arc::ptr_eq(&new, &shared));
+        assert_eq!(noting.logins.lock().len(), 2);
     }
 }

@@ -11,6 +11,7 @@ mod demo;
 mod doctor;
 mod failover;
 mod harness;
+mod import_go;
 mod itself;
 mod kills;
 mod lab;
@@ -83,7 +84,11 @@ fn main() -> ExitCode {
     add(Kind::Crowded, &[("stuck", stuck::TESTS)]);
     add(
         Kind::NoTask,
-        &[("tasks", tasks::TESTS), ("starts", starts::TESTS)],
+        &[
+            ("tasks", tasks::TESTS),
+            ("starts", starts::TESTS),
+            ("import_go", import_go::TESTS),
+        ],
     );
     for (group, tests) in ALONE {
         trials.extend(tests.iter().map(|t| alone(group, t)));

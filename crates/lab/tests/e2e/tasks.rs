@@ -1,12 +1,16 @@
 //! Several tasks, and tasks that are paused, deleted and created again.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use anyhow::{Result, ensure};
 use cdc_lab::client::Client;
 use milvus::proto::common::ConsistencyLevel;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use crate::harness::{say, tests};
+use crate::kills::{some_rounds, write};
 use crate::lab::{DB, Lab, PATIENCE, until};
 use crate::plain::Plain;
 
@@ -14,6 +18,7 @@ tests![Test:
     pausing_or_deleting_one_never_blinds_another,
     deleted_and_created_again_over_what_is_there,
     each_is_after_a_restart_as_a_person_left_it,
+    edited_while_rows_are_written,
 ];
 
 /// A task for these collections of the default database, which need not be there yet.
@@ -193,4 +198,49 @@ async fn each_is_after_a_restart_as_a_person_left_it(
     }
     lab.cdc.resume(&paused).await?;
     lab.equal().await.map(drop)
+}
+
+/// Collections are added, and the way to the target changes, while rows are written to all of them.
+async fn edited_while_rows_are_written(lab: &mut Lab, random: &mut StdRng) -> Result<()> {
+    let from = lab.from.clone();
+    let mut all = Vec::new();
+    for (name, shards) in [("first", 2), ("second", 3), ("third", 1)] {
+        let mut c = Plain::create(&from, name, shards).await?;
+        c.round(&from, random).await?;
+        all.push(c);
+    }
+    let task = lab.cdc.create(some(lab, &["first"])).await?;
+    lab.wait_state(&task, "first", "Streaming").await?;
+    let (rounds, enough) = (AtomicU64::new(0), AtomicBool::new(false));
+    let mut of_rows = StdRng::seed_from_u64(random.random());
+    let edits = async {
+        let mut named = vec![json!({ "name": "first" })];
+        for (i, name) in ["second", "third"].into_iter().enumerate() {
+            some_rounds(&rounds, random).await?;
+            let timeout = json!({ "target": { "connect_timeout": 11 + i } });
+            let edited = lab.cdc.edit(&task, &timeout).await?;
+            ensure!(
+                edited["target"]["connect_timeout"] == json!(11 + i),
+                "{edited}"
+            );
+            some_rounds(&rounds, random).await?;
+            named.push(json!({ "name": name }));
+            let edited = lab
+                .cdc
+                .edit(&task, &json!({ "collections": named }))
+                .await?;
+            ensure!(edited["state"] == "running", "{edited}");
+            lab.wait_state(&task, name, "Streaming").await?;
+        }
+        some_rounds(&rounds, random).await?;
+        lab.cdc.kill9().await?;
+        lab.cdc.restart(&lab.progress).await?;
+        some_rounds(&rounds, random).await?;
+        enough.store(true, Ordering::Relaxed);
+        anyhow::Ok(())
+    };
+    let write = write(&from, &mut all, &mut of_rows, &rounds, &enough);
+    tokio::try_join!(write, edits)?;
+    let keys = all.iter().map(|c| c.keys.len()).sum();
+    lab.equal_rows(keys).await
 }

@@ -6,7 +6,7 @@ use ureq::http::Method;
 
 use super::http::{Client, secret};
 use super::{Failure, say, table, watch};
-use crate::cli::{Create, NamedAnswer, OnConflict, Output, Start, TaskCommand};
+use crate::cli::{Create, Edit, NamedAnswer, OnConflict, Output, Start, TaskCommand};
 use crate::http::v1::body;
 
 pub(super) fn run(client: &Client, command: &TaskCommand) -> Result<(), Failure> {
@@ -41,18 +41,19 @@ pub(super) fn run(client: &Client, command: &TaskCommand) -> Result<(), Failure>
             let patch = body::Patch {
                 state: Some(body::WantedState::Paused),
                 reason: reason.clone(),
-                answers: None,
+                ..body::Patch::default()
             };
             change(client, id, patch)
         }
         TaskCommand::Resume { id, answers } => {
             let patch = body::Patch {
                 state: Some(body::WantedState::Running),
-                reason: None,
                 answers: Some(answers.iter().map(answer).collect()),
+                ..body::Patch::default()
             };
             change(client, id, patch)
         }
+        TaskCommand::Edit(edit) => change(client, &edit.id, edited(client, edit)?),
         TaskCommand::Delete { id } => {
             client.ask(Method::DELETE, &path(id), None)?;
             show(client, &json!({ "deleted": id }), |_| {
@@ -111,18 +112,7 @@ fn all(client: &Client, path: &str) -> Result<Vec<Value>, Failure> {
 fn new_task(create: &Create) -> Result<Value, Failure> {
     let token = create.target_token.as_deref().filter(|t| !t.is_empty());
     let token = token.map(|t| secret(t, "--target-token")).transpose()?;
-    let collections = create.collections.iter().map(|given| {
-        let (database, name) = match given.as_str() {
-            "*" => ("*", "*"),
-            given => given.split_once('.').unwrap_or(("default", given)),
-        };
-        body::NewSelected {
-            database: Some(database.to_owned()),
-            name: name.to_owned(),
-            start: None,
-            positions: None,
-        }
-    });
+    let collections = create.collections.iter().map(|given| selected(given));
     let task = body::NewTask {
         id: create.id.clone(),
         target: body::NewTarget {
@@ -139,13 +129,100 @@ fn new_task(create: &Create) -> Result<Value, Failure> {
             Start::Earliest => body::Start::Earliest,
             Start::Now => body::Start::Now,
         }),
-        on_conflict: create.on_conflict.map(|choice| match choice {
-            OnConflict::Ask => body::OnConflict::Ask,
-            OnConflict::Adopt => body::OnConflict::Adopt,
-            OnConflict::Recreate => body::OnConflict::Recreate,
-        }),
+        on_conflict: create.on_conflict.map(on_conflict),
     };
     to_json(task)
+}
+
+fn selected(given: &str) -> body::NewSelected {
+    let (database, name) = match given {
+        "*" => ("*", "*"),
+        given => given.split_once('.').unwrap_or(("default", given)),
+    };
+    body::NewSelected {
+        database: Some(database.to_owned()),
+        name: name.to_owned(),
+        start: None,
+        positions: None,
+    }
+}
+
+fn on_conflict(choice: OnConflict) -> body::OnConflict {
+    match choice {
+        OnConflict::Ask => body::OnConflict::Ask,
+        OnConflict::Adopt => body::OnConflict::Adopt,
+        OnConflict::Recreate => body::OnConflict::Recreate,
+    }
+}
+
+fn edited(client: &Client, edit: &Edit) -> Result<body::Patch, Failure> {
+    let token = edit.target_token.as_deref();
+    let token = token.map(|t| secret(t, "--target-token")).transpose()?;
+    let files = [
+        &edit.ca_pem,
+        &edit.client_pem,
+        &edit.client_key,
+        &edit.server_name,
+    ];
+    let dial_config = files
+        .iter()
+        .any(|file| file.is_some())
+        .then(|| body::DialConfig {
+            ca_pem_path: edit.ca_pem.clone(),
+            server_pem_path: None,
+            client_pem_path: edit.client_pem.clone(),
+            client_key_path: edit.client_key.clone(),
+            server_name: edit.server_name.clone(),
+        });
+    let target = body::PatchTarget {
+        token,
+        connect_timeout: edit.connect_timeout,
+        dial_config,
+        ..body::PatchTarget::default()
+    };
+    let given =
+        target.token.is_some() || target.connect_timeout.is_some() || target.dial_config.is_some();
+    Ok(body::Patch {
+        target: given.then_some(target),
+        collections: all_with(client, edit)?,
+        on_conflict: edit.on_conflict.map(on_conflict),
+        ..body::Patch::default()
+    })
+}
+
+/// The collections of the task and those that are added; the server takes whole lists.
+fn all_with(client: &Client, edit: &Edit) -> Result<Option<Vec<body::NewSelected>>, Failure> {
+    let added: Vec<_> = edit.collections.iter().map(|c| selected(c)).collect();
+    let any = |s: &body::NewSelected| s.database.as_deref() == Some("*") && s.name == "*";
+    if added.is_empty() {
+        return Ok(None);
+    }
+    if added.iter().any(any) {
+        // It stands for all of them.
+        return Ok(Some(added));
+    }
+    let task = client.get(&path(&edit.id))?;
+    let part = |c: &Value, key: &str| c[key].as_str().unwrap_or_default().to_owned();
+    let mut all: Vec<_> = task["collections"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|c| body::NewSelected {
+            database: Some(part(c, "database")),
+            name: part(c, "name"),
+            start: None,
+            positions: None,
+        })
+        .collect();
+    for new in added {
+        if !all
+            .iter()
+            .any(|c| c.database == new.database && c.name == new.name)
+        {
+            all.push(new);
+        }
+    }
+    Ok(Some(all))
 }
 
 fn to_json(body: impl Serialize) -> Result<Value, Failure> {

@@ -1,4 +1,5 @@
 //! The commands beside `server` and `task`.
 
 pub mod doctor;
+pub mod import_go;
 pub mod promote;

@@ -2,6 +2,7 @@
 
 mod answer;
 mod connect;
+mod edit;
 mod position;
 mod resource;
 mod selection;
@@ -19,6 +20,7 @@ use serde_json::{Map, Value};
 
 pub use answer::{Answer, answers};
 pub use connect::normalise_uri;
+pub use edit::Edited;
 pub use position::encode_position;
 pub use resource::{Patch, patch, task};
 pub use selection::check_name;

@@ -1,7 +1,10 @@
 //! A task as a resource of `/api/v1`: its creation and its changes.
 
+use cdc_core::task::TaskSpec;
+
 use super::{
-    Answer, CONFLICTS, CreateTask, Limits, answer, check_id, connect, put_together, selection,
+    Answer, CONFLICTS, CreateTask, Edited, Given, Limits, answer, check_id, connect, edit,
+    put_together, selection,
 };
 use crate::fields::Fields;
 
@@ -16,6 +19,8 @@ pub struct Patch {
     /// Why it is paused, in a person's words.
     pub reason: Option<String>,
     pub answers: Vec<Answer>,
+    /// What it shall be asked to do from now on.
+    pub edited: Option<Edited>,
 }
 
 /// Reads the body of a creation. What is wrong goes to the errors of `data`.
@@ -37,8 +42,17 @@ pub fn task(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
     Some(put_together(id, target?, wanted, on_conflict))
 }
 
-/// Reads the body of a change. What is wrong goes to the errors of `data`.
-pub fn patch(data: Fields<'_>, limits: &Limits) -> Patch {
+/// Reads the body of a change of the task `current`, if there is one. What is wrong goes to the errors of `data`.
+pub fn patch(data: Fields<'_>, limits: &Limits, current: Option<(&TaskSpec, &Given)>) -> Patch {
+    edit::refuse_what_stays(&data);
+    let asked = edit::is_asked(&data);
+    let edited = match current {
+        Some((spec, given)) if asked => edit::read(&data, limits, spec, given),
+        _ => {
+            data.accept(&edit::FIELDS);
+            None
+        }
+    };
     let run = data.choice("state", &[("running", true), ("paused", false)]);
     let reason = data.string("reason");
     if let Some(reason) = &reason {
@@ -57,13 +71,17 @@ pub fn patch(data: Fields<'_>, limits: &Limits) -> Patch {
     if run == Some(false) && !answers.is_empty() {
         data.wrong("answers", "a paused task takes none; add state: running");
     }
-    if run.is_none() && answers.is_empty() {
-        data.wrong("state", "nothing to change; state or answers expected");
+    if run.is_none() && answers.is_empty() && !asked {
+        data.wrong(
+            "state",
+            "nothing to change; state, answers, target, collections or on_conflict expected",
+        );
     }
     data.finish();
     Patch {
         run,
         reason,
         answers,
+        edited,
     }
 }

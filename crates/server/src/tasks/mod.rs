@@ -2,6 +2,9 @@
 
 mod answers;
 mod doubts;
+mod drain;
+mod edit;
+mod making;
 mod patients;
 mod promote;
 mod stored;
@@ -10,11 +13,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cdc_core::error::{ErrorClass, Problem};
+use cdc_core::error::Problem;
 use cdc_core::ids::{TargetKey, TaskId};
 use cdc_core::store::{StoreError, TaskProgress};
-use cdc_core::task::{TargetSpec, TaskSpec, TaskStatus};
-use cdc_core::tso::Tso;
+use cdc_core::task::{TaskSpec, TaskStatus};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
@@ -25,6 +27,7 @@ use crate::store::{
     DELETED, Desired, Event, Logged, SharedTaskStore, TaskStore, TaskWrite, Unreadable,
 };
 use doubts::{Doubt, Found};
+pub(crate) use making::{Read, check_room, creation, read, task};
 pub use patients::stored_patients;
 use promote::Job;
 pub use promote::{Promotion, PromotionState, Wish};
@@ -243,24 +246,8 @@ impl Tasks {
             .id
             .clone()
             .unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
-        let now = unix_ms();
-        let spec = TaskSpec {
-            id: TaskId::new(id),
-            target: TargetSpec {
-                uri: request.uri,
-                token: request.token,
-                tls: request.tls,
-                connect_timeout: request.connect_timeout,
-                call_timeout: inner.limits.call_timeout,
-            },
-            selection: request.selection,
-            start: request.start,
-            starts: request.starts,
-            positions: request.positions,
-            on_conflict: request.on_conflict,
-            created: Tso::from_millis(now),
-            memory_budget: inner.limits.memory_budget,
-        };
+        let task = making::task(request, TaskId::new(id), unix_ms(), &inner.limits);
+        let spec = task.spec.clone();
         if let Some(same) = inner.check_room(&spec)? {
             return Ok(same);
         }
@@ -280,19 +267,8 @@ impl Tasks {
         if let Some(same) = inner.check_room(&spec)? {
             return Ok(same);
         }
-        let task = Task {
-            spec: spec.clone(),
-            given: request.given,
-            desired: Desired::Running,
-            created: now,
-            updated: now,
-        };
         let text = format!("created for {}", spec.target.uri);
-        let writes = vec![
-            TaskWrite::Create(encode(&task)?),
-            event(&spec.id, "created", text),
-        ];
-        if let Err(error) = inner.write(writes).await {
+        if let Err(error) = inner.write(creation(&task, text)?).await {
             let doubt = Doubt::Created(Box::new(task.clone()));
             if inner.found(&spec.id, doubt, &error).await != Found::Done {
                 return Err(error.into());
@@ -415,27 +391,9 @@ impl Tasks {
     }
 }
 
-/// What is stored of the tasks.
-#[derive(Default)]
-struct Read {
-    tasks: BTreeMap<TaskId, Task>,
-    unreadable: BTreeMap<TaskId, Unreadable>,
-}
-
 impl Inner {
     async fn read(&self) -> Result<Read, StoreError> {
-        let mut read = Read::default();
-        for row in self.store.tasks().await? {
-            let task = row.and_then(|stored| {
-                let id = stored.id.clone();
-                decode(stored, &self.limits).map_err(|cause| Unreadable { id, cause })
-            });
-            match task {
-                Ok(task) => drop(read.tasks.insert(task.spec.id.clone(), task)),
-                Err(task) => drop(read.unreadable.insert(task.id.clone(), task)),
-            }
-        }
-        Ok(read)
+        making::read(self.store.as_ref(), &self.limits).await
     }
 
     fn show(&self, read: Read) {
@@ -452,62 +410,8 @@ impl Inner {
 
     /// Whether there is room for this task; the id of one that is the same already.
     fn check_room(&self, spec: &TaskSpec) -> Result<Option<TaskId>, TaskError> {
-        let conflict = |message: String, hint: &str| {
-            TaskError::Conflict(Problem::new(ErrorClass::Conflict, message, hint))
-        };
-        let tasks = self.tasks.read();
-        if self.unreadable.read().contains_key(&spec.id) {
-            let message = format!("task {} exists and cannot be read", spec.id);
-            return Err(conflict(message, "delete it first, or leave out task_id"));
-        }
-        if let Some(there) = tasks.get(&spec.id) {
-            let asked = TaskSpec {
-                created: there.spec.created,
-                ..spec.clone()
-            };
-            if there.spec == asked {
-                return Ok(Some(spec.id.clone()));
-            }
-            let message = format!("task {} exists and asks for something else", spec.id);
-            return Err(conflict(message, "delete it first, or leave out task_id"));
-        }
-        let there = |t: &&Task| t.spec.target.uri == spec.target.uri;
-        let promoting = |t: &&Task| matches!(t.desired, Desired::Promoting { .. });
-        if let Some(other) = tasks.values().filter(there).find(promoting) {
-            let message = format!(
-                "{} is being promoted (task {})",
-                spec.target.uri, other.spec.id
-            );
-            return Err(conflict(
-                message,
-                "it is nobody's standby any more; choose another target",
-            ));
-        }
-        // Of one that is promoted nothing but its history is left.
-        let same = |t: &&Task| {
-            there(t)
-                && !matches!(t.desired, Desired::Promoted { .. })
-                && t.spec.selection.overlaps(&spec.selection)
-        };
-        if let Some(other) = tasks.values().find(same) {
-            let message = format!(
-                "task {} carries some of these collections to {} already",
-                other.spec.id, spec.target.uri
-            );
-            return Err(conflict(
-                message,
-                "delete that task first, or choose other collections or another target",
-            ));
-        }
-        let count = tasks.len() + self.unreadable.read().len();
-        if count >= self.limits.max_task_num {
-            let message = format!("there are {count} tasks, which is maxTaskNum");
-            return Err(conflict(
-                message,
-                "delete a task, or raise maxTaskNum and restart",
-            ));
-        }
-        Ok(None)
+        let unreadable = self.unreadable.read();
+        making::check_room(&self.tasks.read(), &unreadable, &self.limits, spec)
     }
 
     /// Writes, and says so to those who follow the history.

@@ -19,7 +19,7 @@ use cdc_core::ids::{TargetKey, TaskId};
 use cdc_core::promote::{SWITCH, TriedOut};
 use cdc_core::store::ObjectPhase;
 use cdc_core::target::carried_out_within;
-use cdc_core::task::{CollectionState, TargetSpec};
+use cdc_core::task::TargetSpec;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -29,11 +29,7 @@ use utoipa::ToSchema;
 use super::{Inner, STOP_DEADLINE, Task, TaskError, Tasks, event, unix_ms};
 use crate::store::{Desired, TaskWrite};
 
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Nothing new was read for this long: the queue is read to its end, or gone.
-const QUIET: Duration = Duration::from_secs(3);
-/// A collection this close to the source is up to date, in seconds.
-const CLOSE: f64 = 2.0;
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long the target's etcd may not answer.
 const ETCD_ANSWERS: Duration = Duration::from_secs(60);
 /// A Milvus that reads its dynamic settings does so every 5 s; one that has not by now does not read them.
@@ -96,7 +92,7 @@ pub(super) struct Job {
 }
 
 impl Job {
-    fn show(&self, step: &str, text: impl Into<String>, hint: &str) {
+    pub(super) fn show(&self, step: &str, text: impl Into<String>, hint: &str) {
         let mut shown = self.shown.lock();
         if shown.step != step {
             shown.since = unix_ms();
@@ -240,7 +236,7 @@ type Done<T> = Result<T, Problem>;
 
 impl Inner {
     /// The tasks that write to a target and are not promoted.
-    fn tasks_to(&self, key: &TargetKey) -> Vec<Task> {
+    pub(super) fn tasks_to(&self, key: &TargetKey) -> Vec<Task> {
         let tasks = self.tasks.read();
         let to = |t: &&Task| {
             t.spec.target.key() == *key && !matches!(t.desired, Desired::Promoted { .. })
@@ -280,49 +276,6 @@ impl Inner {
         );
         self.settle(&key, &reason).await?;
         Ok(reason)
-    }
-
-    /// Lets the running tasks carry what the queue still holds, if it can still be read.
-    async fn drain(&self, job: &Job, key: &TargetKey, patience: Duration) {
-        let end = Instant::now() + patience;
-        let mut last = (u64::MAX, u64::MAX);
-        let mut since = Instant::now();
-        let mut close = None;
-        while Instant::now() < end {
-            let statuses: Vec<_> = self
-                .tasks_to(key)
-                .iter()
-                .filter_map(|task| self.replication.status(&task.spec.id))
-                .collect();
-            let behind = statuses
-                .iter()
-                .flat_map(|status| &status.collections)
-                .filter_map(|c| match c.state {
-                    CollectionState::Streaming { lag_seconds, .. } => Some(lag_seconds),
-                    _ => None,
-                })
-                .fold(0.0, f64::max);
-            let read = statuses.iter().map(|s| s.counters.messages_in).sum();
-            let acknowledged = statuses.iter().map(|s| s.counters.rows_out).sum();
-            if (read, acknowledged) != last {
-                last = (read, acknowledged);
-                since = Instant::now();
-            }
-            // A source that goes on writing is never read to its end: then it has to be close for as long. One that was
-            // killed right now is close, too, and its queue may hold more.
-            close = (behind < CLOSE).then(|| close.unwrap_or_else(Instant::now));
-            let caught_up = close.is_some_and(|since| since.elapsed() >= QUIET);
-            // A source that is gone lags for ever; then nothing more is read.
-            if statuses.is_empty() || caught_up || since.elapsed() >= QUIET {
-                return;
-            }
-            job.show(
-                "draining",
-                format!("carrying what the queue still holds: {acknowledged} row(s) so far, {behind:.0} s behind"),
-                "",
-            );
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
     }
 
     /// From here on no task to this target runs again, whatever happens.

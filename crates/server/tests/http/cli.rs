@@ -113,6 +113,34 @@ async fn a_tasks_whole_life() {
         "east"
     );
 
+    let new = dir.path().join("new");
+    std::fs::write(&new, "root:hush-new\n").unwrap();
+    let new = format!("file:{}", new.display());
+    let edit = [
+        "edit",
+        "east",
+        "--target-token",
+        &new,
+        "-c",
+        "b",
+        "-o",
+        "json",
+    ];
+    let edited = task(&server, &edit).await.json();
+    assert_eq!(
+        edited["collections"],
+        json!([{"database": "db", "name": "*"}, {"database": "default", "name": "a"}, {"database": "default", "name": "b"}])
+    );
+    assert_eq!(server.spec("east").target.token.expose(), "root:hush-new");
+    let nothing = task(&server, &["edit", "east"]).await;
+    assert!(
+        nothing.code != 0 && nothing.err.contains("nothing to change"),
+        "{}",
+        nothing.err
+    );
+    let none = task(&server, &["edit", "none", "-c", "x"]).await;
+    assert_eq!(none.code, 5, "{}", none.err);
+
     *server.fake.collections.lock() = vec![collection(
         5,
         "db",

@@ -157,3 +157,25 @@ async fn one_task_is_left_of_two_askings() {
         .collect();
     assert!(running.contains(&id), "{running:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_holds_if_the_store_has_it_and_only_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, mood) = start(dir.path()).await;
+    let id = server.create(wanted("a")).await;
+    let path = format!("/tasks/{id}");
+    let timeout = |seconds| json!({"target": {"connect_timeout": seconds}});
+    *mood.lock() = Mood::Silent;
+    let (status, answer) = server.rest("PATCH", &path, timeout(20)).await;
+    assert_eq!(status, 200, "{answer}");
+    let runs = || server.spec(&id).target.connect_timeout;
+    assert_eq!(runs(), Duration::from_secs(20));
+    *mood.lock() = Mood::Away;
+    let (status, answer) = server.rest("PATCH", &path, timeout(21)).await;
+    assert!(status >= 500, "{answer}");
+    assert_eq!(runs(), Duration::from_secs(20), "it goes on as it was");
+    *mood.lock() = Mood::Well;
+    let (status, answer) = server.rest("PATCH", &path, timeout(22)).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(runs(), Duration::from_secs(22));
+}

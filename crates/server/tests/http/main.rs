@@ -6,8 +6,11 @@ mod answers;
 mod cli;
 mod create;
 mod doubts;
+mod edit;
 mod events;
 mod go;
+#[path = "../support/go_shape.rs"]
+mod go_shape;
 mod limits;
 mod promote;
 mod server;

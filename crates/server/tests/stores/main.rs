@@ -4,10 +4,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod fence;
+mod go_file;
+#[path = "../support/go_shape.rs"]
+mod go_shape;
 mod history;
+mod import_go;
 mod large;
 mod look;
 mod place;
+mod program;
 mod secrets;
 mod suite;
 
@@ -54,6 +59,14 @@ const ETCD: &[(&str, Test)] = tests![
     large::a_commit_of_any_size,
     large::a_large_commit_is_whole_or_not_at_all,
     history::a_page_sees_what_is_in_the_journal,
+    go_file::starts_the_program_which_answers_as_documented,
+];
+
+/// Where a Go server may have kept its tasks.
+const GO: &[(&str, Test)] = tests![
+    import_go::tasks_are_taken_over_once_and_nothing_else_is_touched,
+    import_go::not_while_a_go_server_writes,
+    import_go::not_while_a_server_owns_the_store,
 ];
 
 fn main() -> ExitCode {
@@ -70,6 +83,9 @@ fn main() -> ExitCode {
         add(ALL);
         if kind != Kind::Sqlite {
             add(SHARED);
+        }
+        if matches!(kind, Kind::Etcd | Kind::Mysql) {
+            add(GO);
         }
         if kind == Kind::Etcd {
             add(ETCD);

@@ -92,8 +92,8 @@ pub(crate) enum OnConflict {
     Recreate,
 }
 
-/// A change of a task: `state`, `answers`, or both.
-#[derive(Serialize, ToSchema)]
+/// A change of a task: at least one of these.
+#[derive(Default, Serialize, ToSchema)]
 #[schema(as = TaskPatch)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Patch {
@@ -103,6 +103,34 @@ pub(crate) struct Patch {
     pub(crate) reason: Option<String>,
     /// For collections that wait for a person; the task has to run.
     pub(crate) answers: Option<Vec<Answer>>,
+    pub(crate) target: Option<PatchTarget>,
+    /// Replaces the list of the task, all of which has to be in it: collections can be added. `start` and `positions`
+    /// count for those that are added.
+    #[schema(min_items = 1)]
+    pub(crate) collections: Option<Vec<NewSelected>>,
+    /// For collections that are met from now on, and those that wait in Conflict.
+    pub(crate) on_conflict: Option<OnConflict>,
+}
+
+/// What changes of how the target is reached; what is left out stays. Not its address: what is known of the target's
+/// time and objects goes by it. Tasks to one target share the login of the one that was running first: to give them
+/// another one, pause them all, edit each, and let them run.
+#[derive(Default, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PatchTarget {
+    /// Taken if it is the one the task has.
+    pub(crate) uri: Option<String>,
+    /// `user:password` or an API key; empty for none. Never shown again.
+    #[schema(write_only)]
+    pub(crate) token: Option<String>,
+    pub(crate) username: Option<String>,
+    #[schema(write_only)]
+    pub(crate) password: Option<String>,
+    /// Seconds.
+    #[schema(minimum = 0, maximum = 300)]
+    pub(crate) connect_timeout: Option<u64>,
+    /// Replaces all of the one before.
+    pub(crate) dial_config: Option<DialConfig>,
 }
 
 #[derive(Clone, Copy, Serialize, ToSchema)]

@@ -190,9 +190,11 @@ async fn look(
     Ok((task, collections, stored))
 }
 
-/// Pause a task, let it run again, answer what its collections wait for
+/// Pause a task, let it run again, edit it, answer what its collections wait for
 ///
-/// Answers are checked all before one is applied, and wait up to 10 s for their collection to ask.
+/// An edit comes first: it is checked as a creation is, and a task that runs is stopped, stored and started again, which
+/// loses and doubles nothing. Answers are checked all before one is applied, and wait up to 10 s for their collection to
+/// ask.
 #[utoipa::path(patch, path = "/api/v1/tasks/{id}", tag = "tasks", operation_id = "changeTask",
     params(("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$")),
     request_body = body::Patch,
@@ -216,12 +218,18 @@ pub(super) async fn change(
     let map = object(&api, &headers, body).await?;
     let changed = tokio::spawn(async move {
         let errors = Errors::default();
-        let patch = request::patch(Fields::root(&map, &errors), &api.limits);
+        let current = api.tasks.get(&id).ok();
+        let current = current.as_ref().map(|task| (&task.spec, &task.given));
+        let patch = request::patch(Fields::root(&map, &errors), &api.limits, current);
         check(&errors)?;
         writable(&api)?;
+        if let Some(edited) = patch.edited {
+            api.tasks.edit(&id, edited, caller.name()).await?;
+        }
         match patch.run {
             Some(false) => api.tasks.pause(&id, caller.name(), patch.reason).await?,
             Some(true) => api.tasks.resume(&id, patch.answers).await?,
+            None if patch.answers.is_empty() => drop(api.tasks.get(&id)?),
             None => {
                 let task = api.tasks.get(&id)?;
                 if task.desired != crate::store::Desired::Running {

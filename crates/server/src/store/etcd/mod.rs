@@ -19,6 +19,7 @@
 //! the writer last saw it. So a server that was stopped for a while writes nothing over its successor's, and a write
 //! of which no answer was seen cannot come late, behind the ones that followed it.
 
+mod below;
 mod keys;
 mod link;
 mod plan;
@@ -26,5 +27,6 @@ mod read;
 mod store;
 mod writer;
 
+pub use below::read_below;
 pub use link::{EtcdServer, EtcdStoreError, TlsFiles};
 pub use store::EtcdStore;

@@ -101,18 +101,8 @@ impl SqlServer {
     }
 
     pub fn mysql(address: &MysqlAddress, root: &str) -> Self {
-        let mut options = MySqlConnectOptions::new()
-            .username(&address.user)
-            .password(address.password.expose())
-            .database(&address.database)
-            .ssl_mode(address.tls)
-            .disable_statement_logging();
-        options = match &address.socket {
-            Some(socket) => options.socket(socket),
-            None => options.host(&address.host).port(address.port),
-        };
         Self {
-            target: Target::Mysql(options),
+            target: Target::Mysql(mysql_options(address)),
             dialect: dialect(Database::Mysql, root),
             shown: address.to_string(),
         }
@@ -256,8 +246,21 @@ impl SqlServer {
     }
 }
 
+pub(crate) fn mysql_options(address: &MysqlAddress) -> MySqlConnectOptions {
+    let options = MySqlConnectOptions::new()
+        .username(&address.user)
+        .password(address.password.expose())
+        .database(&address.database)
+        .ssl_mode(address.tls)
+        .disable_statement_logging();
+    match &address.socket {
+        Some(socket) => options.socket(socket),
+        None => options.host(&address.host).port(address.port),
+    }
+}
+
 /// `42P01` of PostgreSQL, `42S02` of MySQL and MariaDB.
-fn is_no_table(error: &sqlx::Error) -> bool {
+pub(crate) fn is_no_table(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     matches!(code.as_deref(), Some("42P01" | "42S02"))
 }
