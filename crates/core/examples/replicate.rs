@@ -53,6 +53,7 @@ async fn main() {
             selection: Selection::All,
             start: StartPoint::Created,
             starts: Default::default(),
+            added: Default::default(),
             positions: Default::default(),
             created: cdc_core::tso::Tso::ZERO,
             on_conflict: OnConflict::Ask,

@@ -10,6 +10,7 @@
 //! Nothing in here knows HTTP, YAML, the environment or how tasks are created.
 
 pub mod backoff;
+pub mod boot;
 pub mod catalog;
 pub mod decode;
 pub mod doctor;

@@ -172,6 +172,8 @@ pub struct TaskSpec {
     pub start: StartPoint,
     /// The same for some of them, by database and name; `*` in either place is any. See [`TaskSpec::start_of`].
     pub starts: BTreeMap<(String, String), StartPoint>,
+    /// Which of `starts` came later than the task, and when: they are for collections that were there by then.
+    pub added: BTreeMap<(String, String), Tso>,
     /// Start positions given with the request, by source collection and source physical channel; they win over a start.
     /// Collections share channels: a position of one never moves another.
     pub positions: BTreeMap<CollectionId, BTreeMap<PChannel, GivenPosition>>,
@@ -183,14 +185,20 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
-    /// Where a collection begins that was there when the task was created: its own start, that of its database, that of
-    /// its name, the task's.
-    pub fn start_of(&self, database: &str, name: &str) -> StartPoint {
-        [(database, name), (database, "*"), ("*", name)]
+    /// Where a collection begins that was created at `create_ts`: by its own start, that of its database, that of its
+    /// name, the task's, if it was there when that was given; else at its creation, for all of it is wanted.
+    pub fn start_of(&self, database: &str, name: &str, create_ts: Tso) -> StartPoint {
+        let given = [(database, name), (database, "*"), ("*", name)]
             .into_iter()
-            .find_map(|(d, n)| self.starts.get(&(d.to_owned(), n.to_owned())))
-            .copied()
-            .unwrap_or(self.start)
+            .find_map(|(d, n)| {
+                let key = (d.to_owned(), n.to_owned());
+                let since = self.added.get(&key).copied().unwrap_or(self.created);
+                Some((*self.starts.get(&key)?, since))
+            });
+        match given.unwrap_or((self.start, self.created)) {
+            (start, since) if create_ts <= since => start,
+            _ => StartPoint::Created,
+        }
     }
 }
 
@@ -363,21 +371,29 @@ mod tests {
             starts: BTreeMap::from([
                 at("db", "c", StartPoint::Created),
                 at("db", "*", StartPoint::Now),
-                at("*", "x", StartPoint::Created),
+                at("*", "x", StartPoint::Now),
             ]),
+            added: BTreeMap::from([(("*".to_owned(), "x".to_owned()), Tso(20))]),
             positions: BTreeMap::new(),
             on_conflict: OnConflict::Ask,
-            created: Tso::ZERO,
+            created: Tso(10),
             memory_budget: 0,
         };
-        for (database, name, start) in [
-            ("db", "c", StartPoint::Created),
-            ("db", "other", StartPoint::Now),
-            ("db", "x", StartPoint::Now),
-            ("other", "x", StartPoint::Created),
-            ("other", "c", StartPoint::Earliest),
+        for (database, name, create_ts, start) in [
+            ("db", "c", 5, StartPoint::Created),
+            ("db", "other", 10, StartPoint::Now),
+            ("db", "other", 11, StartPoint::Created),
+            ("db", "x", 5, StartPoint::Now),
+            ("other", "x", 20, StartPoint::Now),
+            ("other", "x", 21, StartPoint::Created),
+            ("other", "c", 10, StartPoint::Earliest),
+            ("other", "c", 11, StartPoint::Created),
         ] {
-            assert_eq!(spec.start_of(database, name), start, "{database}.{name}");
+            assert_eq!(
+                spec.start_of(database, name, Tso(create_ts)),
+                start,
+                "{database}.{name} of {create_ts}"
+            );
         }
     }
 }

@@ -110,9 +110,8 @@ fn of_task(view: Option<&View>, queue: &dyn LogSource, task: &Patient) -> Vec<Ne
         if !spec.selection.contains(database, &collection.name) {
             continue;
         }
-        // Later ones begin at their creation.
-        let from_creation = collection.create_ts > spec.created
-            || spec.start_of(database, &collection.name) == StartPoint::Created;
+        let start = spec.start_of(database, &collection.name, collection.create_ts);
+        let from_creation = start == StartPoint::Created;
         let given = spec.positions.get(&collection.id);
         for shard in &collection.shards {
             let given = given.and_then(|of| of.get(&shard.pchannel));

@@ -91,6 +91,7 @@ fn task(position: u64, applied: Tso) -> Patient {
             selection: Selection::All,
             start: StartPoint::Created,
             starts: BTreeMap::new(),
+            added: Default::default(),
             positions: BTreeMap::new(),
             on_conflict: OnConflict::Ask,
             created: now(),

@@ -155,11 +155,9 @@ fn place(
         *reset
     } else if let Some(given) = given(&source.id) {
         Reset::At(given)
-    } else if source.create_ts > ctx.spec.created {
-        // Made while the task was there: all of it is wanted.
-        Reset::Start(StartPoint::Created)
     } else {
-        Reset::Start(ctx.spec.start_of(database, &source.name))
+        let start = ctx.spec.start_of(database, &source.name, source.create_ts);
+        Reset::Start(start)
     }
 }
 

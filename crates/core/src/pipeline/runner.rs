@@ -86,6 +86,8 @@ impl TaskRunner {
     }
 
     pub(crate) async fn stop(&self, deadline: Duration) {
+        // Whoever stops waiting for it has stopped it all the same.
+        let _end = self.cancel.clone().drop_guard();
         self.drain.cancel();
         let _ = tokio::time::timeout(deadline, self.done.cancelled()).await;
         self.cancel.cancel();

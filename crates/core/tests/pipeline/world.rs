@@ -71,6 +71,7 @@ pub(crate) fn task(name: &str, selection: Selection) -> TaskSpec {
         selection,
         start: StartPoint::Created,
         starts: Default::default(),
+        added: Default::default(),
         created: cdc_core::tso::Tso::ZERO,
         positions: Default::default(),
         on_conflict: OnConflict::Ask,

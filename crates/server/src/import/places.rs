@@ -36,6 +36,8 @@ pub(super) struct Source<'a> {
     pub(super) queue: &'a dyn LogSource,
 }
 
+const NO_PLACE: &str = "the Go server has no place of it: from its creation, or it waits and asks if the target has rows of it";
+
 /// # Errors
 /// Why the task cannot be taken now.
 pub(super) async fn of_task(
@@ -57,7 +59,7 @@ pub(super) async fn of_task(
                 format!("a place of no collection ({})", of.collection_id),
                 "nothing, if the task's collections are all below",
             ));
-        } else if of.positions.values().all(|p| p.dropped) {
+        } else if !of.positions.is_empty() && of.positions.values().all(|p| p.dropped) {
             // It was dropped on the target, too.
             met.insert(id);
         } else {
@@ -86,7 +88,7 @@ pub(super) async fn of_task(
                 found.shown.push(Place {
                     collection: format!("{database}.{}", c.name),
                     channel: shard.pchannel.to_string(),
-                    text: "the Go server has no place of it: from its creation".to_owned(),
+                    text: NO_PLACE.to_owned(),
                 });
             }
         }
@@ -121,7 +123,7 @@ async fn collection(
             });
         };
         let Some(one) = of_channel(kept, channel) else {
-            show("the Go server has no place of it: from its creation".to_owned());
+            show(NO_PLACE.to_owned());
             continue;
         };
         let kind = source.queue.kind();

@@ -2,10 +2,12 @@
 //! all of it together is checked as at a creation.
 
 use cdc_core::task::{Pattern, Selection, StartPoint, TaskSpec};
+use cdc_core::tso::Tso;
 use serde_json::{Map, Value, json};
 
 use super::{CONFLICTS, Given, Limits, connect, normalise_uri, selection};
 use crate::fields::{Errors, Fields, clip};
+use crate::tasks::unix_ms;
 
 /// What an edited task is asked to do.
 #[derive(Clone, PartialEq, Debug)]
@@ -186,8 +188,13 @@ fn change_selection(data: &Fields<'_>, limits: &Limits, edited: &mut Edited) {
         return;
     }
     edited.spec.selection = wanted.selection;
-    // A start counts only for collections that are not met yet.
-    edited.spec.starts.extend(wanted.starts);
+    // A start counts only for collections that are not met yet, and were there when it was given.
+    let now = Tso::from_millis(unix_ms());
+    for (of, start) in wanted.starts {
+        if edited.spec.starts.insert(of.clone(), start) != Some(start) {
+            edited.spec.added.insert(of, now);
+        }
+    }
     for (collection, places) in wanted.positions {
         edited.spec.positions.insert(collection, places);
     }

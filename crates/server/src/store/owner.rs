@@ -2,16 +2,17 @@
 //!
 //! An owner's term is a number in the store that every write of its names. It lasts for as long as the owner renews
 //! its lease. By its own clock the owner counts on its lease only from the moment *before* it asked for it, and
-//! begins a call to a target only if that call's deadline lies within it: so when another one takes over, the last
-//! call of the one before has ended, even if it was frozen in the middle of it.
+//! begins a call to a target only if all of that call lies within it: so when another one takes over, the last call that
+//! replicates has ended, even if its owner was frozen before it left. (Creations, drops and loads have longer deadlines
+//! than a lease.)
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+pub use cdc_core::boot::boot_time;
 use cdc_core::store::StoreError;
 use cdc_core::target::fence::Permit;
-use nix::time::{ClockId, clock_gettime};
 use tokio_util::sync::CancellationToken;
 
 use super::Backend;
@@ -54,15 +55,6 @@ impl Term {
             length: Duration::MAX,
             begun: Duration::ZERO,
         }
-    }
-}
-
-/// Time since the machine was started, the time it slept included.
-pub fn boot_time() -> Duration {
-    match clock_gettime(ClockId::CLOCK_BOOTTIME) {
-        Ok(now) => Duration::from(now),
-        // Linux always has this clock. Without it no lease would ever be sure to hold.
-        Err(_) => Duration::MAX,
     }
 }
 

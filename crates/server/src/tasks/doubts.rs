@@ -3,6 +3,7 @@
 //! Who was told of an error asks again, so a task must not be there twice, once of each asking; and a deleted task must
 //! not be started again, for it would begin with nothing that it knew.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +11,10 @@ use cdc_core::backoff::Backoff;
 use cdc_core::ids::TaskId;
 use cdc_core::store::StoreError;
 
-use super::{Inner, Task, deletion};
+use super::stored::encode;
+use super::{Inner, STOP_DEADLINE, Task, deletion};
 use crate::store::Desired;
+use tokio::time::Instant;
 
 /// A write that was not answered in time is carried out within this, or never.
 const SETTLED: Duration = Duration::from_secs(10);
@@ -21,6 +24,9 @@ pub(super) enum Doubt {
     Created(Box<Task>),
     Deleted,
 }
+
+/// Since when.
+pub(super) type Doubts = BTreeMap<TaskId, (Doubt, Instant)>;
 
 /// What is known of a write that failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,15 +51,18 @@ impl Inner {
         if !matches!(error, StoreError::Unavailable(_)) {
             return Found::NotDone;
         }
-        let there = self.is_stored(id).await;
-        let done = match doubt {
-            Doubt::Created(_) => Ok(true),
-            Doubt::Deleted => Ok(false),
+        let done = match (&doubt, self.stored(id).await) {
+            (Doubt::Created(task), Ok(Some(there))) => {
+                encode(task).is_ok_and(|ours| ours.spec == there)
+            }
+            (Doubt::Deleted, Ok(None)) => true,
+            _ => false,
         };
-        if there == done {
+        if done {
             return Found::Done;
         }
-        self.doubts.lock().insert(id.clone(), doubt);
+        let since = Instant::now();
+        self.doubts.lock().insert(id.clone(), (doubt, since));
         let inner = Arc::downgrade(self);
         // Ends with the tasks, or when the store has told.
         tokio::spawn(async move {
@@ -70,26 +79,49 @@ impl Inner {
         Found::Unknown
     }
 
-    async fn is_stored(&self, id: &TaskId) -> Result<bool, StoreError> {
+    /// # Errors
+    /// It is in doubt whether the task is there at all: whatever was done to it now could be done to nothing.
+    pub(super) fn certain(&self, id: &TaskId) -> Result<(), StoreError> {
+        match self.doubts.lock().contains_key(id) {
+            false => Ok(()),
+            true => Err(StoreError::Unavailable(format!(
+                "it has not said yet whether task {id} is deleted; that is known within half a minute of its answering again"
+            ))),
+        }
+    }
+
+    /// What is stored as this task; empty if it cannot be read.
+    async fn stored(&self, id: &TaskId) -> Result<Option<String>, StoreError> {
         let all = self.store.tasks().await?;
-        Ok(all.iter().any(|row| match row {
-            Ok(task) => task.id == *id,
-            Err(task) => task.id == *id,
+        Ok(all.into_iter().find_map(|row| match row {
+            Ok(task) if task.id == *id => Some(task.spec),
+            Err(task) if task.id == *id => Some(String::new()),
+            _ => None,
         }))
     }
 
+    /// One that is old enough to be settled.
     fn some_doubt(&self) -> Option<TaskId> {
-        self.doubts.lock().keys().next().cloned()
+        let doubts = self.doubts.lock();
+        let old = |(_, since): &&(Doubt, Instant)| since.elapsed() >= SETTLED;
+        doubts
+            .iter()
+            .find(|(_, doubt)| old(doubt))
+            .map(|(id, _)| id.clone())
     }
 
     /// Makes memory and what runs agree with the store about all that is in doubt.
     async fn clear_doubts(&self) -> Result<(), StoreError> {
         let _changing = self.changing.lock().await;
         while let Some(id) = self.some_doubt() {
-            let there = self.is_stored(&id).await?;
+            let there = self.stored(&id).await?.is_some();
             let doubt = self.doubts.lock().remove(&id);
-            let Some(doubt) = doubt else { continue };
+            let Some((doubt, since)) = doubt else {
+                continue;
+            };
             match doubt {
+                // Asked for again under the same id, and answered.
+                Doubt::Created(_) if self.tasks.read().contains_key(&id) => {}
                 Doubt::Created(task) if there => {
                     // Whoever asked was told of an error, and may have asked for another one since.
                     if matches!(self.check_room(&task.spec), Ok(None))
@@ -98,7 +130,7 @@ impl Inner {
                         tracing::warn!(task = %id, "the store had kept a task whose creation it did not answer; it runs");
                         self.tasks.write().insert(id, *task);
                     } else if let Err(error) = self.write(deletion(&id)).await {
-                        self.doubts.lock().insert(id, Doubt::Created(task));
+                        self.doubts.lock().insert(id, (Doubt::Created(task), since));
                         return Err(error);
                     }
                 }
@@ -114,6 +146,7 @@ impl Inner {
                     }
                 }
                 Doubt::Deleted => {
+                    self.replication.stop(&id, STOP_DEADLINE).await;
                     self.tasks.write().remove(&id);
                     tracing::info!(task = %id, "task deleted");
                 }

@@ -17,7 +17,8 @@ const CLOSE: f64 = 2.0;
 
 impl Inner {
     /// Lets the running tasks carry what the queue still holds, if it can still be read.
-    pub(super) async fn drain(&self, job: &Job, key: &TargetKey, patience: Duration) {
+    /// What is known to be left, for people; empty if nothing.
+    pub(super) async fn drain(&self, job: &Job, key: &TargetKey, patience: Duration) -> String {
         let end = Instant::now() + patience;
         let mut last = Drained::default();
         let mut since = Instant::now();
@@ -41,13 +42,14 @@ impl Inner {
             let caught_up = close.is_some_and(|since: Instant| since.elapsed() >= QUIET);
             // A source that is gone lags for ever; then nothing more is read. What has been read and not been taken by
             // the target, or is not read because a collection has not begun, is waited for: it would be lost.
-            let quiet = if now.all_begun && now.in_flight == 0 {
+            // So is a queue that fails over: while something is wrong it may come back.
+            let quiet = if now.all_begun && now.well && now.in_flight == 0 {
                 QUIET
             } else {
                 stalled
             };
             if statuses.is_empty() || caught_up || since.elapsed() >= quiet {
-                return;
+                return now.left(caught_up);
             }
             job.show(
                 "draining",
@@ -60,6 +62,7 @@ impl Inner {
             last = now;
             tokio::time::sleep(LOOK_EVERY).await;
         }
+        last.left(false)
     }
 }
 
@@ -74,9 +77,25 @@ struct Drained {
     behind: f64,
     /// Whether no collection is still on its way to its first message.
     all_begun: bool,
+    /// Whether no task says that something is wrong.
+    well: bool,
 }
 
 impl Drained {
+    fn left(&self, caught_up: bool) -> String {
+        if caught_up || self.behind < CLOSE && self.all_begun {
+            return String::new();
+        }
+        let begun = match self.all_begun {
+            true => "",
+            false => "; some collections had not begun",
+        };
+        format!(
+            "; when the tasks were stopped the last tick of the source was {:.0} s old: what it wrote after that, if anything, is not on the target{begun}",
+            self.behind
+        )
+    }
+
     fn of(statuses: &[TaskStatus]) -> Self {
         let collections = || statuses.iter().flat_map(|status| &status.collections);
         let lag = |c: &CollectionStatus| match c.state {
@@ -90,6 +109,7 @@ impl Drained {
             acknowledged: statuses.iter().map(|s| s.counters.rows_out).sum(),
             in_flight: statuses.iter().map(|s| s.counters.in_flight_bytes).sum(),
             behind: collections().filter_map(lag).fold(0.0, f64::max),
+            well: statuses.iter().all(|status| status.problems.is_empty()),
             all_begun: known && collections().all(has_begun),
         }
     }

@@ -82,6 +82,7 @@ impl Tasks {
         if let Some(refusal) = promote::refusal(&task) {
             return Err(refusal);
         }
+        self.inner.certain(&task.spec.id)?;
         if task.spec != edited.base {
             return Err(conflict(
                 format!("task {id} was changed by somebody else just now"),

@@ -26,6 +26,7 @@ pub(crate) fn task(request: CreateTask, id: TaskId, now: u64, limits: &TaskLimit
         selection: request.selection,
         start: request.start,
         starts: request.starts,
+        added: Default::default(),
         positions: request.positions,
         on_conflict: request.on_conflict,
         created: Tso::from_millis(now),

@@ -26,7 +26,7 @@ use crate::runtime::Replication;
 use crate::store::{
     DELETED, Desired, Event, Logged, SharedTaskStore, TaskStore, TaskWrite, Unreadable,
 };
-use doubts::{Doubt, Found};
+use doubts::{Doubt, Doubts, Found};
 pub(crate) use making::{Read, check_room, creation, read, task};
 pub use patients::stored_patients;
 use promote::Job;
@@ -117,7 +117,7 @@ struct Inner {
     promotions: Mutex<BTreeMap<TargetKey, Arc<Job>>>,
     /// Changes whenever something was added to the history.
     history: watch::Sender<()>,
-    doubts: Mutex<BTreeMap<TaskId, Doubt>>,
+    doubts: Mutex<Doubts>,
 }
 
 impl Tasks {
@@ -274,6 +274,7 @@ impl Tasks {
                 return Err(error.into());
             }
         }
+        inner.doubts.lock().remove(&spec.id);
         if let Err(problem) = inner.replication.start(spec.clone()) {
             // Refused as a whole: an error that leaves a task behind would be taken for no task.
             if let Err(error) = inner.write(deletion(&spec.id)).await {
@@ -330,6 +331,7 @@ impl Tasks {
             return Err(refusal);
         }
         let id = task.spec.id.clone();
+        inner.certain(&id)?;
         if task.desired != Desired::Running {
             let text = "resumed by a request".to_owned();
             inner

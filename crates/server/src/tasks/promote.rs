@@ -258,7 +258,7 @@ impl Inner {
             job.show("begin", "looking at the target's etcd", "");
             self.replication.check_switch(etcd).await?;
         }
-        self.drain(job, &key, wish.patience).await;
+        let left = self.drain(job, &key, wish.patience).await;
         let ids = self.stop_for_good(job, &key).await?;
         job.shown.lock().tasks.clone_from(&ids);
         job.show(
@@ -271,7 +271,7 @@ impl Inner {
         self.switch(job, target, wish).await?;
         let tried = self.try_out(job, target, &ids, wish.patience).await?;
         let reason = format!(
-            "promoted: {} collection(s) with {} row(s) were read with Strong consistency, {} are not loaded, an insert was tried",
+            "promoted: {} collection(s) with {} row(s) were read with Strong consistency, {} are not loaded, an insert was tried{left}",
             tried.read, tried.rows, tried.not_loaded
         );
         self.settle(&key, &reason).await?;
@@ -430,6 +430,15 @@ impl Inner {
     }
 
     /// Sets what is wanted of several tasks in one write. `changing` is held.
+    /// Whether the store, which did not say so, has stored it.
+    async fn all_are(&self, ids: &[TaskId], desired: &Desired) -> bool {
+        let Ok(read) = self.read().await else {
+            return false;
+        };
+        let is = |id: &TaskId| read.tasks.get(id).is_some_and(|t| t.desired == *desired);
+        ids.iter().all(is)
+    }
+
     async fn set_all(
         &self,
         ids: Vec<TaskId>,
@@ -446,13 +455,15 @@ impl Inner {
             };
             [set, event(id, kind, text.to_owned())]
         });
-        self.write(writes.collect()).await.map_err(|e| {
-            Problem::new(
+        if let Err(error) = self.write(writes.collect()).await
+            && !self.all_are(&ids, desired).await
+        {
+            return Err(Problem::new(
                 ErrorClass::Transient,
-                e.to_string(),
-                "check the store of metaStoreConfig",
-            )
-        })?;
+                error.to_string(),
+                "check the store of metaStoreConfig; it may have been stored all the same: ask for the promotion again",
+            ));
+        }
         let mut all = self.tasks.write();
         for id in &ids {
             if let Some(task) = all.get_mut(id) {

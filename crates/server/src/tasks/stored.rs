@@ -28,6 +28,9 @@ struct StoredSpec {
     start: StartPoint,
     /// Database, name, start: a pair is no key of a JSON object.
     starts: Vec<(String, String, StartPoint)>,
+    /// As `starts`.
+    #[serde(default)]
+    added: Vec<(String, String, Tso)>,
     on_conflict: OnConflict,
     positions: BTreeMap<CollectionId, BTreeMap<PChannel, GivenPosition>>,
     given: Given,
@@ -40,6 +43,7 @@ pub(super) fn encode(task: &Task) -> Result<StoredTask, StoreError> {
         selection,
         start,
         starts,
+        added,
         positions,
         on_conflict,
         ..
@@ -54,6 +58,10 @@ pub(super) fn encode(task: &Task) -> Result<StoredTask, StoreError> {
         starts: starts
             .into_iter()
             .map(|((database, name), start)| (database, name, start))
+            .collect(),
+        added: added
+            .into_iter()
+            .map(|((database, name), at)| (database, name, at))
             .collect(),
         on_conflict,
         positions,
@@ -89,6 +97,11 @@ pub(super) fn decode(stored: StoredTask, limits: &TaskLimits) -> Result<Task, St
             .starts
             .into_iter()
             .map(|(database, name, start)| ((database, name), start))
+            .collect(),
+        added: spec
+            .added
+            .into_iter()
+            .map(|(database, name, at)| ((database, name), at))
             .collect(),
         positions: spec.positions,
         on_conflict: spec.on_conflict,

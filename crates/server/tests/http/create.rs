@@ -148,7 +148,11 @@ async fn every_collection_has_its_own_start() {
             ("db", "a", StartPoint::Earliest),
             ("db", "x", StartPoint::Created),
         ] {
-            assert_eq!(spec.start_of(database, name), start, "{database}.{name}");
+            assert_eq!(
+                spec.start_of(database, name, Tso::ZERO),
+                start,
+                "{database}.{name}"
+            );
         }
     };
     check(&server);
@@ -163,7 +167,10 @@ async fn every_collection_has_its_own_start() {
     all["collection_infos"][0]["start"] = json!("earliest");
     all["milvus_connect_param"]["uri"] = json!("http://another:1");
     let all = server.create(all).await;
-    assert_eq!(server.spec(&all).start_of("d", "n"), StartPoint::Earliest);
+    assert_eq!(
+        server.spec(&all).start_of("d", "n", Tso::ZERO),
+        StartPoint::Earliest
+    );
     for (fields, part) in [
         (
             json!({"collection_infos": [{"name": "x", "start": "now", "use_start_position": true}]}),

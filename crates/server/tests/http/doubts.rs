@@ -24,6 +24,8 @@ enum Mood {
     Away,
     /// Writes, and answers to nothing.
     Cut,
+    /// Does not write, and answers to nothing.
+    Gone,
 }
 
 #[derive(Clone)]
@@ -53,13 +55,13 @@ impl ProgressStore for Moody {
 impl TaskStore for Moody {
     async fn write_tasks(&self, writes: Vec<TaskWrite>) -> Result<(), StoreError> {
         let mood = *self.mood.lock();
-        if mood != Mood::Away {
+        if !matches!(mood, Mood::Away | Mood::Gone) {
             self.inner.write_tasks(writes).await?;
         }
         if mood == Mood::Well { Ok(()) } else { away() }
     }
     async fn tasks(&self) -> Result<Vec<Result<StoredTask, Unreadable>>, StoreError> {
-        if *self.mood.lock() == Mood::Cut {
+        if matches!(*self.mood.lock(), Mood::Cut | Mood::Gone) {
             return away();
         }
         self.inner.tasks().await
@@ -132,6 +134,47 @@ async fn what_was_not_written_is_not_done() {
     })
     .await;
     assert_eq!(stored(&server).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_asked_for_again_under_its_id_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, mood) = start(dir.path()).await;
+    let mut with_id = wanted("a");
+    with_id["task_id"] = json!("t1");
+    // Nothing was written, and nobody can say so.
+    *mood.lock() = Mood::Gone;
+    server.refused("create", with_id.clone(), 500).await;
+    *mood.lock() = Mood::Well;
+    assert_eq!(server.create(with_id).await, "t1");
+    // When a later doubt is settled, the first would have been, too.
+    *mood.lock() = Mood::Cut;
+    server.refused("create", wanted("b"), 500).await;
+    *mood.lock() = Mood::Well;
+    until("the task that was kept runs", async || {
+        server.fake.running.lock().len() == 2
+    })
+    .await;
+    assert_eq!(stored(&server).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_may_be_deleted_is_not_started_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, mood) = start(dir.path()).await;
+    let id = server.create(wanted("a")).await;
+    *mood.lock() = Mood::Cut;
+    let asked = json!({"task_id": id});
+    server.refused("delete", asked.clone(), 500).await;
+    *mood.lock() = Mood::Well;
+    let message = server.refused("resume", asked.clone(), 500).await;
+    assert!(message.contains("is deleted"), "{message}");
+    assert!(server.fake.running.lock().is_empty());
+    until("it is gone", async || {
+        server.ask("get", asked.clone()).await.0 == 404
+    })
+    .await;
+    assert!(server.fake.running.lock().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -152,7 +152,13 @@ async fn collections_are_added_and_never_left_out() {
         Pattern::exact("default", "b"),
     ];
     assert_eq!(now.selection, Selection::Collections(both.to_vec()));
-    assert_eq!(now.start_of("default", "b"), StartPoint::Earliest);
+    let added = now.added[&("default".to_owned(), "b".to_owned())];
+    assert!(added >= now.created);
+    assert_eq!(
+        now.start_of("default", "b", added),
+        StartPoint::Earliest,
+        "it was there when its start was given"
+    );
     assert_eq!(now.on_conflict, OnConflict::Adopt);
     for (list, status, said) in [
         (json!([{"name": "b"}]), 400, "leaves out default.a"),

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use milvus::proto::common::{MsgBase, MsgType};
@@ -16,6 +17,7 @@ use tonic::codec::{Codec, EncodeBuf, Encoder, ProstCodec};
 use tonic::codegen::http::uri::PathAndQuery;
 
 use super::GrpcTarget;
+use crate::boot::boot_time;
 use crate::ids::PChannel;
 use crate::target::{DISPATCH, TargetError};
 use crate::tso::Tso;
@@ -41,17 +43,28 @@ type Answer = rpc::ReplicateMessageResponse;
 type Plain = ProstCodec<ReplicateRequest, Answer>;
 
 /// Of one request: still held back, on its way, or given up before it was.
-#[derive(Clone, Default)]
-struct Way(Arc<AtomicU8>);
+#[derive(Clone)]
+struct Way {
+    now: Arc<AtomicU8>,
+    /// Until when it may leave: whoever gives it up may be stopped, and wake when it is too late.
+    until: Duration,
+}
 
 impl Way {
     const HELD: u8 = 0;
     const LEFT: u8 = 1;
     const GIVEN_UP: u8 = 2;
 
+    fn within(long: Duration) -> Self {
+        Self {
+            now: Arc::default(),
+            until: boot_time().saturating_add(long),
+        }
+    }
+
     /// Whether it may be written to a connection now.
     fn leave(&self) -> bool {
-        self.decide(Self::LEFT)
+        boot_time() < self.until && self.decide(Self::LEFT)
     }
 
     /// Whether it never left, and from now on never does.
@@ -60,9 +73,9 @@ impl Way {
     }
 
     fn decide(&self, to: u8) -> bool {
-        let changed = self
-            .0
-            .compare_exchange(Self::HELD, to, Ordering::AcqRel, Ordering::Acquire);
+        let changed =
+            self.now
+                .compare_exchange(Self::HELD, to, Ordering::AcqRel, Ordering::Acquire);
         match changed {
             Ok(_) => true,
             Err(is) => is == to,
@@ -129,7 +142,7 @@ pub(super) async fn send(
         end_ts: end.0,
         msgs,
     };
-    let way = Way::default();
+    let way = Way::within(DISPATCH);
     let codec = Told {
         plain: Plain::default(),
         way: way.clone(),
@@ -169,11 +182,15 @@ mod tests {
 
     #[test]
     fn what_left_is_not_given_up_and_what_is_given_up_does_not_leave() {
-        let way = Way::default();
+        let long = Duration::from_secs(60);
+        let way = Way::within(long);
         assert!(way.leave());
         assert!(!way.give_up());
-        let way = Way::default();
+        let way = Way::within(long);
         assert!(way.give_up() && way.give_up());
         assert!(!way.leave());
+        let late = Way::within(Duration::ZERO);
+        assert!(!late.leave());
+        assert!(late.give_up());
     }
 }

@@ -61,7 +61,7 @@ impl Writer {
                 _ => true,
             });
             let merged = match alike {
-                true => self.write(&jobs, jobs.len() == 1).await,
+                true => self.write(&jobs, jobs.len() == 1, false).await,
                 false => Written::Apart,
             };
             match merged {
@@ -74,7 +74,7 @@ impl Writer {
                 // write may be repeated.
                 _ => {
                     for job in jobs.drain(..) {
-                        let written = self.write(std::slice::from_ref(&job), true).await;
+                        let written = self.write(std::slice::from_ref(&job), true, true).await;
                         let _ = job.done.send(match written {
                             Written::Done(result) => result,
                             Written::Apart => Err(corrupt("one job is no two")),
@@ -85,8 +85,8 @@ impl Writer {
         }
     }
 
-    /// `large`: with a journal if need be.
-    async fn write(&mut self, jobs: &[Job], large: bool) -> Written {
+    /// `large`: with a journal if need be. `again`: an earlier try may have written it.
+    async fn write(&mut self, jobs: &[Job], large: bool, again: bool) -> Written {
         let epoch = jobs.first().map_or(0, |job| job.epoch);
         if epoch != self.epoch {
             self.epoch = epoch;
@@ -96,7 +96,7 @@ impl Writer {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.try_write(jobs, large, tries > 1).await {
+            match self.try_write(jobs, large, again || tries > 1).await {
                 Ok(true) => return Written::Done(Ok(())),
                 Ok(false) => return Written::Apart,
                 Err(Trouble::Moved) if tries < 3 => self.forget(),
