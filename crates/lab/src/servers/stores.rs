@@ -1,5 +1,7 @@
 //! Real servers for the store of milvus-cdc: etcd, MariaDB and PostgreSQL from Debian's packages, each with a folder
-//! and ports of its own.
+//! and ports of its own; plain, or with TLS.
+
+mod tls;
 
 use std::ffi::OsStr;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -12,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::{Uid, User};
 use tempfile::TempDir;
 
+pub use self::tls::ServerTls;
 use super::{Process, free_port, process};
 
 /// Cold, on two cores that others use as well.
@@ -47,6 +50,9 @@ pub struct StoreServer {
     kind: StoreKind,
     port: u16,
     peer_port: u16,
+    /// Where an etcd with TLS says without it how it is.
+    health_port: u16,
+    tls: Option<ServerTls>,
     process: Option<Process>,
     /// How often its log said that it was up before this start.
     ups: usize,
@@ -57,6 +63,18 @@ impl StoreServer {
     /// # Errors
     /// The package is not installed, or the server does not come up; the message has the last lines of its log.
     pub async fn start(kind: StoreKind) -> Result<Self> {
+        Self::start_as(kind, None).await
+    }
+
+    /// One that takes nobody without TLS.
+    ///
+    /// # Errors
+    /// As of `start`.
+    pub async fn start_secured(kind: StoreKind, tls: ServerTls) -> Result<Self> {
+        Self::start_as(kind, Some(tls)).await
+    }
+
+    async fn start_as(kind: StoreKind, tls: Option<ServerTls>) -> Result<Self> {
         // Directly below the temporary folder: the server's user has to get there.
         let dir = tempfile::Builder::new()
             .prefix("milvus-cdc-store-")
@@ -66,11 +84,14 @@ impl StoreServer {
             kind,
             port: free_port()?,
             peer_port: free_port()?,
+            health_port: free_port()?,
+            tls,
             process: None,
             ups: 0,
             dir,
         };
         server.prepare()?;
+        server.write_tls()?;
         server.restart().await?;
         Ok(server)
     }
@@ -90,8 +111,9 @@ impl StoreServer {
                 run(command)?;
                 let init = format!(
                     "CREATE DATABASE IF NOT EXISTS {USER};\n\
-                     CREATE USER IF NOT EXISTS '{USER}'@'%' IDENTIFIED BY '{PASSWORD}';\n\
-                     GRANT ALL ON {USER}.* TO '{USER}'@'%';\n"
+                     CREATE USER IF NOT EXISTS '{USER}'@'%' IDENTIFIED BY '{PASSWORD}'{};\n\
+                     GRANT ALL ON {USER}.* TO '{USER}'@'%';\n",
+                    self.mariadb_require()
                 );
                 std::fs::write(self.dir.path().join("init.sql"), init)?;
                 Ok(())
@@ -125,7 +147,10 @@ impl StoreServer {
         let (port, data) = (self.port.to_string(), self.data());
         let mut command = match self.kind {
             StoreKind::Etcd => {
-                let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer_port));
+                let (client, peer) = (
+                    self.etcd_url("127.0.0.1"),
+                    format!("http://127.0.0.1:{}", self.peer_port),
+                );
                 let mut command = self.command("etcd")?;
                 command
                     .args(["--name", "store", "--logger", "zap", "--log-level", "warn"])
@@ -162,6 +187,7 @@ impl StoreServer {
                 command
             }
         };
+        self.add_tls(&mut command);
         self.process = Some(Process::spawn(
             self.kind.package(),
             &mut command,
@@ -197,7 +223,10 @@ impl StoreServer {
     }
 
     async fn is_up(&self) -> bool {
-        let address = format!("127.0.0.1:{}", self.port);
+        let address = match (self.kind, &self.tls) {
+            (StoreKind::Etcd, Some(_)) => format!("127.0.0.1:{}", self.health_port),
+            _ => format!("127.0.0.1:{}", self.port),
+        };
         match self.kind {
             StoreKind::Etcd => crate::http::get(&address, "/health", Duration::from_secs(2))
                 .await
@@ -265,19 +294,30 @@ impl StoreServer {
 
     /// `http://…` of an etcd, the DSN in the Go form of a MariaDB, `postgres://…`.
     pub fn url(&self) -> String {
+        self.url_of("127.0.0.1", PASSWORD)
+    }
+
+    /// The same by another name of this machine, and with this password where there is one in it. Of a server with TLS
+    /// `https://…`; in the others nothing says so.
+    pub fn url_of(&self, host: &str, password: &str) -> String {
         let port = self.port;
         match self.kind {
-            StoreKind::Etcd => format!("http://127.0.0.1:{port}"),
+            StoreKind::Etcd => self.etcd_url(host),
             StoreKind::Mariadb => {
-                format!("{USER}:{PASSWORD}@tcp(127.0.0.1:{port})/{USER}?charset=utf8")
+                format!("{USER}:{password}@tcp({host}:{port})/{USER}?charset=utf8")
             }
             // The database every server has.
             StoreKind::Postgres => {
-                let password = PASSWORD.replace('@', "%40").replace('/', "%2F");
+                let password = password.replace('@', "%40").replace('/', "%2F");
                 let password = password.replace(':', "%3A");
-                format!("postgres://{USER}:{password}@127.0.0.1:{port}/postgres")
+                format!("postgres://{USER}:{password}@{host}:{port}/postgres")
             }
         }
+    }
+
+    fn etcd_url(&self, host: &str) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{host}:{}", self.port)
     }
 
     /// `metaStoreConfig` of a milvus-cdc with its store here, below `root`.
