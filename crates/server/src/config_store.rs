@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use cdc_core::secret::Secret;
+use cdc_core::tls::ClientTls;
 
 use crate::config::{endpoints, resolve_secret};
 use crate::fields::{Fields, clip};
-use crate::store::etcd::{EtcdServer, TlsFiles};
+use crate::store::etcd::EtcdServer;
 use crate::store::open::{MysqlAddress, StoreConfig};
+use crate::tls_fields;
 
 /// Of the Go server's own configuration file.
 const ROOT: &str = "cdc";
@@ -33,7 +35,7 @@ pub(crate) fn read(top: &Fields<'_>, ignored: &mut Vec<String>) -> (StoreConfig,
             ignored.extend(store.accept(&["rootPath"]));
             sqlite.map_or(default, StoreConfig::Sqlite)
         }
-        "etcd" => read_etcd(&store, root).map_or(default, StoreConfig::Etcd),
+        "etcd" => read_etcd(&store, root, ignored).map_or(default, StoreConfig::Etcd),
         "mysql" => read_mysql(&store, root).unwrap_or(default),
         "postgres" => read_postgres(&store, root).unwrap_or(default),
         other => {
@@ -49,6 +51,7 @@ pub(crate) fn read(top: &Fields<'_>, ignored: &mut Vec<String>) -> (StoreConfig,
     for (of, keys) in [
         ("etcd", &["etcd", "etcdEndpoints"][..]),
         ("mysql", &["mysqlSourceUrl"][..]),
+        ("mysql", &tls_fields::MYSQL[..]),
         ("postgres", &["postgresSourceUrl"][..]),
     ] {
         if of != kind {
@@ -108,7 +111,8 @@ fn read_mysql(store: &Fields<'_>, root: String) -> Option<StoreConfig> {
         return None;
     };
     let url = secret(store, "mysqlSourceUrl", &given)?;
-    match MysqlAddress::parse(url.expose()) {
+    let files = tls_fields::mysql(store);
+    match MysqlAddress::parse(url.expose()).and_then(|address| address.with_files(files)) {
         Ok(address) => Some(StoreConfig::Mysql {
             address,
             root: root?,
@@ -145,7 +149,7 @@ fn read_postgres(store: &Fields<'_>, root: String) -> Option<StoreConfig> {
     Some(StoreConfig::Postgres { url, root: root? })
 }
 
-fn read_etcd(store: &Fields<'_>, root: String) -> Option<EtcdServer> {
+fn read_etcd(store: &Fields<'_>, root: String, ignored: &mut Vec<String>) -> Option<EtcdServer> {
     if root.trim_matches('/').is_empty() {
         store.wrong("rootPath", "a path expected: all keys are below it");
     }
@@ -153,7 +157,7 @@ fn read_etcd(store: &Fields<'_>, root: String) -> Option<EtcdServer> {
         endpoints: vec!["http://127.0.0.1:2379".to_owned()],
         root_path: root,
         login: None,
-        tls: TlsFiles::default(),
+        tls: ClientTls::default(),
     };
     // As in the Go server the old key replaces the whole of the new one.
     let old = store
@@ -183,30 +187,23 @@ fn read_etcd(store: &Fields<'_>, root: String) -> Option<EtcdServer> {
             _ => etcd.wrong("enableAuth", "true needs username and password"),
         }
     }
-    let file = |key| {
-        etcd.string(key)
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-    };
-    let (ca, certificate, key) = (
-        file("tlsCACertPath"),
-        file("tlsCertPath"),
-        file("tlsKeyPath"),
-    );
-    if etcd.boolean("enableTLS") == Some(true) {
+    let https = server.endpoints.iter().any(|e| e.starts_with("https://"));
+    if etcd.boolean("enableTLS").unwrap_or(https) {
+        server.tls = tls_fields::etcd(&etcd);
         for endpoint in &mut server.endpoints {
             *endpoint = endpoint.replacen("http://", "https://", 1);
         }
-        server.tls.ca = ca;
-        match (certificate, key) {
-            (Some(certificate), Some(key)) => server.tls.identity = Some((certificate, key)),
-            (None, None) => {}
-            (Some(_), None) => etcd.wrong("tlsKeyPath", "missing; tlsCertPath needs its key"),
-            (None, Some(_)) => etcd.wrong("tlsCertPath", "missing; tlsKeyPath is of no use alone"),
-        }
+    } else if https {
+        // Neither is what was meant for sure, and the address alone decides how to connect.
+        etcd.wrong(
+            "enableTLS",
+            "false contradicts https:// in address; true expected, or http://",
+        );
+    } else {
+        ignored.extend(etcd.accept(&tls_fields::ETCD));
     }
-    // Of the Go server's configuration of a source's etcd; and TLS 1.2 and 1.3 are all there is.
-    etcd.accept(&["tlsMinVersion", "rootPath", "metaSubPath"]);
+    // Of the Go server's configuration of a source's etcd.
+    etcd.accept(&["rootPath", "metaSubPath"]);
     etcd.finish();
     Some(server)
 }

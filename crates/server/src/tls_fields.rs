@@ -18,6 +18,10 @@ pub const ETCD: [&str; 4] = [
     "tlsMinVersion",
 ];
 
+/// Whom to trust as a MySQL store, and who we are. The Go driver has no such settings: a program registers them there,
+/// under a name.
+pub const MYSQL: [&str; 3] = ["mysqlTLSCACertPath", "mysqlTLSCertPath", "mysqlTLSKeyPath"];
+
 struct Names {
     trusted: &'static str,
     certificate: &'static str,
@@ -36,6 +40,23 @@ pub fn etcd(fields: &Fields<'_>) -> ClientTls {
         identity: identity(fields, &names),
         server_name: None,
         oldest: oldest(fields),
+    };
+    check(fields, &names, &tls);
+    tls
+}
+
+/// The files of [`MYSQL`].
+pub fn mysql(fields: &Fields<'_>) -> ClientTls {
+    let [trusted, certificate, key] = MYSQL;
+    let names = Names {
+        trusted,
+        certificate,
+        key,
+    };
+    let tls = ClientTls {
+        trusted: path(fields, names.trusted),
+        identity: identity(fields, &names),
+        ..ClientTls::default()
     };
     check(fields, &names, &tls);
     tls

@@ -83,7 +83,7 @@ impl TlsError {
     }
 
     /// What a handshake came to; `None` if it is no matter of TLS: a connection that broke, for example.
-    pub(super) fn of_handshake(error: &io::Error) -> Option<Self> {
+    pub fn of_handshake(error: &io::Error) -> Option<Self> {
         use rustls::Error as E;
         let error = error.get_ref()?.downcast_ref::<E>()?;
         let said = error.to_string();
@@ -105,6 +105,8 @@ impl TlsError {
                 | AlertDescription::CertificateExpired
                 | AlertDescription::CertificateUnknown
                 | AlertDescription::UnknownCA
+                // OpenSSL's word for a certificate whose issuer it knows by name and not by this key.
+                | AlertDescription::DecryptError
                 | AlertDescription::AccessDenied,
             ) => TlsError::Refused(said),
             _ => TlsError::Unlike(said),
@@ -150,7 +152,7 @@ impl TlsError {
 }
 
 /// The fault of TLS among the causes of an error.
-pub(crate) fn fault<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a TlsError> {
+pub fn fault<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a TlsError> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(fault) = error.downcast_ref::<TlsError>() {

@@ -16,12 +16,11 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{ClientConfig, SupportedProtocolVersion};
 
-pub use self::error::{FieldNames, TlsError, TlsFile};
+pub use self::error::{FieldNames, TlsError, TlsFile, fault};
 pub use self::files::is_server_name;
 
 pub(crate) use self::connect::{Address, connect};
 pub use self::connect::{Ping, etcd_channel};
-pub(crate) use self::error::fault;
 
 /// What HTTP/2 is called in a handshake. etcd and Milvus, both with Go's gRPC, insist on it.
 const HTTP2: &[u8] = b"h2";

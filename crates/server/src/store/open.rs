@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cdc_core::secret::Secret;
+use cdc_core::tls::ClientTls;
 use sqlx::mysql::MySqlSslMode;
 
 use super::etcd::{EtcdServer, EtcdStore};
@@ -30,6 +31,8 @@ pub struct MysqlAddress {
     pub socket: Option<PathBuf>,
     pub database: String,
     pub tls: MySqlSslMode,
+    /// Whom to trust, and who we are: not part of the Go driver's form.
+    pub files: ClientTls,
 }
 
 impl PartialEq for MysqlAddress {
@@ -39,6 +42,7 @@ impl PartialEq for MysqlAddress {
         self.to_string() == other.to_string()
             && self.password == other.password
             && tls(self) == tls(other)
+            && self.files == other.files
     }
 }
 
@@ -96,6 +100,7 @@ impl MysqlAddress {
             socket: None,
             database: database.to_owned(),
             tls: MySqlSslMode::Disabled,
+            files: ClientTls::default(),
         };
         let place = place.strip_suffix(')').unwrap_or(place);
         match place.split_once('(') {
@@ -116,13 +121,7 @@ impl MysqlAddress {
         for pair in parameters.split('&').filter(|p| !p.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             match (key, value) {
-                ("tls", "false") => {}
-                ("tls", "true") => address.tls = MySqlSslMode::VerifyIdentity,
-                ("tls", "skip-verify") => address.tls = MySqlSslMode::Required,
-                ("tls", "preferred") => address.tls = MySqlSslMode::Preferred,
-                ("tls", _) => {
-                    return Err("tls=true, false, skip-verify or preferred expected".to_owned());
-                }
+                ("tls", value) => address.tls = tls_mode(value)?,
                 (key, _) if IGNORED.contains(&key) => {}
                 (key, _) => {
                     let key = crate::fields::clip(key);
@@ -132,6 +131,40 @@ impl MysqlAddress {
         }
         Ok(address)
     }
+
+    /// With the files of `metaStoreConfig.mysqlTLS…` for the connection.
+    ///
+    /// # Errors
+    /// They would not be used: what the address has to say for that.
+    pub fn with_files(mut self, files: ClientTls) -> Result<Self, String> {
+        if files.trusted.is_some() && !matches!(self.tls, MySqlSslMode::VerifyIdentity) {
+            return Err(
+                "tls=true expected with mysqlTLSCACertPath: nothing else looks at the server's certificate"
+                    .to_owned(),
+            );
+        }
+        if files.identity.is_some() && matches!(self.tls, MySqlSslMode::Disabled) {
+            return Err("tls=true expected with mysqlTLSCertPath".to_owned());
+        }
+        self.files = files;
+        Ok(self)
+    }
+}
+
+/// `tls=` of the Go driver, with its spellings. The names that a Go program registers with it are not known here.
+fn tls_mode(value: &str) -> Result<MySqlSslMode, String> {
+    Ok(match value {
+        "1" | "true" | "TRUE" | "True" => MySqlSslMode::VerifyIdentity,
+        "0" | "false" | "FALSE" | "False" => MySqlSslMode::Disabled,
+        _ if value.eq_ignore_ascii_case("skip-verify") => MySqlSslMode::Required,
+        _ if value.eq_ignore_ascii_case("preferred") => MySqlSslMode::Preferred,
+        _ => {
+            return Err(
+                "tls=true, false, skip-verify or preferred expected; for an authority of one's own tls=true and metaStoreConfig.mysqlTLSCACertPath, not a registered name"
+                    .to_owned(),
+            );
+        }
+    })
 }
 
 impl StoreConfig {
@@ -220,6 +253,15 @@ mod tests {
         assert!(!format!("{a:?}").contains("r@o/t:1"));
         let short = MysqlAddress::parse("u@/d").unwrap();
         assert_eq!((short.host.as_str(), short.port), ("127.0.0.1", 3306));
+        for (value, mode) in [
+            ("1", "VerifyIdentity"),
+            ("False", "Disabled"),
+            ("Skip-Verify", "Required"),
+            ("preferred", "Preferred"),
+        ] {
+            let a = MysqlAddress::parse(&format!("u@/d?tls={value}")).unwrap();
+            assert_eq!(format!("{:?}", a.tls), mode);
+        }
         let socket = MysqlAddress::parse("u:p@unix(/run/my.sock)/d").unwrap();
         assert_eq!(socket.socket, Some("/run/my.sock".into()));
         for (wrong, said) in [
@@ -227,7 +269,7 @@ mod tests {
             ("u:hunter2@tcp(h:1)/", "database is missing"),
             ("u:hunter2@tcp(h:x)/d", "port"),
             ("u:hunter2@quic(h:1)/d", "unix"),
-            ("u:hunter2@tcp(h:1)/d?tls=mine", "skip-verify"),
+            ("u:hunter2@tcp(h:1)/d?tls=mine", "mysqlTLSCACertPath"),
             ("u:hunter2@tcp(h:1)/d?sql_mode=1", "sql_mode"),
         ] {
             let error = MysqlAddress::parse(wrong).unwrap_err();

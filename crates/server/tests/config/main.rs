@@ -399,6 +399,10 @@ fn the_go_servers_own_file_is_understood() {
         [
             "batchMode",
             "detectDeadLock",
+            "metaStoreConfig.etcd.tlsCACertPath",
+            "metaStoreConfig.etcd.tlsCertPath",
+            "metaStoreConfig.etcd.tlsKeyPath",
+            "metaStoreConfig.etcd.tlsMinVersion",
             "metaStoreConfig.mysqlSourceUrl",
             "sourceConfig.defaultPartitionName",
             "sourceConfig.etcd.tlsCACertPath",

@@ -15,6 +15,7 @@ mod place;
 mod program;
 mod secrets;
 mod suite;
+mod tls;
 
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -27,6 +28,15 @@ type Test = for<'a> fn(&'a mut Place) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 macro_rules! tests {
     ($($name:path),* $(,)?) => {
         &[$((stringify!($name), (|place| Box::pin($name(place))) as Test)),*]
+    };
+}
+
+/// On servers of its own.
+type Alone = fn(Kind) -> Pin<Box<dyn Future<Output = ()>>>;
+
+macro_rules! alone {
+    ($($name:path),* $(,)?) => {
+        &[$((stringify!($name), (|kind| Box::pin($name(kind))) as Alone)),*]
     };
 }
 
@@ -53,6 +63,15 @@ const SHARED: &[(&str, Test)] = tests![
     fence::a_silent_owner_is_replaced_after_its_lease,
     fence::a_write_of_an_old_epoch_is_refused_whole,
     fence::commits_and_a_takeover_at_once,
+    tls::asked_of_a_server_that_has_none,
+];
+
+/// The same stores on servers with TLS.
+const SECURED: &[(&str, Alone)] = alone![
+    tls::the_contract_with_certificates_of_both_and_a_login,
+    tls::what_must_not_work_is_named,
+    tls::every_mode_does_what_it_says,
+    tls::changed_certificates_count_from_the_next_connection,
 ];
 
 const ETCD: &[(&str, Test)] = tests![
@@ -90,17 +109,32 @@ fn main() -> ExitCode {
         if kind == Kind::Etcd {
             add(ETCD);
         }
+        if kind != Kind::Sqlite {
+            trials.extend(SECURED.iter().map(|(name, test)| {
+                let name = format!("{}::{name}", kind.name());
+                Trial::test(name, move || run_alone(kind, *test))
+            }));
+        }
     }
     let conclusion = libtest_mimic::run(&args, trials);
     place::end_all();
     conclusion.exit_code()
 }
 
-fn run(kind: Kind, test: Test) -> Result<(), Failed> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
-        .build()?;
+        .build()
+}
+
+fn run_alone(kind: Kind, test: Alone) -> Result<(), Failed> {
+    runtime()?.block_on(test(kind));
+    Ok(())
+}
+
+fn run(kind: Kind, test: Test) -> Result<(), Failed> {
+    let runtime = runtime()?;
     let mut place = runtime
         .block_on(place::get(kind))
         .map_err(|e| format!("{e:#}"))?;

@@ -99,13 +99,7 @@ impl Place {
                 )
             }
         };
-        // Whichever this was built with; nothing reads it here.
-        let queue = match cfg!(feature = "natsmq") {
-            true => "natsmq: {address: 'nats://h:1'}",
-            false => "rocksmq: {path: /none}",
-        };
-        let text = format!("{store}sourceConfig: {{{queue}}}\n");
-        Config::parse(&text, "test", &|_| None).unwrap().store
+        parse(&store).unwrap()
     }
 
     /// A new store, owned by `owner` for the length of the test.
@@ -122,6 +116,19 @@ impl Place {
             None => self.dir.path().to_owned(),
         }
     }
+}
+
+/// The store of this `metaStoreConfig`.
+pub(crate) fn parse(store: &str) -> Result<StoreConfig, String> {
+    // Whichever this was built with; nothing reads it here.
+    let queue = match cfg!(feature = "natsmq") {
+        true => "natsmq: {address: 'nats://h:1'}",
+        false => "rocksmq: {path: /none}",
+    };
+    let text = format!("{store}sourceConfig: {{{queue}}}\n");
+    Config::parse(&text, "test", &|_| None)
+        .map(|config| config.store)
+        .map_err(|error| error.to_string())
 }
 
 pub(crate) fn claim(name: &str, lease: Duration) -> Claim {

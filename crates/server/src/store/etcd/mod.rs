@@ -28,5 +28,5 @@ mod store;
 mod writer;
 
 pub use below::read_below;
-pub use link::{EtcdServer, EtcdStoreError, TlsFiles};
+pub use link::{EtcdServer, EtcdStoreError};
 pub use store::EtcdStore;

@@ -46,15 +46,11 @@ impl EtcdStore {
         let link = Arc::new(Link::new(server));
         let version = keys.version();
         let found = link
-            .call(|mut client| {
+            .first_call(|mut client| {
                 let version = version.clone();
                 async move { client.get(version, None).await }
             })
-            .await
-            .map_err(|cause| EtcdStoreError::Unreachable {
-                endpoints: link.shown(),
-                cause,
-            })?;
+            .await?;
         let found = found.kvs().first().map(|kv| kv.value().to_owned());
         if let Some(found) = found {
             let found = String::from_utf8_lossy(&found).into_owned();

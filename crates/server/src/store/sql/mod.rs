@@ -4,7 +4,9 @@
 mod connection;
 mod dialect;
 mod owner;
+mod postgres_url;
 mod read;
+mod refused;
 mod schema;
 mod store;
 mod write;

@@ -1,15 +1,15 @@
 //! The tables in a database server, and bringing them up to what this program writes. SQLite has its own:
 //! `store::sqlite`.
 
-use std::str::FromStr;
 use std::time::Duration;
 
+use cdc_core::tls::ClientTls;
 use sqlx::ConnectOptions;
 use sqlx::mysql::MySqlConnectOptions;
-use sqlx::postgres::PgConnectOptions;
 
 use super::connection::{Connection, Target, Value};
 use super::dialect::{Database, Dialect};
+use super::{postgres_url, refused};
 use crate::store::open::MysqlAddress;
 
 /// A database server. Has no `Debug`: there is a password in it.
@@ -17,14 +17,21 @@ use crate::store::open::MysqlAddress;
 pub struct SqlServer {
     pub(super) target: Target,
     pub(super) dialect: Dialect,
+    /// Those that `target` names, to say what is wrong with them.
+    files: ClientTls,
     /// Host, port and database, for people.
     shown: String,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenSqlError {
-    #[error("store {shown}: {cause}")]
-    Sql { shown: String, cause: sqlx::Error },
+    #[error("store {shown}: {why}")]
+    Sql {
+        shown: String,
+        cause: sqlx::Error,
+        /// The cause, and what to do about it.
+        why: String,
+    },
     #[error(
         "store {shown} did not answer within {seconds} s; check {setting} and that the server is up"
     )]
@@ -79,10 +86,7 @@ impl SqlServer {
     /// # Errors
     /// What is wrong with the URL; the password is not shown.
     pub fn postgres(url: &str, root: &str) -> Result<Self, String> {
-        let options = PgConnectOptions::from_str(url).map_err(|e| match e {
-            sqlx::Error::Configuration(cause) => cause.to_string(),
-            _ => "not a URL".to_owned(),
-        })?;
+        let (options, files) = postgres_url::read(url)?;
         let shown = format!(
             "postgres {}:{}/{}",
             options.get_host(),
@@ -96,6 +100,7 @@ impl SqlServer {
                     .disable_statement_logging(),
             ),
             dialect: dialect(Database::Postgres, root),
+            files,
             shown,
         })
     }
@@ -104,6 +109,7 @@ impl SqlServer {
         Self {
             target: Target::Mysql(mysql_options(address)),
             dialect: dialect(Database::Mysql, root),
+            files: address.files.clone(),
             shown: address.to_string(),
         }
     }
@@ -153,6 +159,7 @@ impl SqlServer {
     fn sql(&self, cause: sqlx::Error) -> OpenSqlError {
         OpenSqlError::Sql {
             shown: self.shown.clone(),
+            why: refused::explain(&self.target, &self.files, &cause),
             cause,
         }
     }
@@ -247,12 +254,20 @@ impl SqlServer {
 }
 
 pub(crate) fn mysql_options(address: &MysqlAddress) -> MySqlConnectOptions {
-    let options = MySqlConnectOptions::new()
+    let mut options = MySqlConnectOptions::new()
         .username(&address.user)
         .password(address.password.expose())
         .database(&address.database)
         .ssl_mode(address.tls)
         .disable_statement_logging();
+    if let Some(trusted) = &address.files.trusted {
+        options = options.ssl_ca(trusted);
+    }
+    if let Some(identity) = &address.files.identity {
+        options = options
+            .ssl_client_cert(&identity.certificate)
+            .ssl_client_key(&identity.key);
+    }
     match &address.socket {
         Some(socket) => options.socket(socket),
         None => options.host(&address.host).port(address.port),
