@@ -3,6 +3,7 @@
 //! One test after the other; the servers are started when they are first needed and shared by the tests of their kind.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod cut;
 mod fence;
 mod go_file;
 #[path = "../support/go_shape.rs"]
@@ -77,6 +78,8 @@ const SECURED: &[(&str, Alone)] = alone![
 const ETCD: &[(&str, Test)] = tests![
     large::a_commit_of_any_size,
     large::a_large_commit_is_whole_or_not_at_all,
+    large::a_commit_that_is_cut_at_each_of_its_requests,
+    large::a_commit_whose_connection_breaks_goes_on,
     history::a_page_sees_what_is_in_the_journal,
     go_file::starts_the_program_which_answers_as_documented,
 ];
