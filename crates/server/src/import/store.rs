@@ -10,7 +10,7 @@ use sqlx::{Connection, Row};
 use super::kept::{Positions, TaskInfo, Unread, join, parse};
 use crate::store::etcd::read_below;
 use crate::store::open::{MysqlAddress, StoreConfig};
-use crate::store::{is_no_table, mysql_options};
+use crate::store::{explain_mysql, is_no_table, mysql_options};
 
 const DEADLINE: Duration = Duration::from_secs(15);
 
@@ -74,7 +74,9 @@ impl Kept {
     }
 
     async fn of_mysql(address: &MysqlAddress, root: &str) -> anyhow::Result<Self> {
-        let mut c = MySqlConnection::connect_with(&mysql_options(address)).await?;
+        let mut c = MySqlConnection::connect_with(&mysql_options(address))
+            .await
+            .map_err(|error| anyhow::anyhow!(explain_mysql(address, &error)))?;
         let mut kept = Self {
             tasks: Vec::new(),
             positions: Vec::new(),

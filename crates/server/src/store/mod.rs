@@ -12,7 +12,7 @@ mod sqlite;
 pub mod switch;
 
 pub use sql::{OpenSqlError, SqlServer, SqlStore};
-pub(crate) use sql::{is_no_table, mysql_options};
+pub(crate) use sql::{explain_mysql, is_no_table, mysql_options};
 pub use sqlite::OpenError;
 
 /// The store on SQLite is the SQL store on a file.

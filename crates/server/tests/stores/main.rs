@@ -67,6 +67,9 @@ const SHARED: &[(&str, Test)] = tests![
     tls::asked_of_a_server_that_has_none,
 ];
 
+/// The same as `GO` on servers with TLS.
+const SECURED_GO: &[(&str, Alone)] = alone![tls::import_go_names_it_too];
+
 /// The same stores on servers with TLS.
 const SECURED: &[(&str, Alone)] = alone![
     tls::the_contract_with_certificates_of_both_and_a_login,
@@ -112,11 +115,14 @@ fn main() -> ExitCode {
         if kind == Kind::Etcd {
             add(ETCD);
         }
-        if kind != Kind::Sqlite {
-            trials.extend(SECURED.iter().map(|(name, test)| {
-                let name = format!("{}::{name}", kind.name());
-                Trial::test(name, move || run_alone(kind, *test))
-            }));
+        let secured: &[&[(&str, Alone)]] = match kind {
+            Kind::Sqlite => &[],
+            Kind::Postgres => &[SECURED],
+            Kind::Mysql | Kind::Etcd => &[SECURED, SECURED_GO],
+        };
+        for (name, test) in secured.iter().copied().flatten() {
+            let name = format!("{}::{name}", kind.name());
+            trials.push(Trial::test(name, move || run_alone(kind, *test)));
         }
     }
     let conclusion = libtest_mimic::run(&args, trials);

@@ -13,5 +13,5 @@ mod write;
 mod writer;
 
 pub use schema::{OpenSqlError, SqlServer};
-pub(crate) use schema::{is_no_table, mysql_options};
+pub(crate) use schema::{explain_mysql, is_no_table, mysql_options};
 pub use store::SqlStore;

@@ -274,6 +274,12 @@ pub(crate) fn mysql_options(address: &MysqlAddress) -> MySqlConnectOptions {
     }
 }
 
+/// Why another reader of this MySQL cannot use it, and what to do about it.
+pub(crate) fn explain_mysql(address: &MysqlAddress, error: &sqlx::Error) -> String {
+    let target = Target::Mysql(mysql_options(address));
+    refused::explain(&target, &address.files, error)
+}
+
 /// `42P01` of PostgreSQL, `42S02` of MySQL and MariaDB.
 pub(crate) fn is_no_table(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());

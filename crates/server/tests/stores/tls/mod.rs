@@ -14,6 +14,7 @@ use cdc_lab::servers::stores::PASSWORD;
 use self::certs::Authority;
 use self::secured::{HOST, Secured, Visitor, modes};
 use crate::place::{Handle, Kind, Place, take};
+use crate::program::binary;
 
 const SURELY: Duration = Duration::from_secs(60);
 const WRONG: &str = "hunter2";
@@ -211,6 +212,40 @@ pub(crate) async fn every_mode_does_what_it_says(kind: Kind) {
             has(&refused(&place, &visitor).await, &["sslrootcert"]);
         }
     }
+}
+
+/// Another reader, with connections of its own to a MySQL.
+pub(crate) async fn import_go_names_it_too(kind: Kind) {
+    let place = Secured::start(kind, false).await;
+    let right = place.visitor(false);
+    let untrusting = Visitor {
+        trusted: None,
+        ..right.clone()
+    };
+    let import = async |visitor: &Visitor| {
+        let text = place.yaml("timport", visitor);
+        let source = "sourceConfig: {etcd: {address: 'http://127.0.0.1:1'}, natsmq: {address: 'nats://127.0.0.1:1'}}\n";
+        let config = place.write("cdc.yaml", &format!("{text}{source}"));
+        let mut command = tokio::process::Command::new(binary());
+        command.args(["import-go", "--config"]).arg(config);
+        command.kill_on_drop(true);
+        let ended = tokio::time::timeout(SURELY, command.output()).await;
+        let output = ended.unwrap().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status, String::from_utf8(said).unwrap())
+    };
+    let (status, said) = import(&untrusting).await;
+    println!("{status}: {said}");
+    assert!(!status.success() && !said.contains(PASSWORD), "{said}");
+    let setting = match kind {
+        Kind::Mysql => "metaStoreConfig.mysqlTLSCACertPath",
+        _ => "metaStoreConfig.etcd.tlsCACertPath",
+    };
+    has(&said, &["the Go server's store", setting]);
+    // With its authority that store is read; then there is no source.
+    let (_, said) = import(&right).await;
+    has(&said, &["sourceConfig.etcd"]);
+    assert!(!said.contains("the Go server's store"), "{said}");
 }
 
 /// New authority, new certificates on both sides; the same paths, and no restart of ours.

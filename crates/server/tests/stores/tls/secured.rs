@@ -122,8 +122,12 @@ impl Secured {
         }
     }
 
-    /// The configuration in which that is said.
     pub(super) fn store(&self, root: &str, of: &Visitor) -> Result<StoreConfig, String> {
+        place::parse(&self.yaml(root, of))
+    }
+
+    /// The configuration in which that is said.
+    pub(super) fn yaml(&self, root: &str, of: &Visitor) -> String {
         let url = self.server.url_of(of.host, of.password);
         let trusted = of.trusted.as_ref().map(|path| path.display().to_string());
         let identity = of.identity.as_ref();
@@ -165,9 +169,7 @@ impl Secured {
                 ("etcd", format!("etcd: {{{etcd}}}"))
             }
         };
-        place::parse(&format!(
-            "metaStoreConfig: {{storeType: {kind}, rootPath: {root}, {place}}}\n"
-        ))
+        format!("metaStoreConfig: {{storeType: {kind}, rootPath: {root}, {place}}}\n")
     }
 }
 
