@@ -94,12 +94,12 @@ async fn objects_until_equal(
     patience: Duration,
     report: &mut Report,
 ) -> Result<(Objects, Objects)> {
-    let wanted = Objects::read(source).await?;
     let end = Instant::now() + patience;
     loop {
-        // An object may vanish between two calls of one reading: read again.
-        match Objects::read(target).await {
-            Ok(found) => {
+        // The source again, too: what it is still loading it shows as loaded a moment later. And an object may vanish
+        // between two calls of one reading.
+        match tokio::try_join!(Objects::read(source), Objects::read(target)) {
+            Ok((wanted, found)) => {
                 let (lines, differences) = differences(&wanted.described, &found.described);
                 if differences.is_empty() || Instant::now() >= end {
                     report.lines.extend(lines);
