@@ -153,7 +153,7 @@ pub(crate) async fn what_was_committed_outlives_a_kill_of_the_server(place: &mut
 }
 
 /// A connection that the kill broke may be found broken first.
-async fn commit_at_last(store: &dyn ProgressStore, bundle: &[Change]) {
+pub(crate) async fn commit_at_last(store: &dyn ProgressStore, bundle: &[Change]) {
     let end = Instant::now() + Duration::from_secs(60);
     while let Err(error) = store.commit(bundle.to_vec()).await {
         assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
