@@ -71,21 +71,19 @@ async fn too_many_at_once_are_told_to_come_back() {
     };
     let dir = tempfile::tempdir().unwrap();
     let server = start_with(&dir.path().join("s.db"), true, access).await;
-    // One that is in work, because its body has not all come.
+    // One that is in work, because its body has not all come; the server asks for the body once it has a place.
     let mut slow = server.connect().await;
-    let head = "POST /cdc HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{";
+    let head = "POST /cdc HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n";
     slow.write_all(head.as_bytes()).await.unwrap();
-    let refused = tokio::time::timeout(SURELY, async {
-        loop {
-            let answer = server.request("GET", "/api/v1/tasks", &[], b"").await;
-            if answer.status == 503 {
-                return answer;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await
-    .expect("the second request was never refused");
+    let mut go_on = [0; 25];
+    tokio::time::timeout(SURELY, slow.read_exact(&mut go_on))
+        .await
+        .expect("the body was never asked for")
+        .unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    slow.write_all(b"{").await.unwrap();
+    let refused = server.request("GET", "/api/v1/tasks", &[], b"").await;
+    assert_eq!(refused.status, 503);
     assert_eq!(refused.json()["code"], "overloaded");
     assert_eq!(refused.headers["retry-after"], "1");
     assert_eq!(server.send("GET", "/healthz", b"").await.0, 200);
