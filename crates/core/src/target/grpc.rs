@@ -155,6 +155,19 @@ impl GrpcTarget {
         }
         Ok(())
     }
+
+    async fn flush_all(
+        &self,
+        database: &str,
+        names: &[String],
+    ) -> Result<rpc::FlushResponse, TargetError> {
+        let request = rpc::FlushRequest {
+            base: replicated(MsgType::Flush, Tso::ZERO),
+            db_name: database.into(),
+            collection_names: names.to_vec(),
+        };
+        Ok(answer_call!(self, "Flush", flush, request))
+    }
 }
 
 /// Why there is no connection.
@@ -365,11 +378,17 @@ impl Target for GrpcTarget {
             get_persistent_segment_info,
             request
         );
-        // Rows of a growing segment are not counted there yet, so its being there is enough.
-        Ok(answer
-            .infos
-            .iter()
-            .any(|s| s.state != SegmentState::Dropped as i32))
+        let named = |s: &rpc::PersistentSegmentInfo| s.state != SegmentState::Dropped as i32;
+        if answer.infos.iter().any(named) {
+            return Ok(true);
+        }
+        // Rows that were just written are in a growing segment, which is not named there: the proxy asks the data
+        // coordinator for sealed, flushing and flushed ones (internal/proxy/impl.go, GetPersistentSegmentInfo; seen on
+        // 2.3.5). A flush seals what grows, and says which segments those are.
+        let answer = self.flush_all(database, &[name.to_owned()]).await?;
+        let sealed = answer.coll_seg_i_ds.values();
+        let flushed = answer.flush_coll_seg_i_ds.values();
+        Ok(sealed.chain(flushed).any(|ids| !ids.data.is_empty()))
     }
 
     async fn partitions(
@@ -568,13 +587,7 @@ impl Target for GrpcTarget {
     }
 
     async fn flush(&self, database: &str, names: &[String]) -> Result<(), TargetError> {
-        let request = rpc::FlushRequest {
-            base: replicated(MsgType::Flush, Tso::ZERO),
-            db_name: database.into(),
-            collection_names: names.to_vec(),
-        };
-        answer_call!(self, "Flush", flush, request);
-        Ok(())
+        self.flush_all(database, names).await.map(drop)
     }
 }
 

@@ -202,7 +202,8 @@ pub trait Target: Send + Sync {
     ) -> Result<(), TargetError>;
     async fn drop_collection(&self, database: &str, name: &str, ts: Tso)
     -> Result<(), TargetError>;
-    /// Whether any segment of it holds rows. Errs on the side of yes.
+    /// Whether any segment of it may hold rows. Errs on the side of yes: one whose rows are all deleted counts, and one
+    /// that rows are just written to, which may be sealed for this.
     async fn holds_rows(&self, database: &str, name: &str) -> Result<bool, TargetError>;
 
     async fn partitions(

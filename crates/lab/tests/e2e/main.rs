@@ -11,7 +11,6 @@ mod demo;
 mod doctor;
 mod failover;
 mod harness;
-#[cfg_attr(not(feature = "unproven"), allow(dead_code))]
 mod import_go;
 mod itself;
 mod kills;
@@ -85,12 +84,12 @@ fn main() -> ExitCode {
     add(Kind::Crowded, &[("stuck", stuck::TESTS)]);
     add(
         Kind::NoTask,
-        &[("tasks", tasks::TESTS), ("starts", starts::TESTS)],
+        &[
+            ("tasks", tasks::TESTS),
+            ("starts", starts::TESTS),
+            ("import_go", import_go::TESTS),
+        ],
     );
-    // Failed in four runs of six: the target gets rows twice.
-    if cfg!(feature = "unproven") {
-        add(Kind::NoTask, &[("import_go", import_go::TESTS)]);
-    }
     for (group, tests) in ALONE {
         trials.extend(tests.iter().map(|t| alone(group, t)));
     }

@@ -17,6 +17,7 @@ use crate::plain::Plain;
 tests![Test:
     pausing_or_deleting_one_never_blinds_another,
     deleted_and_created_again_over_what_is_there,
+    rows_that_are_not_flushed_are_seen_by_the_next_task,
     each_is_after_a_restart_as_a_person_left_it,
     edited_while_rows_are_written,
 ];
@@ -152,6 +153,36 @@ async fn deleted_and_created_again_over_what_is_there(
         lab.cdc.delete(&task).await?;
     }
     Ok(())
+}
+
+/// Nothing has flushed it, for it was never loaded: all its rows are in growing segments.
+async fn rows_that_are_not_flushed_are_seen_by_the_next_task(
+    lab: &mut Lab,
+    random: &mut StdRng,
+) -> Result<()> {
+    let from = lab.from.clone();
+    let task = lab.cdc.create_cluster_task(&lab.proxy.uri()).await?;
+    let mut c = Plain::bare(&from, DB, "growing", 2).await?;
+    c.index(&from).await?;
+    lab.wait_state(&task, c.name(), "Streaming").await?;
+    c.insert(&from, "", 40, random).await?;
+    until("its rows are acknowledged", async || {
+        let status = lab.cdc.task(&task).await?;
+        let mut found = status.collections().iter();
+        Ok(found.any(|it| it["name"] == c.name() && it["rows"].as_u64() >= Some(40)))
+    })
+    .await?;
+    lab.cdc.delete(&task).await?;
+
+    let task = lab.cdc.create_cluster_task(&lab.proxy.uri()).await?;
+    lab.wait_state(&task, c.name(), "Conflict").await?;
+    let answer = json!([{ "db": DB, "name": c.name(), "on_conflict": "adopt" }]);
+    lab.cdc.answer(&task, answer).await?;
+    lab.wait_state(&task, c.name(), "Streaming").await?;
+    c.load(&from).await?;
+    c.round(&from, random).await?;
+    lab.equal_rows(c.keys.len()).await?;
+    lab.cdc.delete(&task).await
 }
 
 async fn each_is_after_a_restart_as_a_person_left_it(

@@ -9,7 +9,7 @@ use crate::import::{Outcome, Plan, apply, plan};
 
 /// Takes over the tasks of a Go server (zilliztech/milvus-cdc) from its etcd or MySQL, with the places where their
 /// collections go on. Says what would become of each, and changes nothing without --apply. That server has to be stopped
-/// for good first; nothing of what it keeps is changed. Not for production yet: rows can be doubled. Exit code 0: every task can be taken, is, or is here already.
+/// for good first; nothing of what it keeps is changed. Exit code 0: every task can be taken, is, or is here already.
 #[derive(clap::Args)]
 pub struct Args {
     /// The configuration; without it ./configs/cdc.yaml. The tasks are made in its store, which no server may own.

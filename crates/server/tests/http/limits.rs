@@ -73,7 +73,8 @@ async fn too_many_at_once_are_told_to_come_back() {
     let server = start_with(&dir.path().join("s.db"), true, access).await;
     // One that is in work, because its body has not all come; the server asks for the body once it has a place.
     let mut slow = server.connect().await;
-    let head = "POST /cdc HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n";
+    let head =
+        "POST /cdc HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n";
     slow.write_all(head.as_bytes()).await.unwrap();
     let mut go_on = [0; 25];
     tokio::time::timeout(SURELY, slow.read_exact(&mut go_on))
