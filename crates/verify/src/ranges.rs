@@ -105,8 +105,7 @@ impl Range {
         }
     }
 
-    #[cfg(test)]
-    pub(crate) fn contains(&self, key: &Key) -> bool {
+    pub fn contains(&self, key: &Key) -> bool {
         match (self, key) {
             (Range::Int { low, high }, Key::Int(k)) => low <= k && k <= high,
             (Range::Str { low, high }, Key::Str(k)) => {

@@ -54,6 +54,9 @@ struct Doubt {
     /// Both counts were the same before and behind the look at the keys.
     still: bool,
     doubled: bool,
+    /// Source and target: `count(*)`, and keys.
+    copies: (u64, u64),
+    keys: (u64, u64),
 }
 
 /// Counts of all rows, source and target, before a look and after it.
@@ -250,6 +253,8 @@ impl<S: Table, T: Table> Looks<'_, S, T> {
             range,
             still: before == after,
             doubled: on_target > on_source,
+            copies: after,
+            keys: (source.len() as u64, target.len() as u64),
         });
         Ok(())
     }
@@ -314,15 +319,13 @@ impl<S: Table, T: Table> Looks<'_, S, T> {
             all.differences.push(Difference {
                 object: format!("rows {place}"),
                 kind: Kind::Changed,
-                detail: self.totals_text(),
+                detail: format!(
+                    "count(*) is {} on the source and {} on the target",
+                    self.totals.after.0, self.totals.after.1
+                ),
             });
         }
         all
-    }
-
-    fn totals_text(&self) -> String {
-        let (source, target) = self.totals.after;
-        format!("count(*) is {source} on the source and {target} on the target")
     }
 
     /// The fields that differ; nothing if the row has become equal.
@@ -390,10 +393,17 @@ impl<S: Table, T: Table> Looks<'_, S, T> {
                 true => Kind::Doubled,
                 false => Kind::Changed,
             };
+            let sum = |of: fn(&Doubt) -> u64| ranges.iter().map(|d| of(d)).sum::<u64>();
             all.differences.push(Difference {
                 object: format!("rows {place}"),
                 kind,
-                detail: self.totals_text(),
+                detail: format!(
+                    "count(*) is {} of {} keys on the source and {} of {} keys on the target",
+                    sum(|d| d.copies.0),
+                    sum(|d| d.keys.0),
+                    sum(|d| d.copies.1),
+                    sum(|d| d.keys.1),
+                ),
             });
             let mut rows = Vec::new();
             for doubt in ranges.iter().filter(|_| doubled) {
@@ -405,19 +415,29 @@ impl<S: Table, T: Table> Looks<'_, S, T> {
         }
     }
 
-    /// Which keys of a range the target holds more often than the source: `count(*)`, halved until one key is left. None
-    /// where a count cannot be had, for the difference itself is known already.
+    /// Which keys of a range the target holds more often than the source: `count(*)` beyond the number of keys, so that a
+    /// missing row does not hide a doubled one; halved until one key is left. None where it cannot be read, for the
+    /// difference itself is known already.
     async fn name_doubled(&self, range: &Range, left: &mut usize) -> Vec<Difference> {
         let mut named = Vec::new();
+        let Ok((source, target)) = self.place.hashes(Rows::Range(range)).await else {
+            return named;
+        };
+        let keys_in = |of: &Hashes, range: &Range| of.keys().filter(|k| range.contains(k)).count();
         let mut ranges = vec![range.clone()];
         while let Some(range) = ranges.pop() {
             if *left == 0 {
                 break;
             }
+            if keys_in(&target, &range) == 0 {
+                continue;
+            }
             let Ok((on_source, on_target)) = self.place.counts(Some(&range)).await else {
                 break;
             };
-            if on_target <= on_source {
+            if excess(on_target, keys_in(&target, &range))
+                <= excess(on_source, keys_in(&source, &range))
+            {
                 continue;
             }
             if let Some((low, high)) = range.split() {
