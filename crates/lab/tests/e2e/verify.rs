@@ -121,7 +121,9 @@ async fn equal_while_rows_flow_and_each_sabotage_is_named(random: &mut StdRng) -
     ] {
         named(&lab, what, kind).await?;
     }
+    let dir = lab.dir().to_owned();
     lab.abandon().await;
+    std::fs::remove_dir_all(dir)?;
     Ok(())
 }
 
