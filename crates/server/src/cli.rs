@@ -6,13 +6,13 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::command::{doctor, import_go, promote};
+use crate::command::{doctor, import_go, promote, verify};
 
 /// Change data capture from one Milvus to another.
 ///
 /// Exit codes: 0 done; 1 something else went wrong; 2 wrong arguments; 3 the server cannot be reached or is not able to;
 /// 4 no or a wrong token, or one that may only read; 5 no such task; 6 it contradicts what is there; 7 what was asked
-/// for cannot work; 8 `watch` ended before what it waited for.
+/// for cannot work; 8 `watch` ended before what it waited for; 9 `verify` found nothing wrong and did not compare everything.
 #[derive(Parser)]
 #[command(name = "milvus-cdc", version)]
 pub struct Cli {
@@ -32,6 +32,7 @@ pub enum Command {
     Doctor(doctor::Args),
     Promote(promote::Args),
     ImportGo(import_go::Args),
+    Verify(Box<verify::Args>),
     /// Asks a running server about its tasks, and changes them.
     Task {
         #[command(flatten)]

@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => within(command::doctor::run(args)),
         Command::Promote(args) => within(command::promote::run(args)),
         Command::ImportGo(args) => within(command::import_go::run(args)),
+        Command::Verify(args) => within(command::verify::run(*args)),
         Command::Completions { shell } => {
             let mut command = Cli::command();
             let name = command.get_name().to_owned();

@@ -3,6 +3,7 @@
 //! The files are read for every connection, not once: a certificate that is replaced counts from the next connection
 //! on, and one that is broken is an error only until it is mended. Nothing is kept of them in between.
 
+mod channel;
 mod connect;
 mod error;
 mod files;
@@ -16,6 +17,7 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{ClientConfig, SupportedProtocolVersion};
 
+pub use self::channel::{NoChannel, channel};
 pub use self::error::{FieldNames, TlsError, TlsFile, fault};
 pub use self::files::is_server_name;
 

@@ -436,3 +436,26 @@ fn addresses_and_names() {
     assert!(is_server_name("db.example") && is_server_name("10.0.0.1") && is_server_name("::1"));
     assert!(!is_server_name("") && !is_server_name("a b") && !is_server_name("h:1"));
 }
+
+#[tokio::test]
+async fn a_channel_says_why_there_is_none() {
+    let folder = Folder::new();
+    let (ours, other) = (Authority::new("ours"), Authority::new("other"));
+    let server = Server::start(Setting::of(&ours.issue("localhost"))).await;
+    let uri = format!("https://localhost:{}", server.port);
+    let no = async |uri: &str, tls: &ClientTls| channel(uri, tls, PATIENCE).await.unwrap_err();
+    let error = no(&uri, &folder.trusting(&other.0.pem())).await;
+    assert!(
+        matches!(error, NoChannel::Tls(TlsError::Untrusted(_))),
+        "{error}"
+    );
+    let plain = ClientTls::default();
+    for bad in ["localhost:1", "ftp://localhost:1", "http://", "https://"] {
+        assert_eq!(no(bad, &plain).await, NoChannel::Address, "{bad}");
+    }
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let error = no(&format!("http://127.0.0.1:{port}"), &plain).await;
+    assert!(matches!(error, NoChannel::Unreachable(_)), "{error}");
+}

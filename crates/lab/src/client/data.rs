@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use milvus::proto::common::{ConsistencyLevel, MsgType, SegmentState};
+use milvus::proto::common::{MsgType, SegmentState};
 use milvus::proto::milvus::{self as pb, MutationResult, ReplicateMessageRequest};
 use milvus::proto::schema::{CollectionSchema, IDs, i_ds};
 
-use super::{Client, Key, Query, Row, Value, accept, call, from_columns, to_columns};
+use super::{Client, Key, Row, call, to_columns};
 
 impl Client {
     // --- rows
@@ -86,12 +86,8 @@ impl Client {
 
     /// Asks for a flush and returns at once.
     pub async fn flush(&self, db: &str, collections: &[String]) -> Result<pb::FlushResponse> {
-        let request = pb::FlushRequest {
-            base: self.base(MsgType::Flush),
-            db_name: db.to_owned(),
-            collection_names: collections.to_vec(),
-        };
-        call!(self, flush, request, format!("{db} {collections:?}"))
+        let base = self.base(MsgType::Flush);
+        self.reader.flush(base, db, collections).await
     }
 
     /// Asks for a flush and waits for its end.
@@ -127,7 +123,7 @@ impl Client {
             if Instant::now() >= end {
                 bail!(
                     "{}: the flush of {db}.{collection} has not ended after {deadline:?}",
-                    self.name
+                    self.name()
                 );
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -154,71 +150,6 @@ impl Client {
         )?;
         let infos = answer.infos.iter();
         Ok(infos.map(|i| (i.state(), i.num_rows)).collect())
-    }
-
-    /// The rows an expression selects.
-    pub async fn query(&self, q: &Query<'_>) -> Result<Vec<Row>> {
-        from_columns(self.query_raw(q).await?.fields_data)
-    }
-
-    async fn query_raw(&self, q: &Query<'_>) -> Result<pb::QueryResults> {
-        let request = pb::QueryRequest {
-            base: self.base(MsgType::Retrieve),
-            db_name: q.db.to_owned(),
-            collection_name: q.collection.to_owned(),
-            partition_names: q.partitions.to_vec(),
-            expr: q.expr.to_owned(),
-            output_fields: q.output.to_vec(),
-            consistency_level: q.consistency.into(),
-            ..Default::default()
-        };
-        call!(
-            self,
-            query,
-            request,
-            format!("{}.{} {:?}", q.db, q.collection, q.partitions)
-        )
-    }
-
-    /// `count(*)`: every physical copy of a row counts.
-    pub async fn count(
-        &self,
-        db: &str,
-        collection: &str,
-        partitions: &[String],
-        consistency: ConsistencyLevel,
-    ) -> Result<u64> {
-        self.count_where(db, collection, partitions, "", consistency)
-            .await
-    }
-
-    /// `count(*)` of the rows an expression selects.
-    pub async fn count_where(
-        &self,
-        db: &str,
-        collection: &str,
-        partitions: &[String],
-        expr: &str,
-        consistency: ConsistencyLevel,
-    ) -> Result<u64> {
-        let output = ["count(*)".to_owned()];
-        let rows = self
-            .query(&Query {
-                db,
-                collection,
-                partitions,
-                expr,
-                output: &output,
-                consistency,
-            })
-            .await?;
-        match rows.first().and_then(|r| r.get("count(*)")) {
-            Some(Value::Int(n)) => Ok(u64::try_from(*n)?),
-            other => bail!(
-                "{}: count(*) of {db}.{collection} answered {other:?}",
-                self.name
-            ),
-        }
     }
 
     // --- replication
@@ -253,10 +184,4 @@ pub fn keys(ids: Option<IDs>) -> Vec<Key> {
         Some(i_ds::IdField::StrId(a)) => a.data.into_iter().map(Key::Str).collect(),
         _ => Vec::new(),
     }
-}
-
-/// `field in [...]`, strings escaped as Milvus reads them.
-pub fn key_expr(field: &str, keys: &[Key]) -> String {
-    let list: Vec<String> = keys.iter().map(Key::literal).collect();
-    format!("{field} in [{}]", list.join(","))
 }

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use milvus::proto::common::{LoadState, MsgType};
-use milvus::proto::milvus::{self as pb, DescribeCollectionResponse, IndexDescription};
+use milvus::proto::milvus as pb;
 use milvus::proto::schema::CollectionSchema;
 use prost::Message;
 
-use super::{Client, CollectionOptions, Refused, accept, call, pairs};
+use super::{Client, CollectionOptions, call, pairs};
 
 impl Client {
     // --- databases
@@ -28,13 +28,6 @@ impl Client {
             db_name: db.to_owned(),
         };
         call!(self, drop_database, request, db).map(drop)
-    }
-
-    pub async fn databases(&self) -> Result<Vec<String>> {
-        let request = pb::ListDatabasesRequest {
-            base: self.base(MsgType::ListDatabases),
-        };
-        Ok(call!(self, list_databases, request, "")?.db_names)
     }
 
     // --- collections
@@ -71,30 +64,6 @@ impl Client {
             collection_name: collection.to_owned(),
         };
         call!(self, drop_collection, request, format!("{db}.{collection}")).map(drop)
-    }
-
-    pub async fn collections(&self, db: &str) -> Result<Vec<String>> {
-        let request = pb::ShowCollectionsRequest {
-            base: self.base(MsgType::ShowCollections),
-            db_name: db.to_owned(),
-            ..Default::default()
-        };
-        Ok(call!(self, show_collections, request, db)?.collection_names)
-    }
-
-    pub async fn describe(&self, db: &str, collection: &str) -> Result<DescribeCollectionResponse> {
-        let request = pb::DescribeCollectionRequest {
-            base: self.base(MsgType::DescribeCollection),
-            db_name: db.to_owned(),
-            collection_name: collection.to_owned(),
-            ..Default::default()
-        };
-        call!(
-            self,
-            describe_collection,
-            request,
-            format!("{db}.{collection}")
-        )
     }
 
     // --- partitions
@@ -134,22 +103,6 @@ impl Client {
             format!("{db}.{collection}/{partition}")
         )
         .map(drop)
-    }
-
-    /// Names with ids.
-    pub async fn partitions(&self, db: &str, collection: &str) -> Result<Vec<(String, i64)>> {
-        let request = pb::ShowPartitionsRequest {
-            base: self.base(MsgType::ShowPartitions),
-            db_name: db.to_owned(),
-            collection_name: collection.to_owned(),
-            ..Default::default()
-        };
-        let answer = call!(self, show_partitions, request, format!("{db}.{collection}"))?;
-        Ok(answer
-            .partition_names
-            .into_iter()
-            .zip(answer.partition_i_ds)
-            .collect())
     }
 
     // --- indexes
@@ -202,38 +155,11 @@ impl Client {
         .map(drop)
     }
 
-    /// All indexes; none is not an error.
-    pub async fn indexes(&self, db: &str, collection: &str) -> Result<Vec<IndexDescription>> {
-        let request = pb::DescribeIndexRequest {
-            base: self.base(MsgType::DescribeIndex),
-            db_name: db.to_owned(),
-            collection_name: collection.to_owned(),
-            ..Default::default()
-        };
-        match call!(self, describe_index, request, format!("{db}.{collection}")) {
-            Ok(answer) => Ok(answer.index_descriptions),
-            // 700: IndexNotFound; 25 is its old number.
-            Err(e)
-                if e.downcast_ref::<Refused>()
-                    .is_some_and(|r| r.code == 700 || r.code == 25) =>
-            {
-                Ok(Vec::new())
-            }
-            Err(e) => Err(e),
-        }
-    }
-
     // --- load state
 
     pub async fn load(&self, db: &str, collection: &str) -> Result<()> {
-        let request = pb::LoadCollectionRequest {
-            base: self.base(MsgType::LoadCollection),
-            db_name: db.to_owned(),
-            collection_name: collection.to_owned(),
-            replica_number: 1,
-            ..Default::default()
-        };
-        call!(self, load_collection, request, format!("{db}.{collection}")).map(drop)
+        let base = self.base(MsgType::LoadCollection);
+        self.reader.load(base, db, collection).await
     }
 
     pub async fn release(&self, db: &str, collection: &str) -> Result<()> {
@@ -295,28 +221,6 @@ impl Client {
         .map(drop)
     }
 
-    /// Of the collection, or of the partitions if any are given.
-    pub async fn load_state(
-        &self,
-        db: &str,
-        collection: &str,
-        partitions: &[String],
-    ) -> Result<LoadState> {
-        let request = pb::GetLoadStateRequest {
-            base: self.base(MsgType::Undefined),
-            db_name: db.to_owned(),
-            collection_name: collection.to_owned(),
-            partition_names: partitions.to_vec(),
-        };
-        let answer = call!(
-            self,
-            get_load_state,
-            request,
-            format!("{db}.{collection} {partitions:?}")
-        )?;
-        Ok(LoadState::try_from(answer.state).unwrap_or(LoadState::NotExist))
-    }
-
     /// Waits until it is loaded.
     ///
     /// # Errors
@@ -337,7 +241,7 @@ impl Client {
             if Instant::now() >= end {
                 bail!(
                     "{}: {db}.{collection} {partitions:?} is {state:?} after {deadline:?}",
-                    self.name
+                    self.name()
                 );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

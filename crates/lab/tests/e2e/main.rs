@@ -28,6 +28,7 @@ mod secured;
 mod starts;
 mod stuck;
 mod tasks;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -61,6 +62,7 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("owners", owners::TESTS),
     ("doctor", doctor::TESTS),
     ("failover", failover::TESTS),
+    ("verify", verify::TESTS),
     ("demo", demo::TESTS),
 ];
 

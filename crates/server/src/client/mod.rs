@@ -43,7 +43,7 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
 }
 
 /// A line of what was asked for. A reader that has gone away has seen enough.
-fn say(text: impl std::fmt::Display) {
+pub(crate) fn say(text: impl std::fmt::Display) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{text}");
     let _ = out.flush();

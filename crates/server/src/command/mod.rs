@@ -3,3 +3,4 @@
 pub mod doctor;
 pub mod import_go;
 pub mod promote;
+pub mod verify;

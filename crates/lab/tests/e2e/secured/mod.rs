@@ -2,6 +2,7 @@
 
 pub(crate) mod certs;
 pub(crate) mod etcd;
+mod verify;
 
 use std::path::{Path, PathBuf};
 
@@ -243,6 +244,7 @@ async fn over_mutual_tls_with_logins_and_through_new_certificates(
     let mut c = Plain::create(&from, "secured", 1).await?;
     c.round(&from, random).await?;
     equal(&from, &w.to(&w.authority).await?, c.keys.len()).await?;
+    verify::opens(&w).await?;
     // A target that restarts can lose what it has not flushed, and a source too: not what this is about.
     from.flush_and_wait(crate::lab::DB, c.name(), PATIENCE)
         .await?;

@@ -1,7 +1,4 @@
-//! Rows and the columns they travel in. Floats are kept as bits: equal means equal to the last bit.
-
-use std::collections::BTreeMap;
-use std::fmt;
+//! Rows as an Insert wants them.
 
 use anyhow::{Context, Result, bail};
 use milvus::proto::schema::{
@@ -10,100 +7,7 @@ use milvus::proto::schema::{
     scalar_field, vector_field,
 };
 
-/// The field of a collection's dynamic values.
-pub const META: &str = "$meta";
-
-/// One row: field name to value.
-pub type Row = BTreeMap<String, Value>;
-
-/// A primary key.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Key {
-    Int(i64),
-    Str(String),
-}
-
-impl Key {
-    /// As it is written in an expression.
-    pub fn literal(&self) -> String {
-        match self {
-            Key::Int(i) => i.to_string(),
-            Key::Str(s) => serde_json::Value::from(s.as_str()).to_string(),
-        }
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.literal())
-    }
-}
-
-/// A value of one field.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Value {
-    Bool(bool),
-    /// Int8 to Int64.
-    Int(i64),
-    /// Bits.
-    Float(u32),
-    /// Bits.
-    Double(u64),
-    Str(String),
-    Json(Vec<u8>),
-    Array(Vec<Value>),
-    /// Bits.
-    FloatVector(Vec<u32>),
-    /// Eight dimensions a byte.
-    BinaryVector(Vec<u8>),
-}
-
-impl Value {
-    pub fn float(f: f32) -> Self {
-        Value::Float(f.to_bits())
-    }
-
-    pub fn double(f: f64) -> Self {
-        Value::Double(f.to_bits())
-    }
-
-    /// As a primary key.
-    pub fn key(&self) -> Option<Key> {
-        match self {
-            Value::Int(i) => Some(Key::Int(*i)),
-            Value::Str(s) => Some(Key::Str(s.clone())),
-            _ => None,
-        }
-    }
-}
-
-impl From<Key> for Value {
-    fn from(key: Key) -> Self {
-        match key {
-            Key::Int(i) => Value::Int(i),
-            Key::Str(s) => Value::Str(s),
-        }
-    }
-}
-
-impl fmt::Debug for Value {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Value::Bool(b) => b.fmt(f),
-            Value::Int(i) => i.fmt(f),
-            Value::Float(b) => f32::from_bits(*b).fmt(f),
-            Value::Double(b) => f64::from_bits(*b).fmt(f),
-            Value::Str(s) => s.fmt(f),
-            Value::Json(j) => f.write_str(&String::from_utf8_lossy(j)),
-            Value::Array(a) => a.fmt(f),
-            Value::FloatVector(v) => f
-                .debug_list()
-                .entries(v.iter().map(|b| f32::from_bits(*b)))
-                .finish(),
-            Value::BinaryVector(v) => write!(f, "bits {v:02x?}"),
-        }
-    }
-}
+use super::{META, Row, Value};
 
 /// The columns of rows as an Insert wants them: every field of the schema except an auto id key; `$meta` where the
 /// collection is dynamic.
@@ -234,82 +138,10 @@ fn scalars(kind: DataType, element: DataType, values: &[&Value]) -> Result<Scala
     })
 }
 
-/// The rows of an answer's columns.
-///
-/// # Errors
-/// Columns of different lengths, or of a type that 2.3.5 does not have.
-pub fn from_columns(columns: Vec<FieldData>) -> Result<Vec<Row>> {
-    let mut rows: Vec<Row> = Vec::new();
-    for (n, column) in columns.into_iter().enumerate() {
-        let name = if column.is_dynamic && column.field_name.is_empty() {
-            META.to_owned()
-        } else {
-            column.field_name.clone()
-        };
-        let values = values(column).with_context(|| format!("the column {name}"))?;
-        if n == 0 {
-            rows.resize_with(values.len(), Row::new);
-        } else if values.len() != rows.len() {
-            bail!(
-                "the column {name} has {} values where others have {}",
-                values.len(),
-                rows.len()
-            );
-        }
-        for (row, value) in rows.iter_mut().zip(values) {
-            row.insert(name.clone(), value);
-        }
-    }
-    Ok(rows)
-}
-
-fn values(column: FieldData) -> Result<Vec<Value>> {
-    match column.field {
-        None => Ok(Vec::new()),
-        Some(field_data::Field::Scalars(s)) => scalar_values(s),
-        Some(field_data::Field::Vectors(v)) => {
-            let dim = usize::try_from(v.dim)?;
-            match v.data {
-                Some(vector_field::Data::FloatVector(a)) if dim > 0 => Ok(a
-                    .data
-                    .chunks(dim)
-                    .map(|c| Value::FloatVector(c.iter().map(|f| f.to_bits()).collect()))
-                    .collect()),
-                Some(vector_field::Data::BinaryVector(b)) if dim >= 8 => Ok(b
-                    .chunks(dim / 8)
-                    .map(|c| Value::BinaryVector(c.to_vec()))
-                    .collect()),
-                None => Ok(Vec::new()),
-                Some(_) => bail!("a kind of vector unknown to 2.3.5, or of no dimension"),
-            }
-        }
-        Some(_) => bail!("a kind of field unknown to 2.3.5"),
-    }
-}
-
-fn scalar_values(field: ScalarField) -> Result<Vec<Value>> {
-    use scalar_field::Data;
-    Ok(match field.data {
-        None => Vec::new(),
-        Some(Data::BoolData(a)) => a.data.into_iter().map(Value::Bool).collect(),
-        Some(Data::IntData(a)) => a.data.into_iter().map(|i| Value::Int(i.into())).collect(),
-        Some(Data::LongData(a)) => a.data.into_iter().map(Value::Int).collect(),
-        Some(Data::FloatData(a)) => a.data.into_iter().map(Value::float).collect(),
-        Some(Data::DoubleData(a)) => a.data.into_iter().map(Value::double).collect(),
-        Some(Data::StringData(a)) => a.data.into_iter().map(Value::Str).collect(),
-        Some(Data::JsonData(a)) => a.data.into_iter().map(Value::Json).collect(),
-        Some(Data::ArrayData(a)) => a
-            .data
-            .into_iter()
-            .map(|s| scalar_values(s).map(Value::Array))
-            .collect::<Result<_>>()?,
-        Some(other) => bail!("a kind of scalar unknown to 2.3.5: {other:?}"),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::from_columns;
 
     #[test]
     fn rows_survive_their_columns() {
@@ -359,10 +191,5 @@ mod tests {
         let mut short = rows.clone();
         short[1].remove("d");
         assert!(to_columns(&schema, &short).is_err());
-    }
-
-    #[test]
-    fn a_key_with_quotes_is_escaped() {
-        assert_eq!(Key::Str("a\"\\\n".into()).literal(), r#""a\"\\\n""#);
     }
 }
