@@ -20,6 +20,10 @@ cargo xtask demo [OPTIONS]   Two real Milvus servers, milvus-cdc between them, a
     --rows N, --ops N, --seed N, --dir FOLDER
 
 cargo xtask test [--quick]   fmt, clippy, all tests, end-to-end tests on real servers included; --quick leaves those out
+cargo xtask simulate [OPTIONS]   the corelib between models of a source and a target, one run a seed, the same again
+    --seeds FROM..TO, --seconds N    which seeds, and for how long (0..1000)
+    --seed N                         one, with all that happens in it; RUST_LOG=cdc_core=debug shows the rest
+    --record FILE                    appends a line of JSON about the runs
 cargo xtask schemathesis [--seed N]   the OpenAPI document against the running server (schemathesis, from PyPI)
 cargo xtask env              prints the environment in which these commands build, as shell exports
 ";
@@ -33,6 +37,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         "demo" => run::demo(rest),
         "test" => run::test(rest),
+        "simulate" => run::simulate(rest),
         "schemathesis" => run::schemathesis(rest),
         "env" => run::print_env(rest),
         "-h" | "--help" | "help" => {

@@ -87,6 +87,8 @@ pub(crate) fn test(args: &[String]) -> Outcome {
     )?;
     step("tests without servers");
     cargo(&env, &["test", "--workspace"])?;
+    step("the simulation, for 40 seconds");
+    simulate(&["--seconds".to_owned(), "40".to_owned()])?;
     if quick {
         return Ok(());
     }
@@ -161,6 +163,42 @@ fn check_interface(seed: Option<u64>) -> Outcome {
     let server = built("milvus-cdc")?;
     let example = server.with_file_name("examples").join("api");
     schemathesis::run(&server, &example, seed)
+}
+
+/// Runs of the corelib between models of a source and a target. With a build of their own: tokio gives its dice a seed
+/// only with a flag that all crates have to be built with, and without a seed no run is the same again.
+pub(crate) fn simulate(args: &[String]) -> Outcome {
+    let mut env = env::build(false)?;
+    let own = built("simulate")?;
+    let target = own.parent().and_then(|p| p.parent()).ok_or("no folder")?;
+    let target = target.join("simulate").display().to_string();
+    env.push(("CARGO_TARGET_DIR".to_owned(), target));
+    let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
+    let flags = format!("{flags} --cfg tokio_unstable");
+    env.push(("RUSTFLAGS".to_owned(), flags.trim().to_owned()));
+    // Repetition is what all of it stands on.
+    let test = [
+        "test",
+        "--profile",
+        "simulate",
+        "-p",
+        "cdc-sim",
+        "--features",
+        "run",
+    ];
+    cargo(&env, &test)?;
+    let run = [
+        "run",
+        "--profile",
+        "simulate",
+        "-p",
+        "cdc-sim",
+        "--features",
+        "run",
+        "--",
+    ];
+    let args = args.iter().map(String::as_str);
+    cargo(&env, &run.into_iter().chain(args).collect::<Vec<_>>())
 }
 
 /// `export NAME='value'` lines.

@@ -1,6 +1,6 @@
 //! The corelib's entrance: one engine reads one source for any number of tasks.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub struct Parts {
 pub struct Engine {
     parts: Arc<Parts>,
     hubs: Arc<Hubs>,
-    tasks: Arc<Mutex<HashMap<TaskId, Arc<TaskRunner>>>>,
+    tasks: Arc<Mutex<BTreeMap<TaskId, Arc<TaskRunner>>>>,
 }
 
 impl Engine {
@@ -83,11 +83,8 @@ impl Engine {
 
     /// Stops every task at the same time.
     pub async fn stop_all(&self, deadline: Duration) {
-        let runners: Vec<_> = self
-            .tasks
-            .lock()
-            .drain()
-            .map(|(_, runner)| runner)
+        let runners: Vec<_> = std::mem::take(&mut *self.tasks.lock())
+            .into_values()
             .collect();
         futures::future::join_all(runners.iter().map(|runner| runner.stop(deadline))).await;
     }

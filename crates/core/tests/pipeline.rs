@@ -13,24 +13,16 @@
 mod budget;
 #[path = "pipeline/choices.rs"]
 mod choices;
-#[path = "pipeline/gate.rs"]
-mod gate;
-#[path = "pipeline/messages.rs"]
-mod messages;
-#[path = "pipeline/source.rs"]
-mod source;
 #[path = "pipeline/tasks.rs"]
 mod tasks;
-#[path = "pipeline/world.rs"]
-mod world;
 
 use std::time::Duration;
 
 use cdc_core::ids::CollectionId;
 use cdc_core::target::memory::Weather;
+use cdc_sim::source::Source;
+use cdc_sim::world::{World, seeds};
 use rand::Rng;
-use source::Source;
-use world::{World, seeds};
 
 /// A request now and then.
 fn writes(ids: &[CollectionId]) -> impl FnMut(&mut Source) + '_ {

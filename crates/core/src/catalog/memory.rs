@@ -133,6 +133,20 @@ impl MemoryCatalog {
         });
     }
 
+    /// Only linearizable reads know; the view shows it still, as when a watch lags behind.
+    pub fn remove_collection_unseen(&self, id: CollectionId) {
+        self.inner.lock().now.remove(&id);
+    }
+
+    /// The view shows of this collection what linearizable reads see.
+    pub fn show_collection(&self, id: CollectionId) {
+        let now = self.inner.lock().now.get(&id).cloned();
+        match now {
+            Some(collection) => self.put_collection(collection),
+            None => self.remove_collection(id),
+        }
+    }
+
     /// Lets [`Catalog::read_collection`] of this id fail, until `None` is set.
     pub fn fail_read(&self, id: CollectionId, error: Option<CatalogError>) {
         let errors = &mut self.inner.lock().read_errors;

@@ -1,6 +1,6 @@
 //! The lane without its I/O: the queue, who holds time, which tick is due.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ const MOST_UNHEARD: usize = 32 << 10;
 const UNKNOWN_UNHEARD: usize = 16 << 10;
 
 /// A reader's connection to a lane.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct EdgeId(u64);
 
 /// A message on its way.
@@ -113,7 +113,7 @@ pub(super) struct State {
     max_acknowledged: Tso,
     /// The smallest acknowledged row that no tick has shown yet.
     hidden: Option<Tso>,
-    edges: HashMap<EdgeId, Edge>,
+    edges: BTreeMap<EdgeId, Edge>,
     next_edge: u64,
     queue: VecDeque<Item>,
     waiting: Vec<(Tso, oneshot::Sender<Ticket>, Option<Ticket>)>,
@@ -133,7 +133,7 @@ impl State {
             max_sent: floor,
             max_acknowledged: floor,
             hidden: None,
-            edges: HashMap::new(),
+            edges: BTreeMap::new(),
             next_edge: 0,
             queue: VecDeque::new(),
             waiting: Vec::new(),

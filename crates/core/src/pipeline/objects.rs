@@ -3,7 +3,7 @@
 //! A source object is known by its id. Its name on the target is resolved once, when it is made; from then on the
 //! target's id counts, and a name that has come to mean another object on the target is never touched.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use milvus::proto::schema::FieldSchema;
@@ -47,7 +47,7 @@ pub(crate) struct Route {
     /// In shard order.
     pub(crate) shards: Vec<TargetShard>,
     pub(crate) stream: Arc<StreamCtl>,
-    pub(super) partitions: RwLock<HashMap<PartitionId, PartitionRoute>>,
+    pub(super) partitions: RwLock<BTreeMap<PartitionId, PartitionRoute>>,
 }
 
 impl Route {
@@ -97,7 +97,7 @@ pub(crate) struct Objects {
     pub(super) partitions: Mutex<BTreeMap<PartitionId, PartitionObject>>,
     /// Messages a person said to leave out.
     skipped: Mutex<HashSet<(CollectionId, PChannel, Position)>>,
-    pub(super) routes: RwLock<HashMap<CollectionId, Arc<Route>>>,
+    pub(super) routes: RwLock<BTreeMap<CollectionId, Arc<Route>>>,
     /// Shards of one object may report their drop at the same moment.
     pub(super) dropping: tokio::sync::Mutex<()>,
     /// Held from the look at the source to the partition's being known: a drop that passes meanwhile waits.

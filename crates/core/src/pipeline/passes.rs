@@ -1,6 +1,6 @@
 //! A stretch of one channel, from tick to tick: how it is read, and what ends it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -38,10 +38,10 @@ pub(super) enum Pass {
     /// Once; what has to be raised is kept.
     Once,
     /// For the timestamps, by lane, of what goes to these lanes. What goes to others is sent.
-    Times(HashMap<String, Vec<u64>>),
+    Times(BTreeMap<String, Vec<u64>>),
     /// With the maps, by lane, up to the tick at this position. What goes to other lanes was sent the first time.
     Mapped {
-        maps: HashMap<String, Arc<TsMap>>,
+        maps: BTreeMap<String, Arc<TsMap>>,
         end: Position,
         tick: Tso,
         /// Where this second reading goes on.
@@ -54,7 +54,7 @@ pub(super) enum Pass {
 pub(super) struct Remainder {
     /// The tick's place. Up to here messages to other lanes, and those up to the tick, are done.
     pub(super) until: Position,
-    pub(super) lanes: HashSet<String>,
+    pub(super) lanes: BTreeSet<String>,
     /// Where that reading goes on.
     pub(super) next: Start,
 }
@@ -206,7 +206,7 @@ impl Reader {
                 for attached in inner.attached.values_mut() {
                     attached.dropped = false;
                 }
-                let mut maps = HashMap::new();
+                let mut maps = BTreeMap::new();
                 for (lane, mut times) in times {
                     times.retain(|ts| *ts <= tick.0);
                     if let Some(map) = inner.edges.raise(&lane, times) {
@@ -312,7 +312,7 @@ impl Reader {
         let times = match &mut inner.pass {
             Pass::Times(times) => times,
             pass => {
-                *pass = Pass::Times(HashMap::new());
+                *pass = Pass::Times(BTreeMap::new());
                 match pass {
                     Pass::Times(times) => times,
                     _ => return,

@@ -1,6 +1,6 @@
 //! Carries one source channel to its lanes: for every collection attached to it, or for one that catches up by itself.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -63,7 +63,7 @@ pub(super) struct Attached {
 }
 
 pub(crate) struct Inner {
-    pub(super) attached: HashMap<CollectionId, Attached>,
+    pub(super) attached: BTreeMap<CollectionId, Attached>,
     pub(crate) edges: Edges,
     /// The last message read.
     pub(crate) at: Option<Position>,
@@ -108,7 +108,7 @@ impl Reader {
     ) -> Arc<Self> {
         let holds = matches!(scope, Scope::Main);
         let mut inner = Inner {
-            attached: HashMap::new(),
+            attached: BTreeMap::new(),
             edges: Edges::new(ctx.clone(), progress, holds),
             at: progress.after.then_some(progress.position),
             stuck: Vec::new(),

@@ -1,6 +1,6 @@
 //! From decoded messages to what a lane takes: one stretch between two source ticks, of one reader.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -88,7 +88,7 @@ impl Edge {
 /// A reader's ways into all its lanes.
 pub(crate) struct Edges {
     ctx: Arc<TaskContext>,
-    edges: HashMap<String, Edge>,
+    edges: BTreeMap<String, Edge>,
     pub(crate) own: Arc<AtomicUsize>,
     /// The last source tick passed.
     pub(crate) tick: Tso,
@@ -104,7 +104,7 @@ impl Edges {
     pub(crate) fn new(ctx: Arc<TaskContext>, progress: Progress, holds: bool) -> Self {
         Self {
             ctx,
-            edges: HashMap::new(),
+            edges: BTreeMap::new(),
             own: Arc::default(),
             tick: progress.applied,
             natural: Tso::ZERO,
@@ -232,8 +232,8 @@ impl Edges {
 
     /// Gives up what it keeps: per lane the timestamps, to raise them all when the stretch is known to its end. What was
     /// kept is read again then.
-    pub(crate) fn give_up(&mut self) -> HashMap<String, Vec<u64>> {
-        let mut times: HashMap<String, Vec<u64>> = HashMap::new();
+    pub(crate) fn give_up(&mut self) -> BTreeMap<String, Vec<u64>> {
+        let mut times: BTreeMap<String, Vec<u64>> = BTreeMap::new();
         for (lane, edge) in &mut self.edges {
             for planned in std::mem::take(&mut edge.waiting) {
                 times

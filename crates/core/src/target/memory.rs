@@ -6,6 +6,8 @@
 //! kills the copies that are strictly older, in whatever order the two were written. What the real server accepts and
 //! then suffers from (times at or below a tick, unknown shards, ids that come again later) is kept as a *violation*.
 
+mod content;
+pub mod rules;
 mod session;
 mod state;
 
@@ -19,7 +21,7 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Target, TargetConnector, TargetError};
+use super::{Target, TargetConnector, TargetError, TargetIndex};
 use crate::ids::{CollectionId, PChannel};
 use crate::task::TargetSpec;
 use crate::tso::Tso;
@@ -42,6 +44,40 @@ pub struct Row {
     pub key: Key,
     /// Value of the first Int64 column that is not the key; 0 if there is none.
     pub version: i64,
+}
+
+/// What a tick shows.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Shown {
+    pub channel: PChannel,
+    pub tick: Tso,
+    pub keys: Vec<ShownKey>,
+    /// All shards that live on this channel, as source and target id of their collection and their number.
+    pub shards: Vec<(CollectionId, CollectionId, usize)>,
+}
+
+/// One key of which a message came to be shown, and what a reader at this tick sees of it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ShownKey {
+    /// The collection's id on the source it was made for, and on the target.
+    pub source: CollectionId,
+    pub target: CollectionId,
+    pub shard: usize,
+    pub key: Key,
+    /// Of the messages that this tick shows.
+    pub times: Vec<Tso>,
+    pub rows: Vec<Row>,
+}
+
+/// Calls that went wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Wrongs {
+    pub lost: u64,
+    pub partly: u64,
+    pub late: u64,
+    pub unreachable: u64,
+    /// Their caller was gone when they were carried out.
+    pub outlived: u64,
 }
 
 /// Messages that were written, those dropped by the readers left out.
@@ -67,18 +103,25 @@ pub struct Weather {
     pub late_by: Duration,
     /// Does not get out.
     pub unreachable: f64,
+    /// Its first messages are written, the answer is lost.
+    pub partly: f64,
+    /// What its caller no longer waits for is carried out all the same, at any time before its deadline.
+    pub outlives: f64,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Fate {
     Well,
     Lost,
+    /// Part of the messages.
+    Partly(f64),
     Late(Duration),
     Unreachable,
 }
 
 struct Faults {
     weather: Weather,
+    wrongs: Wrongs,
     lose: usize,
     fail: usize,
     late: usize,
@@ -106,6 +149,7 @@ impl MemoryTarget {
     pub fn new(channels: usize, epoch: Tso, seed: u64) -> Self {
         let faults = Faults {
             weather: Weather::default(),
+            wrongs: Wrongs::default(),
             lose: 0,
             fail: 0,
             late: 0,
@@ -129,6 +173,11 @@ impl MemoryTarget {
         self.inner.state.lock().violations.clone()
     }
 
+    /// The first of them.
+    pub fn violation(&self) -> Option<String> {
+        self.inner.state.lock().violations.first().cloned()
+    }
+
     /// The rows that `count(*)` counts, sorted. `None` if there is no such collection.
     pub fn rows(&self, database: &str, name: &str) -> Option<Vec<Row>> {
         self.inner.state.lock().rows(database, name)
@@ -137,6 +186,44 @@ impl MemoryTarget {
     /// All that was written for one key, in order of time, for the message of a test that fails.
     pub fn history(&self, database: &str, name: &str, key: &Key) -> Vec<String> {
         self.inner.state.lock().history(database, name, key)
+    }
+
+    /// `watcher` is told of every tick that counts.
+    pub fn watch(&self, watcher: impl FnMut(Shown) + Send + 'static) {
+        self.inner.state.lock().watcher = Some(Box::new(watcher));
+    }
+
+    /// A hash of all that was done to it, and when.
+    pub fn trace(&self) -> u64 {
+        self.inner.state.lock().trace()
+    }
+
+    pub fn wrongs(&self) -> Wrongs {
+        self.inner.faults.lock().wrongs
+    }
+
+    pub fn indexes(&self, database: &str, name: &str) -> Option<Vec<TargetIndex>> {
+        let mut state = self.inner.state.lock();
+        state.find(database, name).map(|c| c.indexes.clone())
+    }
+
+    /// Whether it is loaded, and the partitions that are.
+    pub fn loaded(&self, database: &str, name: &str) -> Option<(bool, Vec<String>)> {
+        let mut state = self.inner.state.lock();
+        state.find(database, name).map(|c| {
+            let loaded = c.partitions.iter().filter(|(_, p)| p.loaded);
+            (c.loaded, loaded.map(|(name, _)| name.clone()).collect())
+        })
+    }
+
+    pub fn partitions(&self, database: &str, name: &str) -> Option<Vec<String>> {
+        let mut state = self.inner.state.lock();
+        let found = state.find(database, name);
+        found.map(|c| c.partitions.keys().cloned().collect())
+    }
+
+    pub fn databases(&self) -> Vec<String> {
+        self.inner.state.lock().databases.keys().cloned().collect()
     }
 
     pub fn written(&self) -> Written {
@@ -206,6 +293,42 @@ impl MemoryTarget {
     }
 }
 
+impl Faults {
+    fn fate(&mut self, writes: bool, replicate: bool) -> Fate {
+        if self.fail > 0 {
+            self.fail -= 1;
+            return Fate::Unreachable;
+        }
+        if writes && self.lose > 0 {
+            self.lose -= 1;
+            return Fate::Lost;
+        }
+        if replicate && self.late > 0 {
+            self.late -= 1;
+            return Fate::Late(self.late_by);
+        }
+        let weather = self.weather;
+        let only = |on: bool, odds: f64| if on { odds } else { 0.0 };
+        let mut dice: f64 = self.rng.random();
+        for (odds, fate) in [
+            (weather.unreachable, Fate::Unreachable),
+            (only(writes, weather.lost), Fate::Lost),
+            (only(replicate, weather.late), Fate::Late(weather.late_by)),
+            (only(replicate, weather.partly), Fate::Partly(1.0)),
+        ] {
+            if dice < odds {
+                return match fate {
+                    Fate::Late(by) => Fate::Late(by.mul_f64(self.rng.random())),
+                    Fate::Partly(_) => Fate::Partly(self.rng.random()),
+                    other => other,
+                };
+            }
+            dice -= odds;
+        }
+        Fate::Well
+    }
+}
+
 impl Inner {
     fn now(&self) -> Tso {
         let mut state = self.state.lock();
@@ -216,37 +339,28 @@ impl Inner {
 
     fn fate(&self, writes: bool, replicate: bool) -> Fate {
         let mut faults = self.faults.lock();
-        if faults.fail > 0 {
-            faults.fail -= 1;
-            return Fate::Unreachable;
+        let fate = faults.fate(writes, replicate);
+        let wrongs = &mut faults.wrongs;
+        match fate {
+            Fate::Well => {}
+            Fate::Lost => wrongs.lost += 1,
+            Fate::Partly(_) => wrongs.partly += 1,
+            Fate::Late(_) => wrongs.late += 1,
+            Fate::Unreachable => wrongs.unreachable += 1,
         }
-        if writes && faults.lose > 0 {
-            faults.lose -= 1;
-            return Fate::Lost;
+        fate
+    }
+
+    /// When a call whose caller is gone is carried out, within what is left of its deadline; `None`: never.
+    fn outlives(&self, left: Duration) -> Option<Duration> {
+        let mut faults = self.faults.lock();
+        if faults.weather.outlives == 0.0 {
+            return None;
         }
-        if replicate && faults.late > 0 {
-            faults.late -= 1;
-            return Fate::Late(faults.late_by);
-        }
-        let weather = faults.weather;
-        let mut dice: f64 = faults.rng.random();
-        for (odds, fate) in [
-            (weather.unreachable, Fate::Unreachable),
-            (if writes { weather.lost } else { 0.0 }, Fate::Lost),
-            (
-                if replicate { weather.late } else { 0.0 },
-                Fate::Late(weather.late_by),
-            ),
-        ] {
-            if dice < odds {
-                return match fate {
-                    Fate::Late(by) => Fate::Late(by.mul_f64(faults.rng.random())),
-                    other => other,
-                };
-            }
-            dice -= odds;
-        }
-        Fate::Well
+        let (dice, part) = (faults.rng.random::<f64>(), faults.rng.random::<f64>());
+        let outlives = dice < faults.weather.outlives;
+        faults.wrongs.outlived += u64::from(outlives);
+        outlives.then(|| left.mul_f64(part))
     }
 
     /// The time on the wire, one way.

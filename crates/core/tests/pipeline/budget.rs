@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use super::source::Source;
-use super::world::{World, seeds};
+use cdc_sim::source::Source;
+use cdc_sim::world::{World, seeds};
 
 const MIB: usize = 1 << 20;
 /// The largest message: 8 rows of 64 KiB. One larger than a reader's reserve may go over the budget.

@@ -9,10 +9,10 @@ use cdc_core::task::{Choice, CollectionState, GivenPosition, StartPoint, TaskSpe
 use cdc_core::tso::Tso;
 use rand::Rng;
 
-use super::messages;
-use super::source::Source;
-use super::world::{World, seeds};
 use super::writes;
+use cdc_sim::messages;
+use cdc_sim::source::Source;
+use cdc_sim::world::{World, seeds};
 
 async fn choose(world: &mut World, name: &str, choice: Choice) {
     let task: TaskSpec = world.tasks[0].clone();

@@ -6,8 +6,8 @@ use cdc_core::ids::CollectionId;
 use cdc_core::task::CollectionState;
 use rand::Rng;
 
-use super::world::{World, seeds, task, these};
 use super::writes;
+use cdc_sim::world::{World, seeds, task, these};
 
 /// The target refuses one of ten collections of a channel for a while.
 async fn one_refused(seed: u64) {

@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use super::state::{self, State};
+use super::content::Content;
+use super::state::State;
 use super::{Fate, Inner, URI};
 use crate::catalog::Collection;
 use crate::ids::{PChannel, PartitionId};
@@ -42,42 +45,104 @@ fn not_found(what: &str) -> (i32, String) {
     (100, format!("collection not found[collection={what}]"))
 }
 
+const REPLICATE: &str = "ReplicateMessage";
+
+/// A call on its way. If nobody waits for it any more, it may be carried out all the same ([`Rule::LateCall`]).
+///
+/// [`Rule::LateCall`]: super::rules::Rule::LateCall
+struct OnItsWay<E: FnOnce(&mut State) + Send + 'static> {
+    inner: Arc<Inner>,
+    until: Instant,
+    effect: Option<E>,
+    /// Not so for creations and drops, though a real one may be late too: cdc-core does not reckon with that yet.
+    outlives: bool,
+}
+
+impl<E: FnOnce(&mut State) + Send + 'static> Drop for OnItsWay<E> {
+    fn drop(&mut self) {
+        let left = self.until.saturating_duration_since(Instant::now());
+        let Some(effect) = self.effect.take() else {
+            return;
+        };
+        if self.outlives
+            && let Some(by) = self.inner.outlives(left)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let inner = self.inner.clone();
+            runtime.spawn(async move {
+                tokio::time::sleep(by).await;
+                inner.now();
+                effect(&mut inner.state.lock());
+            });
+        }
+    }
+}
+
 impl Session {
     /// A call with its ways there and back. It is carried out at one instant, or not at all.
-    async fn call<T>(
+    async fn call<T: Send + 'static>(
         &self,
         call: &'static str,
         writes: bool,
-        effect: impl FnOnce(&mut State) -> Result<T, (i32, String)>,
+        effect: impl FnOnce(&mut State) -> Result<T, (i32, String)> + Send + 'static,
     ) -> Result<T, TargetError> {
         let fate = self.inner.fate(writes, false);
-        self.carried_out(call, fate, effect).await
+        let noted = move |state: &mut State| {
+            if writes {
+                state.note(call);
+            }
+            let answer = effect(state);
+            if writes {
+                let (clock, error) = (state.clock.millis(), answer.as_ref().err());
+                tracing::trace!(target: "standby", clock, call, ?error);
+            }
+            answer
+        };
+        self.carried_out(call, fate, writes, noted).await
     }
 
-    async fn carried_out<T>(
+    async fn carried_out<T: Send + 'static>(
         &self,
         call: &'static str,
         fate: Fate,
-        effect: impl FnOnce(&mut State) -> Result<T, (i32, String)>,
+        writes: bool,
+        effect: impl FnOnce(&mut State) -> Result<T, (i32, String)> + Send + 'static,
     ) -> Result<T, TargetError> {
+        let (tell, told) = oneshot::channel();
+        let run = move |state: &mut State| {
+            let _ = tell.send(effect(state));
+        };
+        let mut on_its_way = OnItsWay {
+            inner: self.inner.clone(),
+            until: Instant::now() + self.deadline,
+            effect: (fate != Fate::Unreachable).then_some(run),
+            outlives: call == REPLICATE,
+        };
         let way = async {
             self.inner.travel().await;
-            if fate == Fate::Unreachable {
+            let Some(run) = on_its_way.effect.take() else {
                 return Err(TargetError::Unreachable {
                     uri: URI.to_owned(),
                     call,
                     cause: "made to fail by a test".to_owned(),
                 });
-            }
+            };
             self.inner.now();
-            let result = effect(&mut self.inner.state.lock());
+            run(&mut self.inner.state.lock());
             self.inner.travel().await;
-            if fate == Fate::Lost {
+            if matches!(fate, Fate::Lost | Fate::Partly(_)) {
                 return Err(unknown(call));
             }
-            result.map_err(|why| refused(call, why))
+            // It was told above.
+            told.await
+                .map_err(|_| unknown(call))?
+                .map_err(|why| refused(call, why))
         };
-        match tokio::time::timeout(self.deadline, way).await {
+        let result = tokio::time::timeout(self.deadline, way).await;
+        if !writes {
+            on_its_way.effect = None;
+        }
+        match result {
             Ok(result) => result,
             Err(_) => Err(unknown(call)),
         }
@@ -97,7 +162,6 @@ impl Target for Session {
         _begin: Tso,
         end: Tso,
     ) -> Result<(), TargetError> {
-        const CALL: &str = "ReplicateMessage";
         let fate = self.inner.fate(true, true);
         if let Fate::Late(by) = fate {
             // The request is in the network: its sender has no say any more, and may be dead when it arrives. The server
@@ -107,13 +171,23 @@ impl Target for Session {
             tokio::spawn(async move {
                 tokio::time::sleep(by).await;
                 inner.now();
-                let _ = inner.state.lock().replicate(&channel, &msgs, end);
+                let _ = inner
+                    .state
+                    .lock()
+                    .replicate(&channel, &msgs, end, msgs.len());
             });
             self.inner.travel().await;
-            return Err(unknown(CALL));
+            return Err(unknown(REPLICATE));
         }
-        self.carried_out(CALL, fate, |state| state.replicate(channel, &msgs, end))
-            .await
+        let most = match fate {
+            Fate::Partly(part) => (msgs.len() as f64 * part) as usize,
+            _ => msgs.len(),
+        };
+        let channel = channel.clone();
+        self.carried_out(REPLICATE, fate, true, move |state| {
+            state.replicate(&channel, &msgs, end, most)
+        })
+        .await
     }
 
     async fn now(&self) -> Result<Tso, TargetError> {
@@ -129,28 +203,31 @@ impl Target for Session {
     }
 
     async fn create_database(&self, name: &str) -> Result<(), TargetError> {
-        self.call("CreateDatabase", true, |state| {
-            state.databases.entry(name.to_owned()).or_default();
+        let name = name.to_owned();
+        self.call("CreateDatabase", true, move |state| {
+            state.databases.entry(name).or_default();
             Ok(())
         })
         .await
     }
 
     async fn drop_database(&self, name: &str) -> Result<(), TargetError> {
-        self.call("DropDatabase", true, |state| {
-            if state.databases.get(name).is_some_and(|d| !d.is_empty()) {
+        let name = name.to_owned();
+        self.call("DropDatabase", true, move |state| {
+            if state.databases.get(&name).is_some_and(|d| !d.is_empty()) {
                 let why = format!("database:{name} not empty, must drop all collections before");
                 return Err((65535, why));
             }
-            state.databases.remove(name);
+            state.databases.remove(&name);
             Ok(())
         })
         .await
     }
 
     async fn collections(&self, database: &str) -> Result<Vec<String>, TargetError> {
-        self.call("ShowCollections", false, |state| {
-            let names = state.databases.get(database);
+        let database = database.to_owned();
+        self.call("ShowCollections", false, move |state| {
+            let names = state.databases.get(&database);
             Ok(names
                 .map(|n| n.keys().cloned().collect())
                 .unwrap_or_default())
@@ -163,17 +240,18 @@ impl Target for Session {
         database: &str,
         name: &str,
     ) -> Result<Option<TargetCollection>, TargetError> {
-        self.call("DescribeCollection", false, |state| {
-            let Some(id) = state.databases.get(database).and_then(|d| d.get(name)) else {
+        let (database, name) = (database.to_owned(), name.to_owned());
+        self.call("DescribeCollection", false, move |state| {
+            let Some(id) = state.databases.get(&database).and_then(|d| d.get(&name)) else {
                 return Ok(None);
             };
             let (id, clock) = (*id, state.clock);
             Ok(state
-                .find(database, name)
+                .find(&database, &name)
                 .filter(|content| content.create_ts <= clock)
                 .map(|content| TargetCollection {
                     id,
-                    name: name.to_owned(),
+                    name: name.clone(),
                     vchannels: content.vchannels.clone(),
                     pchannels: content.vchannels.iter().map(|v| v.pchannel()).collect(),
                     schema: user_schema(&content.source),
@@ -188,17 +266,18 @@ impl Target for Session {
         source: &Collection,
         ts: Tso,
     ) -> Result<(), TargetError> {
-        self.call("CreateCollection", true, |state| {
+        let (database, source) = (database.to_owned(), source.clone());
+        self.call("CreateCollection", true, move |state| {
             if ts == Tso::ZERO {
                 let why = "the cdc timestamp is not set in the request for the backup instance";
                 return Err((1100, why.to_owned()));
             }
-            if !state.databases.contains_key(database) {
+            if !state.databases.contains_key(&database) {
                 return Err((800, format!("database not found[database={database}]")));
             }
-            if let Some(there) = state.find(database, &source.name) {
+            if let Some(there) = state.find(&database, &source.name) {
                 let same = there.vchannels.len() == source.shards.len()
-                    && user_schema(&there.source) == user_schema(source);
+                    && user_schema(&there.source) == user_schema(&source);
                 if same {
                     return Ok(());
                 }
@@ -208,7 +287,7 @@ impl Target for Session {
                 );
                 return Err((65535, why));
             }
-            state.create(database, source, ts);
+            state.create(&database, &source, ts);
             Ok(())
         })
         .await
@@ -220,12 +299,13 @@ impl Target for Session {
         name: &str,
         _ts: Tso,
     ) -> Result<(), TargetError> {
-        self.call("DropCollection", true, |state| {
-            if let Some(content) = state.find(database, name) {
+        let (database, name) = (database.to_owned(), name.to_owned());
+        self.call("DropCollection", true, move |state| {
+            if let Some(content) = state.find(&database, &name) {
                 content.dropped = true;
             }
-            if let Some(names) = state.databases.get_mut(database) {
-                names.remove(name);
+            if let Some(names) = state.databases.get_mut(&database) {
+                names.remove(&name);
             }
             Ok(())
         })
@@ -258,9 +338,10 @@ impl Target for Session {
         partition: &str,
         _ts: Tso,
     ) -> Result<(), TargetError> {
-        self.with("CreatePartition", database, name, |id, content| {
-            if !content.partitions.contains_key(partition) {
-                content.add_partition(partition, PartitionId(id));
+        let partition = partition.to_owned();
+        self.with("CreatePartition", database, name, move |id, content| {
+            if !content.partitions.contains_key(&partition) {
+                content.add_partition(&partition, PartitionId(id));
             }
             Ok(())
         })
@@ -274,13 +355,14 @@ impl Target for Session {
         partition: &str,
         _ts: Tso,
     ) -> Result<(), TargetError> {
-        self.with("DropPartition", database, name, |_, content| {
-            if content.partitions.get(partition).is_some_and(|p| p.loaded) {
+        let partition = partition.to_owned();
+        self.with("DropPartition", database, name, move |_, content| {
+            if content.partitions.get(&partition).is_some_and(|p| p.loaded) {
                 let why =
                     "partition cannot be dropped, partition is loaded, please release it first";
                 return Err((65535, why.to_owned()));
             }
-            content.partitions.remove(partition);
+            content.partitions.remove(&partition);
             Ok(())
         })
         .await
@@ -299,9 +381,10 @@ impl Target for Session {
         name: &str,
         index: &TargetIndex,
     ) -> Result<(), TargetError> {
-        self.with("CreateIndex", database, name, |_, content| {
-            if !content.indexes.contains(index) {
-                content.indexes.push(index.clone());
+        let index = index.clone();
+        self.with("CreateIndex", database, name, move |_, content| {
+            if !content.indexes.contains(&index) {
+                content.indexes.push(index);
             }
             Ok(())
         })
@@ -314,7 +397,8 @@ impl Target for Session {
         name: &str,
         index: &TargetIndex,
     ) -> Result<(), TargetError> {
-        self.with("DropIndex", database, name, |_, content| {
+        let index = index.clone();
+        self.with("DropIndex", database, name, move |_, content| {
             if content.loaded || content.partitions.values().any(|p| p.loaded) {
                 let why = "index cannot be dropped, collection is loaded, please release it first";
                 return Err((65535, why.to_owned()));
@@ -331,7 +415,8 @@ impl Target for Session {
         name: &str,
         partitions: &[String],
     ) -> Result<Loaded, TargetError> {
-        self.with("GetLoadState", database, name, |_, content| {
+        let partitions = partitions.to_vec();
+        self.with("GetLoadState", database, name, move |_, content| {
             let parts = &content.partitions;
             let loaded = if partitions.is_empty() {
                 content.loaded || parts.values().any(|p| p.loaded)
@@ -339,7 +424,11 @@ impl Target for Session {
                 let mut named = partitions.iter();
                 named.all(|name| parts.get(name).is_some_and(|p| p.loaded))
             };
-            Ok(if loaded { Loaded::Yes } else { Loaded::No })
+            Ok(match loaded {
+                true if content.loading.is_empty() => Loaded::Yes,
+                true => Loaded::Loading,
+                false => Loaded::No,
+            })
         })
         .await
     }
@@ -351,7 +440,8 @@ impl Target for Session {
         partitions: &[String],
         _replicas: i32,
     ) -> Result<(), TargetError> {
-        self.with("LoadCollection", database, name, |_, content| {
+        let partitions = partitions.to_vec();
+        self.with("LoadCollection", database, name, move |_, content| {
             if content.indexes.is_empty() {
                 let why = "there is no vector index on collection, please create index firstly";
                 return Err((700, why.to_owned()));
@@ -360,6 +450,7 @@ impl Target for Session {
             for (name, partition) in &mut content.partitions {
                 partition.loaded |= partitions.is_empty() || partitions.contains(name);
             }
+            content.loading = content.vchannels.iter().map(|v| v.pchannel()).collect();
             Ok(())
         })
         .await
@@ -371,7 +462,8 @@ impl Target for Session {
         name: &str,
         partitions: &[String],
     ) -> Result<(), TargetError> {
-        self.with("ReleaseCollection", database, name, |_, content| {
+        let partitions = partitions.to_vec();
+        self.with("ReleaseCollection", database, name, move |_, content| {
             content.loaded &= !partitions.is_empty();
             for (name, partition) in &mut content.partitions {
                 partition.loaded &= !(partitions.is_empty() || partitions.contains(name));
@@ -388,18 +480,19 @@ impl Target for Session {
 
 impl Session {
     /// A call about one collection; the number it is given is a fresh id.
-    async fn with<T>(
+    async fn with<T: Send + 'static>(
         &self,
         call: &'static str,
         database: &str,
         name: &str,
-        effect: impl FnOnce(i64, &mut state::Content) -> Result<T, (i32, String)>,
+        effect: impl FnOnce(i64, &mut Content) -> Result<T, (i32, String)> + Send + 'static,
     ) -> Result<T, TargetError> {
-        self.call(call, true, |state| {
+        let (database, name) = (database.to_owned(), name.to_owned());
+        self.call(call, true, move |state| {
             let (id, clock) = (state.id(), state.clock);
-            match state.find(database, name) {
+            match state.find(&database, &name) {
                 Some(content) if content.create_ts <= clock => effect(id, content),
-                _ => Err(not_found(name)),
+                _ => Err(not_found(&name)),
             }
         })
         .await

@@ -1,6 +1,7 @@
 //! What a standby holds, and what becomes of a message that is written to it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
 use milvus::proto::msg::{
@@ -11,11 +12,12 @@ use milvus::proto::schema::i_ds::IdField;
 use milvus::proto::schema::scalar_field::Data;
 use prost::Message;
 
-use super::{Key, Row, Written};
+use super::content::{Content, Copy, Kill};
+use super::rules::Rule;
+use super::{Key, Row, Shown, ShownKey, Written};
 use crate::catalog::Collection;
 use crate::decode::msg_type;
 use crate::ids::{CollectionId, PChannel, PartitionId, VChannel};
-use crate::target::TargetIndex;
 use crate::tso::Tso;
 
 /// Why a call is refused: code and text as 2.3.5 has them.
@@ -24,69 +26,22 @@ pub(super) type Refusal = (i32, String);
 /// The proxy takes no request that is larger (64 MiB).
 const MAX_REQUEST: usize = 64 << 20;
 
-pub(super) struct TargetPartition {
-    pub(super) id: PartitionId,
-    pub(super) loaded: bool,
-}
-
-/// One physical row.
-struct Copy {
-    key: Key,
-    version: i64,
-    partition: PartitionId,
-    vchannel: VChannel,
-    ts: Tso,
-}
-
-struct Kill {
-    /// `None`: in all partitions.
-    partition: Option<PartitionId>,
-    vchannel: VChannel,
-    ts: Tso,
-}
-
-pub(super) struct Content {
-    pub(super) database: String,
-    pub(super) source: Collection,
-    pub(super) create_ts: Tso,
-    pub(super) vchannels: Vec<VChannel>,
-    pub(super) partitions: BTreeMap<String, TargetPartition>,
-    pub(super) indexes: Vec<TargetIndex>,
-    pub(super) loaded: bool,
-    /// Dropped by RPC.
-    pub(super) dropped: bool,
-    copies: Vec<Copy>,
-    kills: HashMap<Key, Vec<Kill>>,
-    /// Partition ids of all times, so that one that was dropped is told from one that never was.
-    partition_ids: Vec<PartitionId>,
-    /// Channels that have read the drop of a partition or of the collection (`None`).
-    drops: Vec<(VChannel, Option<PartitionId>)>,
-}
-
-impl Content {
-    pub(super) fn add_partition(&mut self, name: &str, id: PartitionId) {
-        self.partition_ids.push(id);
-        self.partitions
-            .insert(name.to_owned(), TargetPartition { id, loaded: false });
-    }
-
-    pub(super) fn holds_rows(&self) -> bool {
-        !self.copies.is_empty()
-    }
-}
-
 #[derive(Default)]
 struct Channel {
     last_tick: Tso,
-    /// Effective ticks so far: message ids may repeat only while this stands still.
-    ticks: u64,
-    ids: HashMap<i64, u64>,
+    /// The ids of its messages, with their times.
+    ids: HashMap<i64, Tso>,
+    /// What no tick has shown yet: collection, shard, key, time.
+    hidden: Vec<(CollectionId, VChannel, Key, Tso)>,
 }
+
+/// Told of every tick that shows something.
+pub(super) type Watcher = Box<dyn FnMut(Shown) + Send>;
 
 #[derive(Default)]
 pub(super) struct State {
     pub(super) databases: BTreeMap<String, BTreeMap<String, CollectionId>>,
-    pub(super) collections: HashMap<CollectionId, Content>,
+    pub(super) collections: BTreeMap<CollectionId, Content>,
     channels: BTreeMap<PChannel, Channel>,
     next_id: i64,
     pub(super) clock: Tso,
@@ -94,6 +49,8 @@ pub(super) struct State {
     pub(super) refused: Vec<(String, String)>,
     pub(super) written: Written,
     next_channel: usize,
+    pub(super) watcher: Option<Watcher>,
+    trace: DefaultHasher,
 }
 
 /// A message as the proxy has read it.
@@ -140,20 +97,7 @@ impl State {
     pub(super) fn create(&mut self, database: &str, source: &Collection, ts: Tso) {
         let id = CollectionId(self.id());
         let vchannels = self.shards(id, source.shards.len());
-        let mut content = Content {
-            database: database.to_owned(),
-            source: source.clone(),
-            create_ts: ts,
-            vchannels,
-            partitions: BTreeMap::new(),
-            indexes: Vec::new(),
-            loaded: false,
-            dropped: false,
-            copies: Vec::new(),
-            kills: HashMap::new(),
-            partition_ids: Vec::new(),
-            drops: Vec::new(),
-        };
+        let mut content = Content::new(database, source, ts, vchannels);
         let names: Vec<String> = if source.has_partition_key() {
             (0..source.partitions.len())
                 .map(|i| format!("_default_{i}"))
@@ -183,13 +127,32 @@ impl State {
             .map_or(Tso::ZERO, |channel| channel.last_tick)
     }
 
-    /// One ReplicateMessage: all entries are looked at before the first is written.
+    /// Takes something that was done to it into the trace.
+    pub(super) fn note(&mut self, what: impl Hash) {
+        (self.clock, what).hash(&mut self.trace);
+    }
+
+    pub(super) fn trace(&self) -> u64 {
+        self.trace.finish()
+    }
+
+    /// One ReplicateMessage: all entries are looked at before the first is written ([`Rule::InvalidWritesNothing`]). Of
+    /// the entries the first `most` are written.
     pub(super) fn replicate(
         &mut self,
         channel: &PChannel,
         msgs: &[Bytes],
         end: Tso,
+        most: usize,
     ) -> Result<(), Refusal> {
+        self.note((channel, msgs, end, most));
+        if tracing::enabled!(target: "standby", tracing::Level::TRACE) {
+            let read = msgs.iter().map(|m| TimeTickMsg::decode(m.clone()));
+            let read = read.map(|head| head.unwrap_or_default().base.unwrap_or_default());
+            let list: Vec<_> = read.map(|b| (b.msg_type, b.msg_id, b.timestamp)).collect();
+            let clock = self.clock.millis();
+            tracing::trace!(target: "standby", clock, %channel, most, ?list);
+        }
         self.written.calls += 1;
         if channel.as_str().is_empty() {
             return Err((
@@ -211,7 +174,7 @@ impl State {
             self.violation(format!("{channel}: no such channel"));
             return Ok(());
         }
-        for entry in entries {
+        for entry in entries.into_iter().take(most) {
             self.write(channel, entry);
         }
         Ok(())
@@ -281,33 +244,41 @@ impl State {
         self.violations.push(what);
     }
 
+    /// What the target would suffer from, by this rule.
+    fn broken(&mut self, rule: Rule, what: &str) {
+        self.violation(format!("{what} [{rule:?}]"));
+    }
+
     /// Whether the message counts: not one whose id its readers have seen since the last tick.
     fn admit(&mut self, name: &PChannel, id: i64, ts: Tso, what: &str) -> bool {
         let Some(channel) = self.channels.get_mut(name) else {
             return false;
         };
-        let seen = channel.ids.insert(id, channel.ticks);
-        let stale = ts <= channel.last_tick;
-        let (ticks, last_tick) = (channel.ticks, channel.last_tick);
+        let seen = channel.ids.insert(id, ts);
+        let last_tick = channel.last_tick;
+        let stale = ts <= last_tick;
         match seen {
-            Some(at) if at == ticks => {
+            // Both are of the stretch up to the next tick that is not below them: a tick below cuts neither off.
+            Some(at) if at > last_tick => {
                 self.written.repeats += 1;
                 return false;
             }
-            Some(_) => self.violation(format!(
-                "{name}: {what} repeats message id {id} of before the last tick"
-            )),
+            Some(_) => self.broken(
+                Rule::RepeatLostOnRecovery,
+                &format!("{name}: {what} repeats message id {id} of before the last tick"),
+            ),
             None => {}
         }
         if stale {
-            self.violation(format!(
+            let why = format!(
                 "{name}: stale {what}: its time {} is not above the tick {} ({} ms)",
                 ts.0,
                 last_tick.0,
                 ts.behind(last_tick).as_millis()
-            ));
+            );
+            self.broken(Rule::StaleVanishes, &why);
         }
-        true
+        !stale
     }
 
     /// The shard a message is for, if it is one of that collection's on this channel.
@@ -318,9 +289,10 @@ impl State {
             .get(&CollectionId(collection))
             .is_some_and(|c| c.vchannels.contains(&vchannel));
         if !known || vchannel.pchannel() != *name {
-            self.violation(format!(
+            let why = format!(
                 "{name}: {what} for shard {shard:?} of collection {collection}, which is not one of its shards here"
-            ));
+            );
+            self.broken(Rule::UnknownShardKills, &why);
         }
         known
     }
@@ -353,10 +325,76 @@ impl State {
                 };
                 if base.timestamp > channel.last_tick.0 {
                     channel.last_tick = Tso(base.timestamp);
-                    channel.ticks += 1;
+                    self.show(name);
                 }
             }
             Entry::Other => {}
+        }
+    }
+
+    /// [`Rule::TickShows`].
+    fn show(&mut self, name: &PChannel) {
+        for content in self.collections.values_mut() {
+            content.loading.remove(name);
+        }
+        let Some(channel) = self.channels.get_mut(name) else {
+            return;
+        };
+        let tick = channel.last_tick;
+        let shown: Vec<_> = channel
+            .hidden
+            .extract_if(.., |(_, _, _, ts)| *ts <= tick)
+            .collect();
+        let Some(mut watcher) = self.watcher.take() else {
+            return;
+        };
+        let mut keys: BTreeMap<_, Vec<Tso>> = BTreeMap::new();
+        for (collection, vchannel, key, ts) in shown {
+            keys.entry((collection, vchannel, key))
+                .or_default()
+                .push(ts);
+        }
+        let mut list = Vec::new();
+        for ((collection, vchannel, key), times) in keys {
+            let Some(content) = self.collections.get(&collection) else {
+                continue;
+            };
+            let Some(shard) = content.vchannels.iter().position(|v| *v == vchannel) else {
+                continue;
+            };
+            let last = |v: &VChannel| if *v == vchannel { tick } else { Tso::ZERO };
+            let rows = content.seen(&key, &last).map(|(row, _)| row).collect();
+            list.push(ShownKey {
+                source: content.source.id,
+                target: collection,
+                shard,
+                times,
+                rows,
+                key,
+            });
+        }
+        let mut shards = Vec::new();
+        for (id, content) in self.collections.iter().filter(|(_, c)| !c.dropped) {
+            for (shard, on) in content.pchannels.iter().enumerate() {
+                if on == name {
+                    shards.push((content.source.id, *id, shard));
+                }
+            }
+        }
+        watcher(Shown {
+            shards,
+            channel: name.clone(),
+            tick,
+            keys: list,
+        });
+        self.watcher = Some(watcher);
+    }
+
+    fn hide(&mut self, name: &PChannel, what: (CollectionId, VChannel, Key, Tso)) {
+        if let Some(channel) = self.channels.get_mut(name)
+            && self.watcher.is_some()
+        {
+            channel.hidden.push(what);
         }
     }
 
@@ -392,13 +430,17 @@ impl State {
         };
         let vchannel = VChannel::new(insert.shard_name);
         for (row, ts) in insert.timestamps.iter().enumerate() {
-            content.copies.push(Copy {
-                key: columns.keys[row].clone(),
+            let key = columns.keys[row].clone();
+            content.copies.entry(key).or_default().push(Copy {
                 version: columns.versions.get(row).copied().unwrap_or_default(),
                 partition,
                 vchannel: vchannel.clone(),
                 ts: Tso(*ts),
             });
+        }
+        let id = CollectionId(insert.collection_id);
+        for (key, ts) in columns.keys.into_iter().zip(insert.timestamps) {
+            self.hide(name, (id, vchannel.clone(), key, Tso(ts)));
         }
     }
 
@@ -439,12 +481,16 @@ impl State {
                 .push(format!("{name}: {what}: keys and times of unequal number"));
         }
         let vchannel = VChannel::new(delete.shard_name);
-        for (key, ts) in keys.into_iter().zip(delete.timestamps) {
-            content.kills.entry(key).or_default().push(Kill {
+        for (key, ts) in keys.iter().zip(&delete.timestamps) {
+            content.kills.entry(key.clone()).or_default().push(Kill {
                 partition,
                 vchannel: vchannel.clone(),
-                ts: Tso(ts),
+                ts: Tso(*ts),
             });
+        }
+        let id = CollectionId(delete.collection_id);
+        for (key, ts) in keys.into_iter().zip(delete.timestamps) {
+            self.hide(name, (id, vchannel.clone(), key, Tso(ts)));
         }
     }
 
@@ -484,68 +530,16 @@ impl State {
 
     /// All that was written for one key, for the message of a test that fails.
     pub(super) fn history(&mut self, database: &str, name: &str, key: &Key) -> Vec<String> {
-        let Some(content) = self.find(database, name) else {
-            return Vec::new();
-        };
-        let copies = content.copies.iter().filter(|copy| copy.key == *key);
-        let mut lines: Vec<_> = copies
-            .map(|c| (c.ts, format!("insert at {}, version {}", c.ts, c.version)))
-            .collect();
-        let kills = content.kills.get(key).into_iter().flatten();
-        lines.extend(kills.map(|k| (k.ts, format!("delete at {}", k.ts))));
-        lines.sort();
-        lines.into_iter().map(|(_, line)| line).collect()
+        self.find(database, name)
+            .map(|content| content.history(key))
+            .unwrap_or_default()
     }
 
     /// The rows `count(*)` counts: every copy that a tick has shown and no shown delete has killed, in order of
     /// partition, key and version.
     pub(super) fn rows(&mut self, database: &str, name: &str) -> Option<Vec<Row>> {
         let id = *self.databases.get(database)?.get(name)?;
-        let ticks: HashMap<PChannel, Tso> = self
-            .channels
-            .iter()
-            .map(|(name, channel)| (name.clone(), channel.last_tick))
-            .collect();
-        let content = self.collections.get(&id)?;
-        let shown = |vchannel: &VChannel, ts: Tso| {
-            ticks
-                .get(&vchannel.pchannel())
-                .is_some_and(|tick| ts <= *tick)
-        };
-        let names: HashMap<PartitionId, &String> = content
-            .partitions
-            .iter()
-            .map(|(name, p)| (p.id, name))
-            .collect();
-        let dropped = |copy: &Copy| {
-            content.drops.iter().any(|(vchannel, partition)| {
-                *vchannel == copy.vchannel && partition.is_none_or(|p| p == copy.partition)
-            })
-        };
-        let killed = |copy: &Copy| {
-            content.kills.get(&copy.key).is_some_and(|kills| {
-                kills.iter().any(|kill| {
-                    kill.vchannel == copy.vchannel
-                        && kill.ts > copy.ts
-                        && kill.partition.is_none_or(|p| p == copy.partition)
-                        && shown(&kill.vchannel, kill.ts)
-                })
-            })
-        };
-        let mut rows: Vec<Row> = content
-            .copies
-            .iter()
-            .filter(|copy| shown(&copy.vchannel, copy.ts) && !dropped(copy) && !killed(copy))
-            .filter_map(|copy| {
-                Some(Row {
-                    partition: (*names.get(&copy.partition)?).clone(),
-                    key: copy.key.clone(),
-                    version: copy.version,
-                })
-            })
-            .collect();
-        rows.sort();
-        Some(rows)
+        Some(self.collections.get(&id)?.rows(|c| self.last_tick(c)))
     }
 }
 

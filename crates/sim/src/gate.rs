@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::future::{Future, pending};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,51 +27,91 @@ use tokio::sync::watch;
 
 /// Which calls count towards a kill.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Kind {
+pub enum Kind {
     Store,
     Replicate,
     Ddl,
     Read,
+    /// Of any kind.
+    Any,
+}
+
+/// How often commits go wrong. Probabilities of one commit.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct DiskWeather {
+    /// Fails, and nothing is written.
+    pub fails: f64,
+    /// Is written, and its answer is lost.
+    pub lost: f64,
 }
 
 /// Kills at the `after`-th call of a kind from now, before its effect or behind it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Trap {
-    pub(crate) kind: Kind,
-    pub(crate) after: u32,
-    pub(crate) behind: bool,
+pub struct Trap {
+    pub kind: Kind,
+    pub after: u32,
+    pub behind: bool,
 }
 
-pub(crate) struct Gate {
+pub struct Gate {
     dead: watch::Sender<bool>,
     trap: Mutex<Option<Trap>>,
     rng: Mutex<StdRng>,
+    disk: Mutex<DiskWeather>,
+    /// ReplicateMessage calls that are not answered yet.
+    open: AtomicUsize,
+    /// How many there were when it died.
+    cut: AtomicUsize,
 }
 
 impl Gate {
-    pub(crate) fn new(rng: StdRng) -> Arc<Self> {
+    pub fn new(rng: StdRng) -> Arc<Self> {
         Arc::new(Self {
             dead: watch::Sender::new(false),
             trap: Mutex::default(),
             rng: Mutex::new(rng),
+            disk: Mutex::default(),
+            open: AtomicUsize::new(0),
+            cut: AtomicUsize::new(0),
         })
     }
 
-    pub(crate) fn kill(&self) {
-        self.dead.send_replace(true);
+    pub fn kill(&self) {
+        if !self.dead.send_replace(true) {
+            self.cut.store(self.open.load(SeqCst), SeqCst);
+        }
     }
 
-    pub(crate) fn set(&self, trap: Trap) {
+    pub fn is_dead(&self) -> bool {
+        *self.dead.borrow()
+    }
+
+    /// ReplicateMessage calls between their sending and their answer when it was killed.
+    pub fn cut(&self) -> usize {
+        self.cut.load(SeqCst)
+    }
+
+    pub fn set_disk(&self, weather: DiskWeather) {
+        *self.disk.lock() = weather;
+    }
+
+    pub fn clear(&self) {
+        *self.trap.lock() = None;
+    }
+
+    pub fn set(&self, trap: Trap) {
         *self.trap.lock() = Some(trap);
     }
 
-    pub(crate) async fn died(&self) {
+    pub async fn died(&self) {
         let _ = self.dead.subscribe().wait_for(|dead| *dead).await;
     }
 
     fn sprung(&self, kind: Kind) -> Option<Trap> {
         let mut slot = self.trap.lock();
-        let trap = slot.as_mut().filter(|t| t.kind == kind)?;
+        let trap = slot
+            .as_mut()
+            .filter(|t| t.kind == kind || t.kind == Kind::Any)?;
         trap.after = trap.after.saturating_sub(1);
         if trap.after > 0 {
             return None;
@@ -82,6 +124,7 @@ impl Gate {
         if trap.is_some_and(|t| !t.behind) {
             self.kill();
         }
+        let _counted = (kind == Kind::Replicate).then(|| Counted::new(&self.open));
         let answer = tokio::select! {
             biased;
             () = self.died() => pending().await,
@@ -102,10 +145,25 @@ impl Gate {
     }
 }
 
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(of: &'a AtomicUsize) -> Self {
+        of.fetch_add(1, SeqCst);
+        Self(of)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
 /// Something that is used through a gate.
-pub(crate) struct Gated<T: ?Sized> {
-    pub(crate) gate: Arc<Gate>,
-    pub(crate) inner: Arc<T>,
+pub struct Gated<T: ?Sized> {
+    pub gate: Arc<Gate>,
+    pub inner: Arc<T>,
 }
 
 #[async_trait]
@@ -121,8 +179,16 @@ impl ProgressStore for Gated<dyn ProgressStore> {
     async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         let write = async {
             self.gate.disk().await;
+            let weather = *self.gate.disk.lock();
+            let dice: f64 = self.gate.rng.lock().random();
+            if dice < weather.fails {
+                return Err(StoreError::Unavailable("made to fail".to_owned()));
+            }
             let done = self.inner.commit(changes).await;
             self.gate.disk().await;
+            if dice < weather.fails + weather.lost {
+                return Err(StoreError::Unavailable("its answer is lost".to_owned()));
+            }
             done
         };
         self.gate.pass(Kind::Store, write).await
@@ -234,7 +300,7 @@ through! {
 }
 
 /// A store behind a gate.
-pub(crate) fn store(gate: &Arc<Gate>, inner: SharedStore) -> SharedStore {
+pub fn store(gate: &Arc<Gate>, inner: SharedStore) -> SharedStore {
     Arc::new(Gated {
         gate: gate.clone(),
         inner,

@@ -1,12 +1,12 @@
 //! A source Milvus 2.3.5, as far as its queue and its metadata go, and the truth about what it holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use cdc_core::catalog::memory::MemoryCatalog;
-use cdc_core::catalog::{Collection, LoadState, ObjectState, Partition, Shard};
-use cdc_core::ids::{CollectionId, DbId, PChannel, PartitionId, VChannel};
+use cdc_core::catalog::{Collection, Database, Index, LoadState, ObjectState, Partition, Shard};
+use cdc_core::ids::{CollectionId, DbId, FieldId, IndexId, PChannel, PartitionId, VChannel};
 use cdc_core::position::Position;
 use cdc_core::source::memory::MemoryLog;
 use cdc_core::target::memory::{Key, Row};
@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use super::messages;
+use crate::messages;
 
 /// Messages that have their timestamp and are not in the queue yet: of one request to one shard, in their order.
 struct Request {
@@ -25,24 +25,81 @@ struct Request {
     messages: Vec<Bytes>,
 }
 
-pub(crate) struct Live {
-    pub(crate) catalog: Collection,
+pub struct Live {
+    pub catalog: Collection,
     /// Key to version and partition.
-    pub(crate) rows: BTreeMap<i64, (i64, PartitionId)>,
+    pub rows: BTreeMap<i64, (i64, PartitionId)>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Sent {
-    pub(crate) inserts: u64,
-    pub(crate) deletes: u64,
+pub struct Sent {
+    pub inserts: u64,
+    pub deletes: u64,
 }
 
-pub(crate) struct Source {
-    pub(crate) log: MemoryLog,
-    pub(crate) catalog: Arc<MemoryCatalog>,
-    pub(crate) live: BTreeMap<CollectionId, Live>,
-    pub(crate) sent: Sent,
-    pub(crate) rng: StdRng,
+/// All that was ever done to the rows of one collection.
+#[derive(Default)]
+pub struct History {
+    /// By key: when it became what.
+    keys: BTreeMap<i64, Vec<(Tso, Option<i64>)>>,
+    /// Which keys of which shard changed when, oldest first.
+    changes: Vec<(Tso, usize, i64)>,
+    times: BTreeSet<Tso>,
+}
+
+impl History {
+    fn put(&mut self, ts: Tso, shard: usize, key: i64, version: Option<i64>) {
+        self.keys.entry(key).or_default().push((ts, version));
+        self.changes.push((ts, shard, key));
+        self.times.insert(ts);
+    }
+
+    /// The version a key has at `ts`.
+    pub fn at(&self, key: i64, ts: Tso) -> Option<i64> {
+        let states = self.keys.get(&key)?;
+        states.iter().rev().find(|(at, _)| *at <= ts)?.1
+    }
+
+    /// What changed on a shard in (`from`, `to`].
+    pub fn changed(&self, shard: usize, from: Tso, to: Tso) -> impl Iterator<Item = i64> {
+        let first = self.changes.partition_point(|(ts, ..)| *ts <= from);
+        let changes = self.changes[first..].iter();
+        let until = changes.take_while(move |(ts, ..)| *ts <= to);
+        until
+            .filter(move |(_, s, _)| *s == shard)
+            .map(|(_, _, key)| *key)
+    }
+
+    /// Rows that were written.
+    pub fn written(&self) -> usize {
+        let all = self.keys.values().flatten();
+        all.filter(|(_, version)| version.is_some()).count()
+    }
+
+    /// Whether something was written at this very time.
+    pub fn has(&self, ts: Tso) -> bool {
+        self.times.contains(&ts)
+    }
+}
+
+pub struct Source {
+    pub history: BTreeMap<CollectionId, History>,
+    /// By version: the partition its rows are in.
+    pub places: BTreeMap<i64, PartitionId>,
+    /// Dropped ones.
+    pub gone: BTreeSet<PartitionId>,
+    pub databases: BTreeMap<DbId, String>,
+    /// Entries of dropped collections that are still there.
+    tombstones: Vec<CollectionId>,
+    /// Nobody who watches sees anything before this step.
+    blind: u64,
+    /// Channels to which nothing is written before this step.
+    slow: BTreeMap<PChannel, u64>,
+    pub log: MemoryLog,
+    pub catalog: Arc<MemoryCatalog>,
+    pub live: BTreeMap<CollectionId, Live>,
+    pub sent: Sent,
+    pub rng: StdRng,
     clock: Tso,
     channels: Vec<PChannel>,
     next_channel: usize,
@@ -59,8 +116,15 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    pub(crate) fn new(channels: usize, epoch: Tso, seed: u64) -> Self {
+    pub fn new(channels: usize, epoch: Tso, seed: u64) -> Self {
         let source = Self {
+            history: BTreeMap::new(),
+            places: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            databases: [(DbId(1), "default".to_owned())].into(),
+            tombstones: Vec::new(),
+            blind: 0,
+            slow: BTreeMap::new(),
             log: MemoryLog::new(),
             catalog: Arc::new(MemoryCatalog::new()),
             live: BTreeMap::new(),
@@ -87,8 +151,8 @@ impl Source {
         source
     }
 
-    pub(crate) fn channel(&self, i: usize) -> PChannel {
-        self.channels[i].clone()
+    pub fn channel(&self, i: usize) -> PChannel {
+        self.channels[i % self.channels.len()].clone()
     }
 
     fn id(&mut self) -> i64 {
@@ -96,30 +160,34 @@ impl Source {
         self.next_id
     }
 
-    pub(crate) fn msg_id(&mut self) -> i64 {
+    pub fn msg_id(&mut self) -> i64 {
         self.next_msg += 1;
         self.next_msg
     }
 
-    pub(crate) fn ts(&mut self) -> Tso {
+    pub fn ts(&mut self) -> Tso {
         self.clock = self.clock.next();
         self.catalog.set_tso(self.clock);
         self.clock
     }
 
     /// Moves the source's clock on.
-    pub(crate) fn advance(&mut self, ms: u64) {
+    pub fn advance(&mut self, ms: u64) {
         self.clock = Tso::from_millis(self.clock.millis() + ms);
         self.catalog.set_tso(self.clock);
     }
 
-    pub(crate) fn find(&self, name: &str) -> CollectionId {
+    pub fn find(&self, name: &str) -> CollectionId {
         let found = self.live.values().find(|l| l.catalog.name == name);
         found.unwrap().catalog.id
     }
 
     /// Its message first, on every shard's channel, then its entry with their positions.
-    pub(crate) fn create(&mut self, name: &str, shards: usize) -> CollectionId {
+    pub fn create(&mut self, name: &str, shards: usize) -> CollectionId {
+        self.create_in(DbId(1), name, shards)
+    }
+
+    pub fn create_in(&mut self, db: DbId, name: &str, shards: usize) -> CollectionId {
         let id = CollectionId(self.id());
         let partition = PartitionId(self.id());
         let ts = self.ts();
@@ -143,7 +211,7 @@ impl Source {
         };
         let collection = Collection {
             id,
-            db: DbId(1),
+            db,
             name: name.to_owned(),
             state: ObjectState::Created,
             schema: schema(name),
@@ -168,7 +236,7 @@ impl Source {
     /// For linearizable reads at once, for the watch perhaps a little later.
     fn publish(&mut self, collection: Collection) {
         let id = collection.id;
-        if self.rng.random_bool(0.5) {
+        if self.blind <= self.steps && self.rng.random_bool(0.5) {
             self.catalog.put_collection(collection);
         } else {
             self.catalog.put_collection_unseen(collection);
@@ -177,12 +245,120 @@ impl Source {
         }
     }
 
+    /// For linearizable reads and for the watch, if that is not blind.
+    fn publish_now(&mut self, collection: Collection) {
+        let id = collection.id;
+        self.catalog.put_collection_unseen(collection);
+        if self.blind <= self.steps {
+            self.catalog.show_collection(id);
+        } else {
+            self.unseen.push((self.blind, id));
+        }
+    }
+
+    /// The watch breaks, and for `ms` shows nothing; then all at once, without what is gone by then: as after a
+    /// compaction.
+    pub fn go_blind(&mut self, ms: u64, step: u64) {
+        self.blind = self.blind.max(self.steps + ms / step);
+    }
+
+    /// Nothing is written to a channel for `ms`.
+    pub fn slow_down(&mut self, channel: &PChannel, ms: u64, step: u64) {
+        self.slow.insert(channel.clone(), self.steps + ms / step);
+    }
+
+    fn is_slow(&self, channel: &PChannel) -> bool {
+        self.slow.get(channel).is_some_and(|at| *at > self.steps)
+    }
+
+    /// The entries of dropped collections go for good, those of the newest `spare` not yet.
+    pub fn collect_garbage(&mut self, spare: usize) {
+        let n = self.tombstones.len().saturating_sub(spare);
+        for id in self.tombstones.drain(..n) {
+            self.catalog.remove_collection_unseen(id);
+            if self.blind <= self.steps {
+                self.catalog.show_collection(id);
+            } else {
+                self.unseen.push((self.blind, id));
+            }
+        }
+    }
+
+    pub fn create_database(&mut self, name: &str) -> DbId {
+        let id = DbId(self.id());
+        self.databases.insert(id, name.to_owned());
+        self.catalog.put_database(Database {
+            id,
+            name: name.to_owned(),
+            properties: Vec::new(),
+        });
+        id
+    }
+
+    /// `false` if it is not empty, or the one that stays.
+    pub fn drop_database(&mut self, id: DbId) -> bool {
+        let used = self.live.values().any(|l| l.catalog.db == id);
+        if used || id == DbId(1) || self.databases.remove(&id).is_none() {
+            return false;
+        }
+        self.catalog.remove_database(id);
+        true
+    }
+
+    pub fn database_of(&self, id: CollectionId) -> String {
+        let db = self.live[&id].catalog.db;
+        self.databases.get(&db).cloned().unwrap_or_default()
+    }
+
+    /// Makes the index of a collection, or drops it if it is there and the collection is not loaded.
+    pub fn toggle_index(&mut self, id: CollectionId) {
+        let index = IndexId(self.id());
+        let create_ts = self.ts();
+        let Some(live) = self.live.get_mut(&id) else {
+            return;
+        };
+        let collection = &mut live.catalog;
+        if collection.indexes.is_empty() {
+            let entry = Index {
+                id: index,
+                field: FieldId(101),
+                name: "of_version".to_owned(),
+                params: Vec::new(),
+                create_ts,
+            };
+            collection.indexes.insert(index, entry);
+        } else if collection.load == LoadState::Released {
+            collection.indexes.clear();
+        }
+        let collection = collection.clone();
+        self.publish(collection);
+    }
+
+    /// Loads a collection that has an index, or releases it.
+    pub fn toggle_load(&mut self, id: CollectionId) {
+        let Some(live) = self.live.get_mut(&id) else {
+            return;
+        };
+        let collection = &mut live.catalog;
+        collection.load = match &collection.load {
+            LoadState::Released if !collection.indexes.is_empty() => {
+                LoadState::Collection { replicas: 1 }
+            }
+            _ => LoadState::Released,
+        };
+        let collection = collection.clone();
+        self.publish(collection);
+    }
+
     /// The entry first, then the message on every shard's channel; the ticks that follow are above it.
-    pub(crate) fn drop_collection(&mut self, id: CollectionId) {
+    pub fn drop_collection(&mut self, id: CollectionId) {
         let Some(live) = self.live.remove(&id) else {
             return;
         };
-        self.catalog.drop_collection(id);
+        let mut entry = live.catalog.clone();
+        entry.state = ObjectState::Dropping;
+        self.publish_now(entry);
+        self.tombstones.push(id);
         self.advance(1);
         let ts = self.ts();
         for shard in &live.catalog.shards {
@@ -195,12 +371,15 @@ impl Source {
         }
         self.flush();
         self.tick();
+        let shards = live.catalog.shards.iter();
+        self.slow
+            .retain(|slow, _| shards.clone().all(|s| s.pchannel != *slow));
         for shard in &live.catalog.shards {
             *self.in_use.entry(shard.pchannel.clone()).or_default() -= 1;
         }
     }
 
-    pub(crate) fn create_partition(&mut self, id: CollectionId, name: &str) -> PartitionId {
+    pub fn create_partition(&mut self, id: CollectionId, name: &str) -> PartitionId {
         let partition = PartitionId(self.id());
         let create_ts = self.ts();
         let entry = Partition {
@@ -216,7 +395,7 @@ impl Source {
         partition
     }
 
-    pub(crate) fn drop_partition(&mut self, id: CollectionId, partition: PartitionId) {
+    pub fn drop_partition(&mut self, id: CollectionId, partition: PartitionId) {
         let live = self.live.get_mut(&id).unwrap();
         let mut dropped = live.catalog.partitions.get(&partition).unwrap().clone();
         dropped.state = ObjectState::Dropping;
@@ -224,7 +403,8 @@ impl Source {
         live.catalog.partitions.insert(partition, dropped);
         live.rows.retain(|_, (_, p)| *p != partition);
         let catalog = live.catalog.clone();
-        self.catalog.put_collection(catalog.clone());
+        self.gone.insert(partition);
+        self.publish_now(catalog.clone());
         let ts = self.ts();
         for shard in &catalog.shards {
             let message = messages::drop_partition(id, partition, &name, ts, self.msg_id());
@@ -236,14 +416,14 @@ impl Source {
         }
     }
 
-    pub(crate) fn default_partition(&self, id: CollectionId) -> PartitionId {
+    pub fn default_partition(&self, id: CollectionId) -> PartitionId {
         let partitions = &self.live[&id].catalog.partitions;
         let found = partitions.values().find(|p| p.name == "_default");
         found.unwrap().id
     }
 
     /// One request of new rows with `padding` bytes each.
-    pub(crate) fn insert(
+    pub fn insert(
         &mut self,
         id: CollectionId,
         partition: PartitionId,
@@ -256,7 +436,7 @@ impl Source {
     }
 
     /// One request that replaces rows, some of which may not be there yet.
-    pub(crate) fn upsert(&mut self, id: CollectionId, partition: PartitionId, rows: usize) {
+    pub fn upsert(&mut self, id: CollectionId, partition: PartitionId, rows: usize) {
         let mut keys = self.some_keys(id, Some(partition), rows);
         if keys.is_empty() || self.rng.random_bool(0.3) {
             keys.push(self.next_key);
@@ -325,13 +505,17 @@ impl Source {
                 messages,
             });
         }
+        self.places.insert(version, partition);
         let rows = &mut self.live.get_mut(&id).unwrap().rows;
+        let history = self.history.entry(id).or_default();
         for key in keys {
             rows.insert(*key, (version, partition));
+            let shard = key.rem_euclid(shards.len() as i64) as usize;
+            history.put(ts, shard, *key, Some(version));
         }
     }
 
-    pub(crate) fn delete(&mut self, id: CollectionId, n: usize) {
+    pub fn delete(&mut self, id: CollectionId, n: usize) {
         let partition = self.default_partition(id);
         let of = self.rng.random_bool(0.5).then_some(partition);
         let mut keys = self.some_keys(id, of, n);
@@ -357,17 +541,22 @@ impl Source {
                 messages: vec![message],
             });
         }
+        let history = self.history.entry(id).or_default();
+        for key in &keys {
+            let shard = key.rem_euclid(shards.len() as i64) as usize;
+            history.put(ts, shard, *key, None);
+        }
         let rows = &mut self.live.get_mut(&id).unwrap().rows;
         rows.retain(|key, _| !keys.contains(key));
     }
 
     /// A message as it is, on a channel.
-    pub(crate) fn raw(&mut self, channel: &PChannel, payload: Bytes) -> Position {
+    pub fn raw(&mut self, channel: &PChannel, payload: Bytes) -> Position {
         self.log.append(channel, payload)
     }
 
     /// Rows of any kind into any collection.
-    pub(crate) fn random_write(&mut self, ids: &[CollectionId]) {
+    pub fn random_write(&mut self, ids: &[CollectionId]) {
         let id = ids[self.rng.random_range(0..ids.len())];
         if !self.live.contains_key(&id) {
             return;
@@ -382,16 +571,16 @@ impl Source {
     }
 
     /// Some of what waits goes to the queue, in any order but that of one request; perhaps a tick.
-    pub(crate) fn step(&mut self, ms: u64) {
+    pub fn step(&mut self, ms: u64) {
         self.steps += 1;
         self.advance(ms);
         let due: Vec<_> = self
             .unseen
-            .extract_if(.., |(at, _)| *at <= self.steps)
+            .extract_if(.., |(at, _)| *at <= self.steps && self.blind <= self.steps)
             .collect();
         for (_, id) in due {
             // Its newest state, which may be another by now.
-            self.catalog.update_collection(id, |_| {});
+            self.catalog.show_collection(id);
         }
         self.append(0.7);
         if self.rng.random_bool(0.7) {
@@ -403,6 +592,11 @@ impl Source {
         let mut waiting = std::mem::take(&mut self.outbox);
         waiting.shuffle(&mut self.rng);
         for mut request in waiting {
+            let odds = if odds < 1.0 && self.is_slow(&request.channel) {
+                0.0
+            } else {
+                odds
+            };
             while !request.messages.is_empty() && self.rng.random_bool(odds) {
                 let message = request.messages.remove(0);
                 self.log.append(&request.channel, message);
@@ -414,14 +608,13 @@ impl Source {
     }
 
     /// Everything that waits goes to the queue.
-    pub(crate) fn flush(&mut self) {
+    pub fn flush(&mut self) {
         self.append(1.0);
     }
 
-    /// A tick on every channel in use, below everything that is not in the queue.
-    pub(crate) fn tick(&mut self) {
-        let oldest = self.outbox.iter().map(|r| r.ts).min();
-        let tick = oldest.map_or(self.clock, |ts| Tso(ts.0 - 1));
+    /// A tick on every channel in use, below everything that is not in its queue.
+    pub fn tick(&mut self) {
+        let now = self.clock;
         self.clock = self.clock.next();
         let used: Vec<_> = self
             .in_use
@@ -429,14 +622,21 @@ impl Source {
             .filter(|(_, n)| **n > 0)
             .map(|(c, _)| c.clone())
             .collect();
-        for channel in used {
+        for channel in used
+            .into_iter()
+            .filter(|c| !self.is_slow(c))
+            .collect::<Vec<_>>()
+        {
+            let waiting = self.outbox.iter().filter(|r| r.channel == channel);
+            let oldest = waiting.map(|r| r.ts).min();
+            let tick = oldest.map_or(now, |ts| Tso(ts.0 - 1));
             let message = messages::tick(tick, self.msg_id());
             self.log.append(&channel, message);
         }
     }
 
     /// What the target has to hold of a collection.
-    pub(crate) fn expected(&self, id: CollectionId) -> Vec<Row> {
+    pub fn expected(&self, id: CollectionId) -> Vec<Row> {
         let live = &self.live[&id];
         let row = |(key, (version, partition)): (&i64, &(i64, PartitionId))| Row {
             partition: live.catalog.partitions[partition].name.clone(),

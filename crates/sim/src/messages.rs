@@ -15,10 +15,10 @@ use milvus::proto::schema::{DataType, FieldData, IDs, LongArray, ScalarField, St
 use prost::Message;
 
 /// Where rows go.
-pub(crate) struct To<'a> {
-    pub(crate) collection: CollectionId,
-    pub(crate) partition: PartitionId,
-    pub(crate) vchannel: &'a VChannel,
+pub struct To<'a> {
+    pub collection: CollectionId,
+    pub partition: PartitionId,
+    pub vchannel: &'a VChannel,
 }
 
 fn base(kind: MsgType, ts: Tso, msg_id: i64) -> Option<MsgBase> {
@@ -44,7 +44,7 @@ fn column(id: i64, name: &str, data_type: DataType, data: Data) -> FieldData {
     }
 }
 
-pub(crate) fn insert(
+pub fn insert(
     to: &To<'_>,
     keys: &[i64],
     version: i64,
@@ -86,7 +86,7 @@ pub(crate) fn insert(
     .into()
 }
 
-pub(crate) fn delete(to: &To<'_>, keys: &[i64], ts: Tso, msg_id: i64) -> Bytes {
+pub fn delete(to: &To<'_>, keys: &[i64], ts: Tso, msg_id: i64) -> Bytes {
     DeleteRequest {
         base: base(MsgType::Delete, ts, msg_id),
         shard_name: to.vchannel.as_str().to_owned(),
@@ -105,7 +105,7 @@ pub(crate) fn delete(to: &To<'_>, keys: &[i64], ts: Tso, msg_id: i64) -> Bytes {
     .into()
 }
 
-pub(crate) fn create(id: CollectionId, name: &str, ts: Tso, msg_id: i64) -> Bytes {
+pub fn create(id: CollectionId, name: &str, ts: Tso, msg_id: i64) -> Bytes {
     CreateCollectionRequest {
         base: base(MsgType::CreateCollection, ts, msg_id),
         collection_name: name.to_owned(),
@@ -116,7 +116,7 @@ pub(crate) fn create(id: CollectionId, name: &str, ts: Tso, msg_id: i64) -> Byte
     .into()
 }
 
-pub(crate) fn drop_collection(id: CollectionId, name: &str, ts: Tso, msg_id: i64) -> Bytes {
+pub fn drop_collection(id: CollectionId, name: &str, ts: Tso, msg_id: i64) -> Bytes {
     DropCollectionRequest {
         base: base(MsgType::DropCollection, ts, msg_id),
         collection_name: name.to_owned(),
@@ -127,7 +127,7 @@ pub(crate) fn drop_collection(id: CollectionId, name: &str, ts: Tso, msg_id: i64
     .into()
 }
 
-pub(crate) fn drop_partition(
+pub fn drop_partition(
     id: CollectionId,
     partition: PartitionId,
     name: &str,
@@ -145,7 +145,7 @@ pub(crate) fn drop_partition(
     .into()
 }
 
-pub(crate) fn tick(ts: Tso, msg_id: i64) -> Bytes {
+pub fn tick(ts: Tso, msg_id: i64) -> Bytes {
     TimeTickMsg {
         base: base(MsgType::TimeTick, ts, msg_id),
     }

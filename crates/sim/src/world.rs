@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use cdc_core::engine::{Engine, Parts};
-use cdc_core::ids::{PChannel, TaskId};
+use cdc_core::ids::{CollectionId, PChannel, TaskId};
 use cdc_core::secret::Secret;
 use cdc_core::store::memory::MemoryStore;
 use cdc_core::target::TargetConnector;
@@ -18,18 +18,18 @@ use cdc_core::tso::Tso;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::gate::{self, Gate, Gated, Kind, Trap};
-use super::source::Source;
+use crate::gate::{self, Gate, Gated, Kind, Trap};
+use crate::source::{Live, Source};
 
 /// Source time between two looks at the world.
-const STEP: u64 = 20;
+pub const STEP: u64 = 20;
 /// The longest a test waits for something, in its own time.
-pub(crate) const PATIENCE: u64 = 180_000;
+pub const PATIENCE: u64 = 180_000;
 const REPLICATE: &str = "src-replicate-msg";
 
 /// Runs a test under `count` seeds, or under the one that `CDC_PIPELINE_SEED` names, each in a time of its own that
 /// passes as fast as the work is done.
-pub(crate) fn seeds<F: Future<Output = ()>>(count: u64, test: impl Fn(u64) -> F) {
+pub fn seeds<F: Future<Output = ()>>(count: u64, test: impl Fn(u64) -> F) {
     let given = std::env::var("CDC_PIPELINE_SEED").ok();
     let seeds: Vec<u64> = match given.and_then(|seed| seed.parse().ok()) {
         Some(seed) => vec![seed],
@@ -58,7 +58,7 @@ pub(crate) fn seeds<F: Future<Output = ()>>(count: u64, test: impl Fn(u64) -> F)
     }
 }
 
-pub(crate) fn task(name: &str, selection: Selection) -> TaskSpec {
+pub fn task(name: &str, selection: Selection) -> TaskSpec {
     TaskSpec {
         id: TaskId::new(name),
         target: TargetSpec {
@@ -80,34 +80,56 @@ pub(crate) fn task(name: &str, selection: Selection) -> TaskSpec {
 }
 
 /// A selection of collections of the default database.
-pub(crate) fn these(names: &[&str]) -> Selection {
+pub fn these(names: &[&str]) -> Selection {
     let name = |name: &&str| Pattern::exact("default", *name);
     Selection::Collections(names.iter().map(name).collect())
 }
 
-pub(crate) struct World {
-    pub(crate) source: Source,
-    pub(crate) target: MemoryTarget,
-    pub(crate) store: MemoryStore,
-    pub(crate) rng: StdRng,
+pub struct World {
+    pub source: Source,
+    pub target: MemoryTarget,
+    pub store: MemoryStore,
+    pub rng: StdRng,
     /// The tasks that run now, and are started again after a kill.
-    pub(crate) tasks: Vec<TaskSpec>,
-    pub(crate) kills: usize,
+    pub tasks: Vec<TaskSpec>,
+    pub kills: usize,
     engine: Option<Engine>,
-    gate: Arc<Gate>,
+    pub gate: Arc<Gate>,
+}
+
+/// What a world is made of.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Setup {
+    pub source_channels: usize,
+    pub target_channels: usize,
+    /// Now, on the source.
+    pub epoch: Tso,
+    /// By how many ms the target's clock is ahead.
+    pub ahead: i64,
 }
 
 impl World {
     /// With one task that carries everything.
-    pub(crate) fn new(seed: u64, source_channels: usize, target_channels: usize) -> Self {
+    pub fn new(seed: u64, source_channels: usize, target_channels: usize) -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let epoch = Tso::from_millis(now.unwrap().as_millis() as u64);
+        let setup = Setup {
+            source_channels,
+            target_channels,
+            epoch: Tso::from_millis(now.unwrap().as_millis() as u64),
+            ahead: 0,
+        };
+        Self::of(seed, &setup)
+    }
+
+    pub fn of(seed: u64, setup: &Setup) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let source = Source::new(source_channels, epoch, rng.random());
+        let epoch = setup.epoch;
+        let source = Source::new(setup.source_channels, epoch, rng.random());
+        let epoch = Tso::from_millis(epoch.millis().saturating_add_signed(setup.ahead));
         source.log.create_channel(&PChannel::new(REPLICATE));
         Self {
             source,
-            target: MemoryTarget::new(target_channels, epoch, rng.random()),
+            target: MemoryTarget::new(setup.target_channels, epoch, rng.random()),
             store: MemoryStore::default(),
             gate: Gate::new(StdRng::seed_from_u64(rng.random())),
             rng,
@@ -117,12 +139,21 @@ impl World {
         }
     }
 
-    pub(crate) fn engine(&self) -> &Engine {
+    pub fn running(&self) -> Option<&Engine> {
+        self.engine.as_ref()
+    }
+
+    /// Takes the engine, to end it in good order.
+    pub fn take_engine(&mut self) -> Option<Engine> {
+        self.engine.take()
+    }
+
+    pub fn engine(&self) -> &Engine {
         self.engine.as_ref().unwrap()
     }
 
     /// A new process on the same store.
-    pub(crate) fn start(&mut self) {
+    pub fn start(&mut self) {
         self.gate = Gate::new(StdRng::seed_from_u64(self.rng.random()));
         let gate = self.gate.clone();
         let engine = Engine::new(Parts {
@@ -148,7 +179,7 @@ impl World {
     }
 
     /// The process ends at this instant.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.gate.kill();
         self.kills += 1;
         if let Some(engine) = self.engine.take() {
@@ -158,7 +189,7 @@ impl World {
     }
 
     /// Kills at a moment the seed chooses: now, or at one of the calls that come, on either side of its effect.
-    pub(crate) async fn kill_somewhere(&mut self, mut work: impl FnMut(&mut Source)) {
+    pub async fn kill_somewhere(&mut self, mut work: impl FnMut(&mut Source)) {
         let kind = match self.rng.random_range(0..8) {
             0..3 => Some(Kind::Replicate),
             3..6 => Some(Kind::Store),
@@ -185,7 +216,7 @@ impl World {
     }
 
     /// Ends the process in good order.
-    pub(crate) async fn stop(&mut self) {
+    pub async fn stop(&mut self) {
         let engine = self.engine.take().unwrap();
         let stopping = tokio::spawn(async move { engine.stop_all(Duration::from_secs(60)).await });
         let mut waited = 0;
@@ -197,7 +228,7 @@ impl World {
     }
 
     /// Lets `ms` of time pass while `work` is done at the source.
-    pub(crate) async fn run(&mut self, ms: u64, mut work: impl FnMut(&mut Source)) {
+    pub async fn run(&mut self, ms: u64, mut work: impl FnMut(&mut Source)) {
         for _ in 0..ms.div_ceil(STEP) {
             work(&mut self.source);
             self.source.step(STEP);
@@ -206,14 +237,15 @@ impl World {
     }
 
     /// What differs between source and target, for the collections of which `of` is true.
-    pub(crate) fn difference(&self, of: impl Fn(&str) -> bool) -> Option<String> {
+    pub fn difference(&self, of: impl Fn(&str) -> bool) -> Option<String> {
         for (id, live) in &self.source.live {
             let name = &live.catalog.name;
             if !of(name) {
                 continue;
             }
             let wanted = self.source.expected(*id);
-            let Some(found) = self.target.rows("default", name) else {
+            let database = &self.source.database_of(*id);
+            let Some(found) = self.target.rows(database, name) else {
                 return Some(format!("{name} ({id}) is not on the target"));
             };
             if wanted != found {
@@ -230,7 +262,7 @@ impl World {
                 let twice: Vec<_> = found.windows(2).filter(|w| w[0] == w[1]).take(5).collect();
                 let first = missing.first().or(extra.first()).map(|row| &row.key);
                 let first = first.or(twice.first().map(|rows| &rows[0].key));
-                let history = first.map(|key| (key, self.target.history("default", name, key)));
+                let history = first.map(|key| (key, self.target.history(database, name, key)));
                 return Some(format!(
                     "{name} ({id}): {} rows wanted, {} found; missing {missing:?}, extra {extra:?}, twice {twice:?}; {history:?}",
                     wanted.len(),
@@ -241,18 +273,22 @@ impl World {
         let names = self.target.names();
         names
             .iter()
-            .find(|(_, name)| {
-                of(name) && !self.source.live.values().any(|l| l.catalog.name == *name)
+            .find(|(database, name)| {
+                let mut live = self.source.live.iter();
+                let is = |(id, l): (&CollectionId, &Live)| {
+                    l.catalog.name == *name && self.source.database_of(*id) == *database
+                };
+                of(name) && !live.any(is)
             })
             .map(|(_, name)| format!("{name} is on the target, not on the source"))
     }
 
     /// Waits until source and target are equal, row by row and copy by copy.
-    pub(crate) async fn equal(&mut self) {
+    pub async fn equal(&mut self) {
         self.equal_of(|_| true).await;
     }
 
-    pub(crate) async fn equal_of(&mut self, of: impl Fn(&str) -> bool + Copy) {
+    pub async fn equal_of(&mut self, of: impl Fn(&str) -> bool + Copy) {
         self.source.flush();
         let mut waited = 0;
         while let Some(difference) = self.difference(of) {
@@ -270,7 +306,7 @@ impl World {
         self.nothing_forbidden();
     }
 
-    async fn stored(&self) -> String {
+    pub async fn stored(&self) -> String {
         use cdc_core::store::ProgressStore;
         let mut text = String::new();
         for task in &self.tasks {
@@ -290,7 +326,7 @@ impl World {
     }
 
     /// Whether the next stop would leave nothing in doubt can be seen in what it stored.
-    pub(crate) async fn assert_clean(&self) {
+    pub async fn assert_clean(&self) {
         use cdc_core::store::ProgressStore;
         for task in &self.tasks {
             let stored = self.store.load(&task.id).await.unwrap();
@@ -303,7 +339,7 @@ impl World {
         }
     }
 
-    pub(crate) fn nothing_forbidden(&self) {
+    pub fn nothing_forbidden(&self) {
         let violations = self.target.violations();
         let some: Vec<_> = violations.iter().take(5).collect();
         assert!(
@@ -314,7 +350,7 @@ impl World {
         );
     }
 
-    fn report(&self) -> String {
+    pub fn report(&self) -> String {
         let Some(engine) = &self.engine else {
             return "no engine".to_owned();
         };
@@ -332,7 +368,7 @@ impl World {
     }
 
     /// The living collection of that name, as the first task that has it says.
-    pub(crate) fn status(&self, name: &str) -> Option<CollectionStatus> {
+    pub fn status(&self, name: &str) -> Option<CollectionStatus> {
         let tasks = self.tasks.iter();
         let all = tasks.filter_map(|t| self.engine().status(&t.id));
         all.flat_map(|status| status.collections)
@@ -341,7 +377,7 @@ impl World {
     }
 
     /// Waits until a collection is in a state.
-    pub(crate) async fn until(
+    pub async fn until(
         &mut self,
         name: &str,
         is: impl Fn(&CollectionState) -> bool,

@@ -1,0 +1,312 @@
+//! What happens in one run: chosen by a seed beforehand, so that parts of it can be left out.
+
+use std::time::Duration;
+
+use cdc_core::target::memory::Weather;
+use cdc_core::tso::Tso;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::gate::{DiskWeather, Kind};
+use crate::world::Setup;
+
+/// Names of collections: few, so that one comes again.
+pub const NAMES: usize = 5;
+/// Source time at the begin of each run.
+const EPOCH: u64 = 1_750_000_000_000;
+
+/// Collections and partitions are named by a number that is taken modulo those there are: what is left out of a plan
+/// does not make the rest of it wrong.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Act {
+    Insert {
+        of: usize,
+        part: usize,
+        rows: usize,
+    },
+    Upsert {
+        of: usize,
+        part: usize,
+        rows: usize,
+    },
+    Delete {
+        of: usize,
+        rows: usize,
+    },
+    Create {
+        name: usize,
+        db: usize,
+        shards: usize,
+    },
+    Drop {
+        of: usize,
+    },
+    /// Dropped, and made again at once.
+    Again {
+        of: usize,
+        shards: usize,
+    },
+    CreatePartition {
+        of: usize,
+        name: usize,
+    },
+    DropPartition {
+        of: usize,
+        part: usize,
+    },
+    PartitionAgain {
+        of: usize,
+        part: usize,
+    },
+    CreateDatabase,
+    DropDatabase {
+        db: usize,
+    },
+    Index {
+        of: usize,
+    },
+    Load {
+        of: usize,
+    },
+    /// The entries of dropped collections go from the source's etcd.
+    Garbage {
+        spare: usize,
+    },
+    /// The watch of etcd shows nothing for so many ms, then all at once.
+    Blind {
+        ms: u64,
+    },
+    /// Nothing is written to a source channel for so many ms.
+    Slow {
+        channel: usize,
+        ms: u64,
+    },
+    QueueDown {
+        calls: usize,
+    },
+    EtcdDown {
+        ms: u64,
+    },
+    /// The next calls to the target are carried out, their answers lost.
+    LoseReplies {
+        n: usize,
+    },
+    /// The next calls to the target are carried out late, their answers lost.
+    Late {
+        n: usize,
+        ms: u64,
+    },
+    TargetAway {
+        n: usize,
+    },
+    TargetHangs {
+        ms: u64,
+    },
+    /// `kill -9` at the `after`-th call of a kind from here, before it is made or behind it; then `down` ms of nothing.
+    Crash {
+        kind: Kind,
+        after: u32,
+        behind: bool,
+        down: u64,
+    },
+    /// Ended in good order, and started again.
+    Stop {
+        down: u64,
+    },
+}
+
+impl Act {
+    /// It counts among the operations on objects.
+    pub fn is_ddl(&self) -> bool {
+        matches!(
+            self,
+            Act::Create { .. }
+                | Act::Drop { .. }
+                | Act::Again { .. }
+                | Act::CreatePartition { .. }
+                | Act::DropPartition { .. }
+                | Act::PartitionAgain { .. }
+                | Act::CreateDatabase
+                | Act::DropDatabase { .. }
+                | Act::Index { .. }
+                | Act::Load { .. }
+        )
+    }
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub setup: Setup,
+    pub weather: Weather,
+    pub disk: DiskWeather,
+    pub latency: Duration,
+    /// Each after so many ms.
+    pub acts: Vec<(u64, Act)>,
+}
+
+impl Plan {
+    pub fn of(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x9e37_79b9_7f4a_7c15);
+        let rng = &mut rng;
+        let setup = Setup {
+            source_channels: rng.random_range(1..=4),
+            target_channels: rng.random_range(1..=3),
+            epoch: Tso::from_millis(EPOCH),
+            ahead: if rng.random_bool(0.5) {
+                0
+            } else {
+                rng.random_range(-2000..=2000)
+            },
+        };
+        let stormy = rng.random_bool(0.7);
+        let some = |rng: &mut StdRng, most: f64| {
+            if stormy {
+                rng.random_range(0.0..most)
+            } else {
+                0.0
+            }
+        };
+        let weather = Weather {
+            lost: some(rng, 0.04),
+            late: some(rng, 0.02),
+            late_by: Duration::from_millis(rng.random_range(1..1000)),
+            unreachable: some(rng, 0.04),
+            partly: some(rng, 0.03),
+            outlives: rng.random_range(0.0..1.0),
+        };
+        let disk = if rng.random_bool(0.5) {
+            DiskWeather {
+                fails: some(rng, 0.05),
+                lost: some(rng, 0.05),
+            }
+        } else {
+            DiskWeather::default()
+        };
+        let latency = Duration::from_millis(*pick(rng, &[1, 4, 4, 10, 60]));
+        let mut acts = Vec::new();
+        let collections = rng.random_range(2..=4);
+        for name in 0..collections {
+            let shards = rng.random_range(1..=3);
+            acts.push((
+                20,
+                Act::Create {
+                    name,
+                    db: 0,
+                    shards,
+                },
+            ));
+        }
+        for _ in 0..rng.random_range(70..100) {
+            let gap = if rng.random_bool(0.3) {
+                0
+            } else {
+                rng.random_range(0..12) * 20
+            };
+            acts.push((gap, act(rng)));
+        }
+        // What makes a run count.
+        for act in [
+            Act::LoseReplies { n: 1 },
+            Act::Crash {
+                kind: Kind::Replicate,
+                after: rng.random_range(1..6),
+                behind: true,
+                down: 60,
+            },
+        ] {
+            let at = rng.random_range(acts.len() / 3..acts.len());
+            acts.insert(at, (20, act));
+        }
+        Self {
+            seed,
+            setup,
+            weather,
+            disk,
+            latency,
+            acts,
+        }
+    }
+}
+
+fn pick<'a, T>(rng: &mut StdRng, of: &'a [T]) -> &'a T {
+    &of[rng.random_range(0..of.len())]
+}
+
+fn act(rng: &mut StdRng) -> Act {
+    let (of, part, rows) = (
+        rng.random_range(0..8),
+        rng.random_range(0..3),
+        rng.random_range(2..16),
+    );
+    let (db, name, shards) = (
+        rng.random_range(0..4),
+        rng.random_range(0..NAMES),
+        rng.random_range(1..=3),
+    );
+    match rng.random_range(0..100) {
+        0..26 => Act::Insert { of, part, rows },
+        26..44 => Act::Upsert { of, part, rows },
+        44..56 => Act::Delete { of, rows },
+        56..60 => Act::Create { name, db, shards },
+        60..62 => Act::Drop { of },
+        62..66 => Act::Again { of, shards },
+        66..69 => Act::CreatePartition { of, name: part },
+        69..71 => Act::DropPartition { of, part },
+        71..74 => Act::PartitionAgain { of, part },
+        74 => Act::CreateDatabase,
+        75 => Act::DropDatabase { db },
+        76 => Act::Index { of },
+        77..79 => Act::Load { of },
+        79 => Act::Garbage { spare: part },
+        80..82 => Act::Blind {
+            ms: rng.random_range(20..3000),
+        },
+        82..84 => Act::Slow {
+            channel: part,
+            ms: rng.random_range(20..4000),
+        },
+        84 => Act::QueueDown {
+            calls: rng.random_range(1..10),
+        },
+        85 => Act::EtcdDown {
+            ms: rng.random_range(20..1500),
+        },
+        86..88 => Act::LoseReplies {
+            n: rng.random_range(1..3),
+        },
+        88..90 => Act::Late {
+            n: rng.random_range(1..3),
+            ms: rng.random_range(1..1000),
+        },
+        90 => Act::TargetAway {
+            n: rng.random_range(1..8),
+        },
+        91 => Act::TargetHangs {
+            ms: rng.random_range(20..1800),
+        },
+        92..97 => Act::Crash {
+            kind: *pick(
+                rng,
+                &[
+                    Kind::Replicate,
+                    Kind::Replicate,
+                    Kind::Store,
+                    Kind::Ddl,
+                    Kind::Any,
+                ],
+            ),
+            after: rng.random_range(1..12),
+            behind: rng.random(),
+            down: if rng.random_bool(0.5) {
+                0
+            } else {
+                rng.random_range(0..20) * 20
+            },
+        },
+        97 => Act::Insert { of, part, rows: 30 },
+        _ => Act::Stop {
+            down: rng.random_range(0..20) * 20,
+        },
+    }
+}

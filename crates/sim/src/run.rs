@@ -1,0 +1,445 @@
+//! One run of a plan, from its first act until source and target are equal, or a promise is broken.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cdc_core::catalog::{CatalogError, LoadState, ObjectState};
+use cdc_core::ids::{CollectionId, DbId, PartitionId};
+use cdc_core::target::memory::{Shown, Weather, Wrongs};
+use cdc_core::task::CollectionState;
+use parking_lot::Mutex;
+
+use crate::gate::{DiskWeather, Trap};
+use crate::judge::{Failure, Judge, Steady};
+use crate::plan::{Act, Plan};
+use crate::world::{STEP, World};
+
+/// Within so many ms after the last fault, source and target are equal, or it is stuck.
+const SETTLED: u64 = 120_000;
+/// A clean stop takes no longer.
+const STOPPED: u64 = 60_000;
+/// More collections than that are not made.
+const MOST: usize = 5;
+
+/// What came of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    pub failure: Option<Failure>,
+    /// A hash of all that was done to the target.
+    pub trace: u64,
+    pub kills: usize,
+    /// ReplicateMessage calls that were sent and not answered when their process was killed.
+    pub cut: usize,
+    pub wrongs: Wrongs,
+    pub ddl: usize,
+    pub rows: usize,
+    /// Ticks at which a shard was compared with the source.
+    pub compared: u64,
+    /// Raised windows that the state of their collection did not tell of.
+    pub untold: u64,
+    /// In the run's own time.
+    pub ms: u64,
+}
+
+impl Outcome {
+    /// Enough happened in it to say something.
+    pub fn counts(&self) -> bool {
+        self.cut >= 1
+            && self.wrongs.lost + self.wrongs.partly >= 1
+            && self.ddl >= 5
+            && self.rows >= 200
+    }
+}
+
+/// Runs a plan in a time of its own. With `say` each act is printed.
+pub fn run(plan: &Plan, say: bool) -> Outcome {
+    cdc_core::backoff::seeded::seed(plan.seed);
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_time().start_paused(true);
+    #[cfg(tokio_unstable)]
+    builder.rng_seed(tokio::runtime::RngSeed::from_bytes(
+        &plan.seed.to_le_bytes(),
+    ));
+    let runtime = match builder.build() {
+        Ok(runtime) => runtime,
+        Err(e) => return failed(Failure::new("no runtime", e.to_string())),
+    };
+    let done = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(Run::of(plan, say))));
+    done.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        failed(Failure::new("panic", text.unwrap_or_default()))
+    })
+}
+
+fn failed(failure: Failure) -> Outcome {
+    Outcome {
+        failure: Some(failure),
+        ..Outcome::default()
+    }
+}
+
+struct Run {
+    world: World,
+    judge: Judge,
+    shown: Arc<Mutex<Vec<Shown>>>,
+    disk: DiskWeather,
+    /// Ms of nothing after the crash that is set.
+    down: u64,
+    now: u64,
+    etcd_back: u64,
+    released: u64,
+    say: bool,
+    outcome: Outcome,
+}
+
+impl Run {
+    async fn of(plan: &Plan, say: bool) -> Outcome {
+        let world = World::of(plan.seed, &plan.setup);
+        let shown: Arc<Mutex<Vec<Shown>>> = Arc::default();
+        let seen = shown.clone();
+        world.target.watch(move |tick| seen.lock().push(tick));
+        world.target.set_weather(plan.weather);
+        world.target.set_latency(plan.latency);
+        let mut run = Self {
+            world,
+            judge: Judge::default(),
+            shown,
+            disk: plan.disk,
+            down: 0,
+            now: 0,
+            etcd_back: 0,
+            released: 0,
+            say,
+            outcome: Outcome::default(),
+        };
+        run.start();
+        let result = run.all(plan).await;
+        let source = &run.world.source;
+        Outcome {
+            failure: result.err(),
+            trace: run.world.target.trace(),
+            kills: run.world.kills,
+            wrongs: run.world.target.wrongs(),
+            rows: source.history.values().map(|h| h.written()).sum(),
+            compared: run.judge.compared,
+            untold: run.judge.untold,
+            ms: run.now,
+            ..run.outcome
+        }
+    }
+
+    async fn all(&mut self, plan: &Plan) -> Result<(), Failure> {
+        for (gap, act) in &plan.acts {
+            self.pass(*gap).await?;
+            if self.say {
+                println!("{:>6} ms  {act:?}", self.now);
+            }
+            self.outcome.ddl += usize::from(act.is_ddl() && self.apply(act).await?);
+            if !act.is_ddl() {
+                self.apply(act).await?;
+            }
+        }
+        self.settle().await
+    }
+
+    fn start(&mut self) {
+        self.world.start();
+        self.world.gate.set_disk(self.disk);
+    }
+
+    async fn pass(&mut self, ms: u64) -> Result<(), Failure> {
+        for _ in 0..ms / STEP {
+            self.step().await?;
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self) -> Result<(), Failure> {
+        if self.etcd_back != 0 && self.now >= self.etcd_back {
+            self.etcd_back = 0;
+            self.world.source.catalog.fail(None);
+        }
+        if self.released != 0 && self.now >= self.released {
+            self.released = 0;
+            self.world.target.release();
+        }
+        self.world.source.step(STEP);
+        self.now += STEP;
+        tokio::time::sleep(Duration::from_millis(STEP)).await;
+        self.look()?;
+        if self.world.gate.is_dead() && self.world.running().is_some() {
+            self.crash();
+            for _ in 0..self.down / STEP {
+                self.world.source.step(STEP);
+                self.now += STEP;
+                tokio::time::sleep(Duration::from_millis(STEP)).await;
+                self.look()?;
+            }
+            self.start();
+        }
+        Ok(())
+    }
+
+    fn crash(&mut self) {
+        self.world.kill();
+        self.outcome.cut += self.world.gate.cut();
+        self.judge.restarted();
+        if self.say {
+            println!(
+                "{:>6} ms  killed, {} calls cut",
+                self.now,
+                self.world.gate.cut()
+            );
+        }
+    }
+
+    /// Judges what was shown since the last look.
+    fn look(&mut self) -> Result<(), Failure> {
+        let shown = std::mem::take(&mut *self.shown.lock());
+        let (world, now) = (&self.world, self.now);
+        let mut known: Option<Steady> = None;
+        let mut steady = || {
+            known
+                .get_or_insert_with(|| said_to_be_steady(world))
+                .clone()
+        };
+        for tick in &shown {
+            self.judge.tick(tick, &world.source, &mut steady, now)?;
+        }
+        self.judge.confirm(&world.source, &mut steady, now)?;
+        if let Some(violation) = world.target.violation() {
+            let rule = violation.rsplit('[').next().unwrap_or_default();
+            let kind = format!("violation [{rule}");
+            return Err(Failure::new(kind, violation));
+        }
+        Ok(())
+    }
+
+    /// Whether there was something to do.
+    async fn apply(&mut self, act: &Act) -> Result<bool, Failure> {
+        let ids: Vec<CollectionId> = self.world.source.live.keys().copied().collect();
+        let nth = |of: &usize| ids.get(of % ids.len().max(1)).copied();
+        let source = &mut self.world.source;
+        match act {
+            Act::Insert { of, part, rows } => {
+                let Some(id) = nth(of) else { return Ok(false) };
+                let parts = self.parts(id);
+                let source = &mut self.world.source;
+                source.insert(id, parts[part % parts.len()].0, *rows, 0);
+            }
+            Act::Upsert { of, part, rows } => {
+                let Some(id) = nth(of) else { return Ok(false) };
+                let parts = self.parts(id);
+                let source = &mut self.world.source;
+                source.upsert(id, parts[part % parts.len()].0, *rows);
+            }
+            Act::Delete { of, rows } => {
+                let Some(id) = nth(of) else { return Ok(false) };
+                source.delete(id, *rows);
+            }
+            Act::Create { name, db, shards } => {
+                let dbs: Vec<DbId> = source.databases.keys().copied().collect();
+                let db = dbs[db % dbs.len()];
+                let name = format!("c{name}");
+                let mut live = source.live.values();
+                let taken = live.any(|l| l.catalog.db == db && l.catalog.name == name);
+                if taken || ids.len() >= MOST {
+                    return Ok(false);
+                }
+                source.create_in(db, &name, *shards);
+            }
+            Act::Drop { of } => {
+                let Some(id) = nth(of) else { return Ok(false) };
+                source.drop_collection(id);
+            }
+            Act::Again { of, shards } => {
+                let Some(id) = nth(of) else { return Ok(false) };
+                let catalog = source.live[&id].catalog.clone();
+                source.drop_collection(id);
+                source.create_in(catalog.db, &catalog.name, *shards);
+            }
+            Act::CreatePartition { of, name } => {
+                let Some(id) = nth(of) else { return Ok(false) };
+                let name = format!("p{name}");
+                if self.parts(id).iter().any(|(_, n)| *n == name) {
+                    return Ok(false);
+                }
+                self.world.source.create_partition(id, &name);
+            }
+            Act::DropPartition { of, part } | Act::PartitionAgain { of, part } => {
+                let Some(id) = nth(of) else { return Ok(false) };
+                let mut parts = self.parts(id);
+                parts.retain(|(_, name)| name != "_default");
+                let source = &mut self.world.source;
+                let loaded = source.live[&id].catalog.load != LoadState::Released;
+                if parts.is_empty() || loaded {
+                    return Ok(false);
+                }
+                let (partition, name) = &parts[part % parts.len()];
+                source.drop_partition(id, *partition);
+                if matches!(act, Act::PartitionAgain { .. }) {
+                    source.create_partition(id, name);
+                }
+            }
+            Act::CreateDatabase => {
+                let free = (0..3).map(|i| format!("d{i}"));
+                let mut free = free.filter(|n| source.databases.values().all(|d| d != n));
+                let Some(name) = free.next() else {
+                    return Ok(false);
+                };
+                source.create_database(&name);
+            }
+            Act::DropDatabase { db } => {
+                let dbs: Vec<DbId> = source.databases.keys().copied().collect();
+                return Ok(source.drop_database(dbs[db % dbs.len()]));
+            }
+            Act::Index { of } => {
+                let Some(id) = nth(of) else { return Ok(false) };
+                source.toggle_index(id);
+            }
+            Act::Load { of } => {
+                let Some(id) = nth(of) else { return Ok(false) };
+                source.toggle_load(id);
+            }
+            Act::Garbage { spare } => source.collect_garbage(*spare),
+            Act::Blind { ms } => source.go_blind(*ms, STEP),
+            Act::Slow { channel, ms } => {
+                let channel = source.channel(*channel);
+                source.slow_down(&channel, *ms, STEP);
+            }
+            Act::QueueDown { calls } => source.log.fail_next(*calls),
+            Act::EtcdDown { ms } => {
+                self.etcd_back = self.now + ms;
+                source.catalog.fail(Some(CatalogError::Unreachable {
+                    endpoints: "memory".to_owned(),
+                    cause: "made to fail".to_owned(),
+                }));
+            }
+            Act::LoseReplies { n } => self.world.target.lose_replies(*n),
+            Act::Late { n, ms } => self.world.target.delay_next(*n, Duration::from_millis(*ms)),
+            Act::TargetAway { n } => self.world.target.fail_next(*n),
+            Act::TargetHangs { ms } => {
+                self.released = self.now + ms;
+                self.world.target.hang();
+            }
+            Act::Crash {
+                kind,
+                after,
+                behind,
+                down,
+            } => {
+                self.down = *down;
+                self.world.gate.set(Trap {
+                    kind: *kind,
+                    after: *after,
+                    behind: *behind,
+                });
+            }
+            Act::Stop { down } => {
+                self.stop().await?;
+                self.pass(*down).await?;
+                self.start();
+            }
+        }
+        Ok(true)
+    }
+
+    /// A collection's living partitions, with their names.
+    fn parts(&self, id: CollectionId) -> Vec<(PartitionId, String)> {
+        let all = self.world.source.live[&id].catalog.partitions.values();
+        let created = all.filter(|p| p.state == ObjectState::Created);
+        created.map(|p| (p.id, p.name.clone())).collect()
+    }
+
+    async fn stop(&mut self) -> Result<(), Failure> {
+        self.world.gate.clear();
+        let Some(engine) = self.world.take_engine() else {
+            return Ok(());
+        };
+        let deadline = Duration::from_millis(STOPPED);
+        let stopping = tokio::spawn(async move { engine.stop_all(deadline).await });
+        let since = self.now;
+        while !stopping.is_finished() {
+            self.step().await?;
+            if self.now > since + STOPPED {
+                return Err(Failure::new("stop", "a clean stop takes too long"));
+            }
+        }
+        self.judge.restarted();
+        Ok(())
+    }
+
+    /// No more faults: source and target become equal, in a bounded time.
+    async fn settle(&mut self) -> Result<(), Failure> {
+        let target = &self.world.target;
+        target.set_weather(Weather::default());
+        target.lose_replies(0);
+        target.fail_next(0);
+        target.delay_next(0, Duration::ZERO);
+        target.release();
+        self.disk = DiskWeather::default();
+        self.world.gate.set_disk(self.disk);
+        self.world.gate.clear();
+        self.world.source.catalog.fail(None);
+        self.world.source.log.fail_next(0);
+        (self.etcd_back, self.released) = (0, 0);
+        let since = self.now;
+        loop {
+            self.pass(5 * STEP).await?;
+            let Some(difference) = self.difference() else {
+                return Ok(());
+            };
+            if self.now > since + SETTLED {
+                let text = format!(
+                    "{difference}\n{}\n{}",
+                    self.world.report(),
+                    self.world.stored().await
+                );
+                return Err(Failure::new("stuck", text));
+            }
+        }
+    }
+
+    /// Rows, copies, and objects.
+    fn difference(&self) -> Option<String> {
+        if let Some(rows) = self.world.difference(|_| true) {
+            return Some(rows);
+        }
+        let (source, target) = (&self.world.source, &self.world.target);
+        for (id, live) in &source.live {
+            let (database, collection) = (source.database_of(*id), &live.catalog);
+            let name = &collection.name;
+            let mut wanted: Vec<String> = self.parts(*id).into_iter().map(|(_, n)| n).collect();
+            wanted.sort();
+            let found = target.partitions(&database, name).unwrap_or_default();
+            if wanted != found {
+                return Some(format!("{name}: partitions {found:?} for {wanted:?}"));
+            }
+            let indexes = target.indexes(&database, name).unwrap_or_default().len();
+            if indexes != collection.indexes.len() {
+                return Some(format!("{name}: {indexes} indexes"));
+            }
+            let loaded = target.loaded(&database, name).is_some_and(|(all, _)| all);
+            if loaded != (collection.load != LoadState::Released) {
+                return Some(format!("{name}: loaded is {loaded}"));
+            }
+        }
+        let mut wanted: Vec<String> = source.databases.values().cloned().collect();
+        wanted.sort();
+        let found = target.databases();
+        (wanted != found).then(|| format!("databases {found:?} for {wanted:?}"))
+    }
+}
+
+fn said_to_be_steady(world: &World) -> Steady {
+    let Some(engine) = world.running() else {
+        return Steady::new();
+    };
+    let all = world.tasks.iter().filter_map(|t| engine.status(&t.id));
+    let steady = all
+        .flat_map(|s| s.collections)
+        .filter(|c| matches!(c.state, CollectionState::Streaming { raised: false, .. }));
+    steady.map(|c| c.source_id).collect()
+}
