@@ -87,8 +87,6 @@ pub(crate) fn test(args: &[String]) -> Outcome {
     )?;
     step("tests without servers");
     cargo(&env, &["test", "--workspace"])?;
-    step("the simulation, for 40 seconds");
-    simulate(&["--seconds".to_owned(), "40".to_owned()])?;
     if quick {
         return Ok(());
     }

@@ -72,6 +72,7 @@ fn nothing_is_lost_or_twice_when_answers_are_lost_as_well() {
         late: 0.02,
         late_by: Duration::from_millis(900),
         unreachable: 0.03,
+        ..Weather::default()
     };
     seeds(4, |seed| kills(seed, weather));
 }
