@@ -154,6 +154,16 @@ impl Lane {
         self.shared.state.lock().last_tick
     }
 
+    /// The largest target timestamp that was acknowledged; at the start F.
+    pub(crate) fn max_acknowledged(&self) -> Tso {
+        self.shared.state.lock().max_acknowledged
+    }
+
+    /// The last tick that was acknowledged; zero before the first.
+    pub(crate) fn acknowledged_tick(&self) -> Tso {
+        self.shared.state.lock().acknowledged_tick
+    }
+
     pub fn push(&self, message: Outgoing) {
         self.shared.state.lock().push(message);
         self.shared.wake.notify_one();

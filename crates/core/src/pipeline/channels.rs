@@ -117,6 +117,10 @@ impl Conductor<'_> {
             }
             drop(inner);
             let task = self.ctx.spec.id.clone();
+            for id in &detach {
+                let mut durable = self.ctx.durable.lock();
+                durable.taken_off(&channel, *id, progress);
+            }
             let changes: Vec<_> = detach
                 .iter()
                 .map(|id| Change::PutDetached {
@@ -217,6 +221,7 @@ impl Conductor<'_> {
                 // By a way that is no more. Never so by what is known; if so, it goes on from there by itself.
                 let _guard = self.ctx.progress.lock().await;
                 let progress = main.books.lock().progress();
+                self.ctx.durable.lock().taken_off(channel, id, progress);
                 let change = Change::PutDetached {
                     task: self.ctx.spec.id.clone(),
                     channel: channel.clone(),
@@ -262,6 +267,7 @@ impl Conductor<'_> {
                     progress,
                     clean: true,
                 };
+                self.ctx.durable.lock().channel_begins(channel, progress);
                 self.ctx.commit(vec![change, forget]).await;
                 self.stored.detached.remove(&key);
                 let (ctx, objects) = (self.ctx.clone(), self.objects.clone());
@@ -299,6 +305,7 @@ impl Conductor<'_> {
                     progress: start,
                     clean: true,
                 };
+                self.ctx.durable.lock().channel_begins(channel, start);
                 self.ctx.commit(vec![change]).await;
                 let (ctx, objects) = (self.ctx.clone(), self.objects.clone());
                 let main = Reader::new(ctx, objects, channel.clone(), Scope::Main, start);
@@ -306,6 +313,8 @@ impl Conductor<'_> {
                 main
             }
         };
+        self.ctx.durable.lock().goes_alone(channel, id, progress);
+        self.ctx.commit(Vec::new()).await;
         let scope = Scope::One(route.clone());
         let reader = Reader::new(
             self.ctx.clone(),
@@ -336,6 +345,7 @@ impl Conductor<'_> {
             if let Some(main) = self.mains.remove(&channel) {
                 main.cancel.cancel();
             }
+            self.ctx.durable.lock().channel_ends(&channel);
             changes.push(Change::DeleteChannel {
                 task: self.ctx.spec.id.clone(),
                 channel,
@@ -380,6 +390,7 @@ impl Conductor<'_> {
             }
             let _guard = self.ctx.progress.lock().await;
             let progress = main.books.lock().progress();
+            self.ctx.durable.lock().taken_off(channel, id, progress);
             let (task, channel) = (self.ctx.spec.id.clone(), channel.clone());
             let change = Change::PutDetached {
                 task,
@@ -473,6 +484,7 @@ impl Conductor<'_> {
                     let hint = "goes on by itself";
                     self.failed(id, Problem::new(ErrorClass::Transient, why, hint));
                 }
+                self.ctx.durable.lock().channel_ends(&channel);
                 let change = Change::DeleteChannel {
                     task: self.ctx.spec.id.clone(),
                     channel,

@@ -5,27 +5,30 @@
 
 mod leaving;
 mod outcomes;
+mod rounds;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::objects::{Objects, Route};
 use super::opening::{self, Answer, Opening, Ready, Stop};
 use super::reader::{End, Reader};
+use super::settle::{self, Settled};
 use super::status::Board;
 use super::{TaskContext, converge, flushes};
 use crate::backoff::Backoff;
 use crate::catalog::{CatalogError, Collection, ObjectState, View};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, DbId, PChannel};
+use crate::lane::StreamCtl;
 use crate::position::Position;
 use crate::store::{Change, CollectionObject, ObjectPhase, TaskProgress};
 use crate::task::{Choice, CollectionState};
@@ -48,6 +51,13 @@ pub(super) fn broke_off(what: &str) -> Problem {
         format!("{what} broke off inside; it is begun again"),
         "please report it, with the log",
     )
+}
+
+/// Why a task is conducted no longer.
+pub(super) enum Ended {
+    Drained,
+    /// It begins again, from the durable checkpoint.
+    TargetRestarted,
 }
 
 /// Why a collection waits for a person.
@@ -119,6 +129,12 @@ pub(super) struct Conductor<'a> {
     pub(super) readers: JoinSet<(Arc<Reader>, End)>,
     side: JoinSet<&'static str>,
     pub(super) first_round: bool,
+    /// A round that moves the durable checkpoint, if one is under way.
+    rounds: JoinSet<Settled>,
+    /// Rounds so far.
+    rounds_done: u64,
+    /// Rows that a stream had when everything of it was flushed.
+    flushed: HashMap<CollectionId, (Weak<StreamCtl>, u64)>,
 }
 
 impl<'a> Conductor<'a> {
@@ -143,10 +159,13 @@ impl<'a> Conductor<'a> {
             readers: JoinSet::new(),
             side: JoinSet::new(),
             first_round: true,
+            rounds: JoinSet::new(),
+            rounds_done: 0,
+            flushed: HashMap::new(),
         }
     }
 
-    pub(super) async fn run(&mut self) {
+    pub(super) async fn run(&mut self) -> Ended {
         let mut views = self.ctx.parts.catalog.subscribe();
         // The first view that was really read has a revision.
         loop {
@@ -157,21 +176,25 @@ impl<'a> Conductor<'a> {
                 self.board.lock().task_problem(Some(error.problem()));
             }
             tokio::select! {
-                changed = views.changed() => if changed.is_err() { return },
+                changed = views.changed() => if changed.is_err() { return Ended::Drained },
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                () = self.ctx.drain.cancelled() => return,
+                () = self.ctx.drain.cancelled() => return Ended::Drained,
             }
         }
         self.board.lock().task_problem(None);
         self.start_side("the convergence");
         self.start_side("the flushes");
+        self.start_side("the watch on the target");
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut checkpoint = tokio::time::interval(CHECKPOINT_EVERY);
+        let every = self.ctx.spec.durable_every;
+        let mut settle = tokio::time::interval_at(Instant::now() + every, every);
+        settle.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let view = views.borrow_and_update().clone();
             self.reconcile(&view).await;
             tokio::select! {
-                changed = views.changed() => if changed.is_err() { return },
+                changed = views.changed() => if changed.is_err() { return Ended::Drained },
                 _ = look.tick() => {}
                 () = self.ctx.wake.notified() => {}
                 _ = checkpoint.tick() => self.checkpoint(false).await,
@@ -187,7 +210,13 @@ impl<'a> Conductor<'a> {
                 Some((database, name, choice, answer)) = self.inbox.recv() => {
                     let _ = answer.send(self.choose(&database, &name, choice).await);
                 }
-                () = self.ctx.drain.cancelled() => return self.drain().await,
+                _ = settle.tick(), if self.rounds.is_empty() && !self.first_round => self.start_round().await,
+                Some(Ok(settled)) = self.rounds.join_next(), if !self.rounds.is_empty() => self.settled(settled).await,
+                () = self.ctx.restarted.cancelled() => return Ended::TargetRestarted,
+                () = self.ctx.drain.cancelled() => {
+                    self.drain().await;
+                    return Ended::Drained;
+                }
             }
         }
     }
@@ -201,6 +230,10 @@ impl<'a> Conductor<'a> {
             let work = async {
                 match what {
                     "the flushes" => flushes::run(ctx, objects, at).await,
+                    "the watch on the target" => {
+                        settle::watch(&ctx).await;
+                        ctx.restarted.cancel();
+                    }
                     _ => converge::run(ctx, objects).await,
                 }
             };

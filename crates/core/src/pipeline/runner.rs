@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::conductor::{Command, Conductor, broke_off};
+use super::conductor::{Command, Conductor, Ended, broke_off};
+use super::durable::Durable;
 use super::objects::Objects;
 use super::status::Board;
 use super::{Meter, TaskContext};
@@ -64,7 +65,7 @@ impl TaskRunner {
                 ));
                 let outcome = tokio::select! {
                     outcome = conducted.catch_unwind() => outcome,
-                    () = own.cancelled() => Ok(()),
+                    () = own.cancelled() => Ok(Ended::Drained),
                 };
                 own.cancel();
                 let objects: Option<Arc<Objects>> = objects.lock().take();
@@ -74,8 +75,10 @@ impl TaskRunner {
                         shard.lane.purge(&route.stream);
                     }
                 }
-                if outcome.is_ok() {
-                    break;
+                match outcome {
+                    Ok(Ended::Drained) => break,
+                    Ok(Ended::TargetRestarted) => continue,
+                    Err(_) => {}
                 }
                 board.lock().task_problem(Some(broke_off("the task")));
                 backoff.wait().await;
@@ -134,12 +137,23 @@ async fn conduct(
     board: Arc<Mutex<Board>>,
     inbox: &mut mpsc::Receiver<Command>,
     slot: Arc<Mutex<Option<Arc<Objects>>>>,
-) {
+) -> Ended {
     let mut backoff = Backoff::new();
-    let (hub, stored) = loop {
+    let (hub, stored, durable) = loop {
         let ready = async {
+            let hub = hubs.get(&spec.target).await?;
+            let nodes = hub.target.nodes().await.map_err(|e| e.problem())?;
             let stored = parts.store.load(&spec.id).await.map_err(store_problem)?;
-            Ok::<_, Problem>((hubs.get(&spec.target).await?, stored))
+            let begun = Durable::begin(&spec.id, &stored, nodes);
+            let stored = parts.store.commit(begun.changes).await;
+            stored.map_err(store_problem)?;
+            if let Some(replayed) = begun.replayed {
+                let (channels, from) = (replayed.len(), replayed.values().min());
+                let from = from.map(ToString::to_string).unwrap_or_default();
+                tracing::warn!(task = %spec.id, channels, from, "the target has restarted, or may have: what it had not flushed is sent again");
+            }
+            let stored = parts.store.load(&spec.id).await.map_err(store_problem)?;
+            Ok::<_, Problem>((hub, stored, begun.durable))
         };
         match ready.await {
             Ok(ready) => break ready,
@@ -147,7 +161,7 @@ async fn conduct(
         }
         tokio::select! {
             () = backoff.wait() => {}
-            () = drain.cancelled() => return,
+            () = drain.cancelled() => return Ended::Drained,
         }
     };
     board.lock().task_problem(None);
@@ -165,6 +179,8 @@ async fn conduct(
         wake: Arc::new(Notify::new()),
         meter: Meter::default(),
         progress: tokio::sync::Mutex::default(),
+        durable: Mutex::new(durable),
+        restarted: CancellationToken::new(),
         spec,
     });
     board.lock().attach(ctx.clone());
@@ -175,5 +191,5 @@ async fn conduct(
     *slot.lock() = Some(objects.clone());
     Conductor::new(ctx, objects, board, inbox, stored)
         .run()
-        .await;
+        .await
 }

@@ -1,9 +1,11 @@
 //! A real target, by Milvus' gRPC API.
 
 mod call;
+mod durable;
 pub mod plain;
 mod replicate;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -588,6 +590,19 @@ impl Target for GrpcTarget {
 
     async fn flush(&self, database: &str, names: &[String]) -> Result<(), TargetError> {
         self.flush_all(database, names).await.map(drop)
+    }
+
+    async fn is_flushed(
+        &self,
+        database: &str,
+        name: &str,
+        up_to: Tso,
+    ) -> Result<bool, TargetError> {
+        self.flushed_up_to(database, name, up_to).await
+    }
+
+    async fn nodes(&self) -> Result<Option<BTreeSet<String>>, TargetError> {
+        self.data_nodes().await
     }
 }
 

@@ -6,6 +6,7 @@
 //! kills the copies that are strictly older, in whatever order the two were written. What the real server accepts and
 //! then suffers from (times at or below a tick, unknown shards, ids that come again later) is kept as a *violation*.
 
+mod flushed;
 mod session;
 mod state;
 
@@ -172,6 +173,11 @@ impl MemoryTarget {
     /// The next `n` writing calls are carried out, their answers are lost.
     pub fn lose_replies(&self, n: usize) {
         self.inner.faults.lock().lose = n;
+    }
+
+    /// It restarts, and everything that it has not flushed is gone.
+    pub fn restart_losing(&self) {
+        self.inner.state.lock().restart_losing();
     }
 
     /// The next `n` calls do not get out.

@@ -9,6 +9,7 @@ pub mod hub;
 #[cfg(any(test, feature = "testkit"))]
 pub mod memory;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -262,4 +263,11 @@ pub trait Target: Send + Sync {
         partitions: &[String],
     ) -> Result<(), TargetError>;
     async fn flush(&self, database: &str, names: &[String]) -> Result<(), TargetError>;
+    /// Whether everything up to target timestamp `up_to`, which has to be written and shown by a tick, is flushed: the
+    /// target's own restart begins behind it.
+    async fn is_flushed(&self, database: &str, name: &str, up_to: Tso)
+    -> Result<bool, TargetError>;
+    /// The nodes that hold data, each with its id and the start of its process: others after every restart. `None` if
+    /// the target does not tell, or not to this user.
+    async fn nodes(&self) -> Result<Option<BTreeSet<String>>, TargetError>;
 }

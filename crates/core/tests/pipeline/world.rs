@@ -76,6 +76,7 @@ pub(crate) fn task(name: &str, selection: Selection) -> TaskSpec {
         positions: Default::default(),
         on_conflict: OnConflict::Ask,
         memory_budget: 64 << 20,
+        durable_every: Duration::from_secs(300),
     }
 }
 

@@ -22,6 +22,7 @@ mod partitions;
 mod plain;
 mod refusals;
 mod replies;
+mod restarts;
 mod rows;
 mod schemas;
 mod secured;
@@ -61,6 +62,7 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("secured", secured::TESTS),
     ("owners", owners::TESTS),
     ("doctor", doctor::TESTS),
+    ("restarts", restarts::TESTS),
     ("failover", failover::TESTS),
     ("verify", verify::TESTS),
     ("demo", demo::TESTS),

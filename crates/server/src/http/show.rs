@@ -89,6 +89,7 @@ pub(super) fn full(
         Some(status) => {
             put("problems", json!(status.problems));
             put("lag_seconds", json!(status.lag_seconds));
+            put("durable_lag_seconds", json!(status.durable_lag_seconds));
             put(
                 "checkpoint_age_seconds",
                 json!(status.checkpoint_age_seconds),

@@ -42,6 +42,7 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 pub struct TaskLimits {
     pub max_task_num: usize,
     pub memory_budget: usize,
+    pub durable_every: Duration,
     pub call_timeout: Duration,
     /// How long a person's answer waits for its collection to ask, and again for its confirmation.
     pub answer_deadline: Duration,
@@ -52,6 +53,7 @@ impl TaskLimits {
         Self {
             max_task_num: config.max_task_num,
             memory_budget: config.memory_budget,
+            durable_every: config.durable_every,
             call_timeout: config.call_timeout,
             answer_deadline: ANSWER_DEADLINE,
         }

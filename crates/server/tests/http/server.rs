@@ -99,6 +99,7 @@ impl Replication for Fake {
             collections: self.collections.lock().clone(),
             problems: vec![],
             lag_seconds: Some(1.5),
+            durable_lag_seconds: Some(2.5),
             checkpoint_age_seconds: Some(0.25),
             counters: Counters {
                 messages_in: 5,
@@ -218,6 +219,7 @@ pub(crate) async fn start_on(
     let limits = TaskLimits {
         max_task_num: 2,
         memory_budget: 1 << 20,
+        durable_every: Duration::from_secs(300),
         call_timeout: Duration::from_secs(1),
         answer_deadline: Duration::from_millis(400),
     };

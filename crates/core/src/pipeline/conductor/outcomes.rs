@@ -118,6 +118,10 @@ impl Conductor<'_> {
                 progress: *progress,
             })
             .collect();
+        for (channel, _) in &records {
+            // It begins here; what is known of an earlier stretch of it means nothing any more.
+            self.ctx.durable.lock().forget(channel, id);
+        }
         let answer = entry.answer.done();
         if answer != entry.answer {
             changes.push(note(&self.ctx, id, &answer));

@@ -11,6 +11,7 @@ use milvus::proto::schema::i_ds::IdField;
 use milvus::proto::schema::scalar_field::Data;
 use prost::Message;
 
+use super::flushed::Flushes;
 use super::{Key, Row, Written};
 use crate::catalog::Collection;
 use crate::decode::msg_type;
@@ -39,6 +40,8 @@ struct Copy {
 }
 
 struct Kill {
+    /// In the order of writing, over all keys.
+    number: usize,
     /// `None`: in all partitions.
     partition: Option<PartitionId>,
     vchannel: VChannel,
@@ -61,6 +64,8 @@ pub(super) struct Content {
     partition_ids: Vec<PartitionId>,
     /// Channels that have read the drop of a partition or of the collection (`None`).
     drops: Vec<(VChannel, Option<PartitionId>)>,
+    deletes: usize,
+    pub(super) flushes: Flushes,
 }
 
 impl Content {
@@ -72,6 +77,27 @@ impl Content {
 
     pub(super) fn holds_rows(&self) -> bool {
         !self.copies.is_empty()
+    }
+
+    /// Rows and deletes so far.
+    pub(super) fn written(&self) -> (usize, usize) {
+        (self.copies.len(), self.deletes)
+    }
+
+    /// Whether rows and deletes up to `up_to` are among the first that were written.
+    pub(super) fn all_below(&self, copies: usize, kills: usize, up_to: Tso) -> bool {
+        let later = self.copies.get(copies..).unwrap_or_default();
+        let mut deletes = self.kills.values().flatten();
+        later.iter().all(|c| c.ts > up_to) && deletes.all(|k| k.number < kills || k.ts > up_to)
+    }
+
+    /// Forgets all rows and deletes but the first that were written.
+    pub(super) fn keep(&mut self, copies: usize, kills: usize) {
+        self.copies.truncate(copies);
+        for of_key in self.kills.values_mut() {
+            of_key.retain(|k| k.number < kills);
+        }
+        self.deletes = self.deletes.min(kills);
     }
 }
 
@@ -90,6 +116,8 @@ pub(super) struct State {
     channels: BTreeMap<PChannel, Channel>,
     next_id: i64,
     pub(super) clock: Tso,
+    /// Restarts so far.
+    pub(super) incarnation: u64,
     pub(super) violations: Vec<String>,
     pub(super) refused: Vec<(String, String)>,
     pub(super) written: Written,
@@ -153,6 +181,8 @@ impl State {
             kills: HashMap::new(),
             partition_ids: Vec::new(),
             drops: Vec::new(),
+            deletes: 0,
+            flushes: Flushes::default(),
         };
         let names: Vec<String> = if source.has_partition_key() {
             (0..source.partitions.len())
@@ -440,7 +470,10 @@ impl State {
         }
         let vchannel = VChannel::new(delete.shard_name);
         for (key, ts) in keys.into_iter().zip(delete.timestamps) {
+            let number = content.deletes;
+            content.deletes += 1;
             content.kills.entry(key).or_default().push(Kill {
+                number,
                 partition,
                 vchannel: vchannel.clone(),
                 ts: Tso(ts),
@@ -482,6 +515,14 @@ impl State {
         }
     }
 
+    /// The last tick of each channel.
+    pub(super) fn ticks(&self) -> HashMap<PChannel, Tso> {
+        let ticks = self.channels.iter();
+        ticks
+            .map(|(name, channel)| (name.clone(), channel.last_tick))
+            .collect()
+    }
+
     /// All that was written for one key, for the message of a test that fails.
     pub(super) fn history(&mut self, database: &str, name: &str, key: &Key) -> Vec<String> {
         let Some(content) = self.find(database, name) else {
@@ -501,11 +542,7 @@ impl State {
     /// partition, key and version.
     pub(super) fn rows(&mut self, database: &str, name: &str) -> Option<Vec<Row>> {
         let id = *self.databases.get(database)?.get(name)?;
-        let ticks: HashMap<PChannel, Tso> = self
-            .channels
-            .iter()
-            .map(|(name, channel)| (name.clone(), channel.last_tick))
-            .collect();
+        let ticks = self.ticks();
         let content = self.collections.get(&id)?;
         let shown = |vchannel: &VChannel, ts: Tso| {
             ticks

@@ -92,6 +92,9 @@ pub(crate) struct Selected {
 pub(crate) struct Progress {
     /// Seconds between now and the oldest thing on the source that is not applied; null before the first message.
     pub(crate) lag_seconds: Option<f64>,
+    /// Seconds between now and the oldest thing that the target has not flushed: if it restarts, all from there is sent
+    /// again. Null if the task does not run, or nothing was flushed yet.
+    pub(crate) durable_lag_seconds: Option<f64>,
     /// Seconds since the stored checkpoint last moved; null if the task does not run.
     pub(crate) checkpoint_age_seconds: Option<f64>,
     /// How many collections are in which state.
@@ -172,6 +175,9 @@ pub(crate) struct Position {
     pub(crate) applied: String,
     /// The same in unix milliseconds.
     pub(crate) applied_at: u64,
+    /// The source's timestamp up to which the target has flushed everything, in unix milliseconds; null if that is not
+    /// known.
+    pub(crate) durable_at: Option<u64>,
 }
 
 /// One line of the history.

@@ -114,6 +114,7 @@ pub(super) fn progress(
     }
     Progress {
         lag_seconds: status.map_or_else(|| show::stored_lag(stored), |s| s.lag_seconds),
+        durable_lag_seconds: status.and_then(|s| s.durable_lag_seconds),
         checkpoint_age_seconds: status.and_then(|s| s.checkpoint_age_seconds),
         collections: by_state,
         problems: status
@@ -211,7 +212,10 @@ fn collection(c: &CollectionStatus, stored: &TaskProgress) -> Collection {
         } else {
             c.positions
                 .iter()
-                .map(|(channel, p)| position(Some(c.source_id), channel, &p.position, p.applied))
+                .map(|(channel, p)| Position {
+                    durable_at: p.durable.map(Tso::millis),
+                    ..position(Some(c.source_id), channel, &p.position, p.applied)
+                })
                 .collect()
         },
     }
@@ -243,6 +247,7 @@ fn position(
         position: encode_position(channel, position, applied),
         applied: applied.to_string(),
         applied_at: applied.millis(),
+        durable_at: None,
     }
 }
 
