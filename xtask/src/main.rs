@@ -19,6 +19,17 @@ cargo xtask demo [OPTIONS]   Two real Milvus servers, milvus-cdc between them, a
     --sabotage lose|double|change|index   spoil one thing on the target first: the comparison must fail and name it
     --rows N, --ops N, --seed N, --dir FOLDER
 
+cargo xtask chaos [OPTIONS]  The same servers and a workload, while milvus-cdc is killed and frozen, connections break, etcd
+                             is compacted, the disk of the store is full, …, by a plan made from a seed. Exits 0 only if
+                             source and target are equal then and nothing needed a hand. docs/reliability.md
+    --seed N, --minutes M, --queue natsmq|rocksmq|kafka|pulsar, --rate ROWS_A_SECOND
+    --faults kill-cdc,proxy,…        only these; all that are safe with the queue if not given. Off unless named:
+                                     kill-target, kill-source, kill-etcd, and kill-broker with pulsar: a Milvus 2.3.5
+                                     then can lose or double rows of its own
+    --append FILE                    add the figures, one line of JSON, to this file
+    --audit                          read the target's own log, too, and say who lost (compiles RocksDB)
+    --dir FOLDER
+
 cargo xtask test [--quick]   fmt, clippy, all tests, end-to-end tests on real servers included; --quick leaves those out
 cargo xtask schemathesis [--seed N]   the OpenAPI document against the running server (schemathesis, from PyPI)
 cargo xtask env              prints the environment in which these commands build, as shell exports
@@ -32,6 +43,7 @@ fn main() -> ExitCode {
     };
     let outcome = match command {
         "demo" => run::demo(rest),
+        "chaos" => run::chaos(rest),
         "test" => run::test(rest),
         "schemathesis" => run::schemathesis(rest),
         "env" => run::print_env(rest),

@@ -99,6 +99,13 @@ impl TargetError {
                 || reason.contains("index not exist") || reason.contains("not exist"))
     }
 
+    /// No data node of the target reads one of the collection's channels. A node begins with a channel once that has had
+    /// a tick behind the creation (seen on 2.3.5), and on a standby only we send ticks: to wait for it would be in vain
+    /// where the collection is not carried yet.
+    pub fn is_unwatched(&self) -> bool {
+        matches!(self, TargetError::Refused { reason, .. } if reason.contains("channel not found"))
+    }
+
     pub fn already_exists(&self) -> bool {
         matches!(self, TargetError::Refused { reason, .. } if reason.contains("already exist"))
     }

@@ -4,7 +4,6 @@
 //! Consecutive tests on the same kind of lab share it. `CDC_E2E_SEED` repeats a run; `--nocapture` shows what happens;
 //! how long each test took is in `e2e-times.txt` in the temporary folder of the build (`target/tmp`).
 
-mod books;
 mod broker;
 mod databases;
 mod demo;
