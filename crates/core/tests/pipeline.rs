@@ -17,6 +17,8 @@ mod choices;
 mod gate;
 #[path = "pipeline/messages.rs"]
 mod messages;
+#[path = "pipeline/quarantine.rs"]
+mod quarantine;
 #[path = "pipeline/source.rs"]
 mod source;
 #[path = "pipeline/tasks.rs"]
