@@ -21,6 +21,7 @@ cargo xtask demo [OPTIONS]   Two real Milvus servers, milvus-cdc between them, a
 
 cargo xtask test [--quick]   fmt, clippy, all tests, end-to-end tests on real servers included; --quick leaves those out
 cargo xtask schemathesis [--seed N]   the OpenAPI document against the running server (schemathesis, from PyPI)
+cargo xtask fuzz [--seconds N] [--seed N] [--target NAME]   mutated bytes to everything that reads bytes from outside
 cargo xtask env              prints the environment in which these commands build, as shell exports
 ";
 
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         "demo" => run::demo(rest),
         "test" => run::test(rest),
         "schemathesis" => run::schemathesis(rest),
+        "fuzz" => run::fuzz(rest),
         "env" => run::print_env(rest),
         "-h" | "--help" | "help" => {
             print!("{HELP}");
