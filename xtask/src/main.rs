@@ -32,6 +32,7 @@ cargo xtask chaos [OPTIONS]  The same servers and a workload, while milvus-cdc i
 
 cargo xtask test [--quick]   fmt, clippy, all tests, end-to-end tests on real servers included; --quick leaves those out
 cargo xtask schemathesis [--seed N]   the OpenAPI document against the running server (schemathesis, from PyPI)
+cargo xtask fuzz [--seconds N] [--seed N] [--target NAME]   mutated bytes to everything that reads bytes from outside
 cargo xtask env              prints the environment in which these commands build, as shell exports
 ";
 
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         "chaos" => run::chaos(rest),
         "test" => run::test(rest),
         "schemathesis" => run::schemathesis(rest),
+        "fuzz" => run::fuzz(rest),
         "env" => run::print_env(rest),
         "-h" | "--help" | "help" => {
             print!("{HELP}");

@@ -107,6 +107,9 @@ pub(crate) fn test(args: &[String]) -> Outcome {
     )?;
     step("tests without servers");
     cargo(&env, &["test", "--workspace"])?;
+    step("mutated input, 20 s");
+    cargo(&env, &["build", "--workspace", "--bin", "cdc-fuzz"])?;
+    finish(Command::new(built("cdc-fuzz")?), "cdc-fuzz")?;
     if quick {
         return Ok(());
     }
@@ -174,6 +177,23 @@ pub(crate) fn schemathesis(args: &[String]) -> Outcome {
         .concat(),
     )?;
     check_interface(seed)
+}
+
+/// Mutated bytes to everything that reads bytes from outside. The runner needs no queue.
+pub(crate) fn fuzz(args: &[String]) -> Outcome {
+    let env = env::build(false)?;
+    step("build");
+    cargo(
+        &env,
+        &[
+            &["build", "-p", "cdc-fuzz", "--bins"][..],
+            &["--no-default-features", "--features", "milvus-cdc/natsmq"],
+        ]
+        .concat(),
+    )?;
+    let mut fuzz = Command::new(built("cdc-fuzz")?);
+    fuzz.args(args);
+    finish(fuzz, "cdc-fuzz")
 }
 
 /// The program and its example are built.

@@ -153,6 +153,15 @@ pub enum Choice {
     Skip,
 }
 
+/// What a person says of one message that could not be carried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Its collection goes on at it, at once.
+    Retry,
+    /// Its collection goes on without it.
+    Drop,
+}
+
 /// A start position that a person gave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GivenPosition {

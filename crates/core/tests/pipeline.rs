@@ -17,6 +17,8 @@ mod choices;
 mod gate;
 #[path = "pipeline/messages.rs"]
 mod messages;
+#[path = "pipeline/quarantine.rs"]
+mod quarantine;
 #[path = "pipeline/restarts.rs"]
 mod restarts;
 #[path = "pipeline/source.rs"]

@@ -18,7 +18,7 @@ use cdc_core::promote::TriedOut;
 use cdc_core::secret::Secret;
 use cdc_core::task::{
     ChannelPosition, Choice, CollectionState, CollectionStatus, Counters, TargetSpec, TaskSpec,
-    TaskStatus,
+    TaskStatus, Verdict,
 };
 use cdc_core::tso::Tso;
 use milvus_cdc::config::access::{Access, ApiToken, Role};
@@ -85,6 +85,9 @@ impl Replication for StandIn {
         })
     }
     async fn choose(&self, _: &TaskId, _: &str, _: &str, _: Choice) -> Result<(), Problem> {
+        Ok(())
+    }
+    async fn judge(&self, _: &TaskId, _: &str, _: Verdict, _: &str) -> Result<(), Problem> {
         Ok(())
     }
     async fn target_time(&self, _: &TargetSpec) -> Result<Tso, Problem> {

@@ -35,7 +35,7 @@ use crate::tso::Tso;
 
 use state::{Call, State};
 pub use state::{EdgeId, Outgoing};
-pub use stream::{Budget, Cell, Origin, Sent, StreamCtl, Ticket};
+pub use stream::{Budget, Cell, Origin, Poison, Sent, StreamCtl, Ticket};
 
 /// F is raised this far ahead, so that it is written at most a few times a second.
 const FLOOR_LEAD: Duration = Duration::from_millis(500);

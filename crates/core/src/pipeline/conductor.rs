@@ -31,7 +31,7 @@ use crate::ids::{CollectionId, DbId, PChannel};
 use crate::lane::StreamCtl;
 use crate::position::Position;
 use crate::store::{Change, CollectionObject, ObjectPhase, TaskProgress};
-use crate::task::{Choice, CollectionState};
+use crate::task::{Choice, CollectionState, Verdict};
 
 /// Collections made or dropped on the target at the same time.
 const JOBS: usize = 8;
@@ -42,7 +42,15 @@ const DROP_PATIENCE: Duration = Duration::from_secs(60);
 /// A collection that streamed for this long has left its earlier failures behind.
 const STEADY: Duration = Duration::from_secs(60);
 
-pub(super) type Command = (String, String, Choice, oneshot::Sender<Result<(), Problem>>);
+/// What a person says.
+pub(super) enum Said {
+    /// Of the collection of this database and name.
+    Choice(String, String, Choice),
+    /// Of the message of this key, and who.
+    Verdict(String, Verdict, String),
+}
+
+pub(super) type Command = (Said, oneshot::Sender<Result<(), Problem>>);
 
 /// A promise inside this program was broken: said, and the work is begun again.
 pub(super) fn broke_off(what: &str) -> Problem {
@@ -207,8 +215,11 @@ impl<'a> Conductor<'a> {
                         self.start_side(what);
                     }
                 }
-                Some((database, name, choice, answer)) = self.inbox.recv() => {
-                    let _ = answer.send(self.choose(&database, &name, choice).await);
+                Some((said, answer)) = self.inbox.recv() => {
+                    let _ = answer.send(match said {
+                        Said::Choice(database, name, choice) => self.choose(&database, &name, choice).await,
+                        Said::Verdict(key, verdict, by) => self.judge(&key, verdict, &by).await,
+                    });
                 }
                 _ = settle.tick(), if self.rounds.is_empty() && !self.first_round => self.start_round().await,
                 Some(Ok(settled)) = self.rounds.join_next(), if !self.rounds.is_empty() => self.settled(settled).await,
@@ -266,6 +277,7 @@ impl<'a> Conductor<'a> {
             self.attach_ready().await;
             self.close_idle().await;
         }
+        self.settle().await;
         self.forget_gone(view).await;
         self.show();
     }

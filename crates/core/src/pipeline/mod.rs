@@ -1,7 +1,7 @@
 //! A task at work.
 //!
 //! [`runner`] keeps a task running, [`conductor`] knows which collections there are and what state each is in; [`opening`] makes one ready to be read,
-//! [`channels`] says which reader reads it, [`answers`] takes what a person says of it. [`reader`] carries one source
+//! [`channels`] says which reader reads it, [`answers`] takes what a person says of it, [`quarantine`] keeps the messages it stopped at. [`reader`] carries one source
 //! channel to its lanes, for all collections attached to it or for one that catches up by itself: [`passes`] is how it
 //! reads from tick to tick, [`carry`] what it does with one message, [`join`] how it hands a collection over;
 //! [`stretch`] is what it sends between two ticks, [`books`] what of that may be stored. [`objects`] knows which target object stands for which
@@ -23,6 +23,7 @@ pub(crate) mod objects;
 mod opening;
 mod partitions;
 mod passes;
+mod quarantine;
 pub(crate) mod reader;
 pub(crate) mod runner;
 mod settle;

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::conductor::{Command, Conductor, Ended, broke_off};
+use super::conductor::{Command, Conductor, Ended, Said, broke_off};
 use super::durable::Durable;
 use super::objects::Objects;
 use super::status::Board;
@@ -21,7 +21,7 @@ use crate::ids::{CollectionId, TaskId};
 use crate::lane::Budget;
 use crate::store::Change;
 use crate::target::hub::{Hubs, store_problem};
-use crate::task::{Choice, TaskSpec, TaskStatus};
+use crate::task::{Choice, TaskSpec, TaskStatus, Verdict};
 
 /// A running task.
 pub(crate) struct TaskRunner {
@@ -107,10 +107,20 @@ impl TaskRunner {
         name: &str,
         choice: Choice,
     ) -> Result<(), Problem> {
+        self.say(Said::Choice(database.into(), name.into(), choice))
+            .await
+    }
+
+    pub(crate) async fn judge(&self, key: &str, verdict: Verdict, by: &str) -> Result<(), Problem> {
+        self.say(Said::Verdict(key.into(), verdict, by.into()))
+            .await
+    }
+
+    async fn say(&self, said: Said) -> Result<(), Problem> {
         let gone = || Problem::new(ErrorClass::Transient, "the task is stopping", "try again");
         let (answer, outcome) = oneshot::channel();
         self.commands
-            .send((database.into(), name.into(), choice, answer))
+            .send((said, answer))
             .await
             .map_err(|_| gone())?;
         outcome.await.map_err(|_| gone())?

@@ -118,6 +118,11 @@ impl ProgressStore for Gated<dyn ProgressStore> {
         self.gate.pass(Kind::Read, self.inner.floors(target)).await
     }
 
+    async fn message(&self, task: &TaskId, message: &str) -> Result<Vec<u8>, StoreError> {
+        let read = self.inner.message(task, message);
+        self.gate.pass(Kind::Read, read).await
+    }
+
     async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         let write = async {
             self.gate.disk().await;

@@ -7,6 +7,7 @@ mod edit;
 mod making;
 mod patients;
 mod promote;
+mod quarantine;
 mod stored;
 
 use std::collections::BTreeMap;
@@ -75,6 +76,9 @@ pub struct Task {
 pub enum TaskError {
     #[error("no task {0}")]
     NotFound(String),
+    /// Of those that could not be carried.
+    #[error("no message {0} is kept")]
+    NoMessage(String),
     /// What was asked for cannot work: cause and way out.
     #[error("{0}")]
     Refused(Problem),

@@ -9,6 +9,7 @@ use crate::backoff::Backoff;
 use crate::catalog::ObjectState;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::CollectionId;
+use crate::lane::Poison;
 use crate::pipeline::objects::Obstacle;
 use crate::pipeline::opening::{Ready, Stop};
 use crate::store::{Change, ObjectPhase};
@@ -188,7 +189,14 @@ impl Conductor<'_> {
                 continue;
             };
             entry.route = None;
-            if let Some((channel, position)) = route.stream.poison() {
+            if let Some(poison) = route.stream.poison() {
+                self.keep(id, &poison, &problem).await;
+                let Poison {
+                    channel, position, ..
+                } = poison;
+                let Some(entry) = self.entries.get_mut(&id) else {
+                    continue;
+                };
                 entry.phase = Phase::Held(Held::Quarantined);
                 entry.poison = Some((channel.clone(), position));
                 let position = position.to_string();
@@ -202,6 +210,14 @@ impl Conductor<'_> {
                 board.error(id, problem);
             } else {
                 entry.poison = route.stream.refused();
+                if let Some((channel, position)) = route.stream.refused() {
+                    let poison = Poison {
+                        channel,
+                        position,
+                        payload: None,
+                    };
+                    self.keep(id, &poison, &problem).await;
+                }
                 self.failed(id, problem);
             }
         }
