@@ -21,6 +21,7 @@ pub fn patch(limits: &Limits, current: &[u8], body: &[u8]) -> Result<(), String>
     let of_tasks = TaskLimits {
         max_task_num: 1,
         memory_budget: 1 << 20,
+        durable_every: std::time::Duration::from_secs(300),
         call_timeout: std::time::Duration::from_secs(1),
         answer_deadline: std::time::Duration::from_secs(1),
     };

@@ -93,6 +93,7 @@ pub(crate) fn read_kept(limits: &Limits, json: &[u8]) -> Result<(), String> {
     let of_tasks = TaskLimits {
         max_task_num: 1,
         memory_budget: 1 << 20,
+        durable_every: Duration::from_secs(300),
         call_timeout: LEASE,
         answer_deadline: LEASE,
     };
