@@ -139,8 +139,7 @@ pub(super) struct Conductor<'a> {
     pub(super) first_round: bool,
     /// A round that moves the durable checkpoint, if one is under way.
     rounds: JoinSet<Settled>,
-    /// Rounds so far.
-    rounds_done: u64,
+    begun: Instant,
     /// Rows that a stream had when everything of it was flushed.
     flushed: HashMap<CollectionId, (Weak<StreamCtl>, u64)>,
 }
@@ -168,7 +167,7 @@ impl<'a> Conductor<'a> {
             side: JoinSet::new(),
             first_round: true,
             rounds: JoinSet::new(),
-            rounds_done: 0,
+            begun: Instant::now(),
             flushed: HashMap::new(),
         }
     }

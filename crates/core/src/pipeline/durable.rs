@@ -10,6 +10,7 @@
 //! Collections of one channel have one place, that of its main reader, except those that came later: they have their
 //! own until the next round has them all.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -87,6 +88,15 @@ mod own {
     }
 }
 
+/// What a target says of its nodes.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Asked {
+    /// `None`: it never does.
+    Told(Option<Nodes>),
+    /// Not at the moment: whoever watches it will see.
+    NotNow,
+}
+
 /// How a task begins on a target.
 pub(crate) struct Beginning {
     pub(crate) durable: Durable,
@@ -101,7 +111,7 @@ impl Durable {
     ///
     /// If these are not those of before, or cannot be told, everything goes back to its durable place. A task that has
     /// no such place yet has it where it stands.
-    pub(crate) fn begin(task: &TaskId, stored: &TaskProgress, nodes: Option<Nodes>) -> Beginning {
+    pub(crate) fn begin(task: &TaskId, stored: &TaskProgress, asked: Asked) -> Beginning {
         let known: Option<Self> = stored
             .notes
             .get(&NOTE)
@@ -110,7 +120,9 @@ impl Durable {
         let mut replayed = None;
         let mut durable = match known {
             Some(durable) => {
-                if nodes.is_none() || durable.nodes != nodes {
+                if let Asked::Told(nodes) = &asked
+                    && (nodes.is_none() || durable.nodes != *nodes)
+                {
                     let replayed = replayed.insert(BTreeMap::new());
                     durable.go_back(task, stored, &mut changes, replayed);
                 }
@@ -118,7 +130,9 @@ impl Durable {
             }
             None => Self::default(),
         };
-        durable.nodes = nodes;
+        if let Asked::Told(nodes) = asked {
+            durable.nodes = nodes;
+        }
         for (channel, progress) in &stored.channels {
             let of_channel = durable.channels.entry(channel.clone());
             of_channel.or_insert((*progress).into());
@@ -220,19 +234,18 @@ impl Durable {
 
     /// A collection gets a reader of its own.
     pub(crate) fn goes_alone(&mut self, channel: &PChannel, c: CollectionId, at: Progress) {
-        let key = (channel.clone(), c);
-        if !self.own.contains_key(&key) {
-            self.own.insert(key, at.into());
-            self.changed = true;
-        }
+        self.has_own(channel, c, at.into());
     }
 
     /// A collection is taken off its channel's main reader, which stands at `at`.
     pub(crate) fn taken_off(&mut self, channel: &PChannel, c: CollectionId, at: Progress) {
         let point = self.channels.get(channel).copied();
-        let key = (channel.clone(), c);
-        if !self.own.contains_key(&key) {
-            self.own.insert(key, point.unwrap_or(at.into()));
+        self.has_own(channel, c, point.unwrap_or(at.into()));
+    }
+
+    fn has_own(&mut self, channel: &PChannel, c: CollectionId, point: Point) {
+        if let Entry::Vacant(place) = self.own.entry((channel.clone(), c)) {
+            place.insert(point);
             self.changed = true;
         }
     }

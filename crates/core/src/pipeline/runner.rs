@@ -10,7 +10,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::conductor::{Command, Conductor, Ended, Said, broke_off};
-use super::durable::Durable;
+use super::durable::{Asked, Durable};
 use super::objects::Objects;
 use super::status::Board;
 use super::{Meter, TaskContext};
@@ -152,7 +152,8 @@ async fn conduct(
     let (hub, stored, durable) = loop {
         let ready = async {
             let hub = hubs.get(&spec.target).await?;
-            let nodes = hub.target.nodes().await.map_err(|e| e.problem())?;
+            let nodes = hub.target.nodes().await;
+            let nodes = nodes.map_or(Asked::NotNow, Asked::Told);
             let stored = parts.store.load(&spec.id).await.map_err(store_problem)?;
             let begun = Durable::begin(&spec.id, &stored, nodes);
             let stored = parts.store.commit(begun.changes).await;

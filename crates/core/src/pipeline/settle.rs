@@ -28,6 +28,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A lane shows what it has sent within this, or another time.
 const SHOWN_WITHIN: Duration = Duration::from_secs(30);
 const FLUSHED_WITHIN: Duration = Duration::from_secs(60);
+/// A target that has started has nodes for all its channels by then.
+const WATCHED_WITHIN: Duration = Duration::from_secs(60);
+/// After a start nothing is known to be flushed, and most is: data nodes flush by themselves within ten minutes
+/// (`dataNode.segment.syncPeriod`). Until then what nothing came for is asked for, and not made to flush.
+const GENTLE_FOR: Duration = Duration::from_secs(660);
 
 /// A collection as a round finds it.
 pub(super) struct Carried {
@@ -36,22 +41,37 @@ pub(super) struct Carried {
     pub(super) rows: u64,
     /// Target timestamp at or above everything acknowledged of it by now.
     up_to: Tso,
-    /// Nothing came since an earlier round had all of it flushed.
-    pub(super) settled: bool,
-    /// It may have nothing that is not flushed: asked first, and left for the next round.
-    pub(super) gently: bool,
+    way: Way,
+}
+
+/// How a collection is brought to where all of it is flushed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    /// It is: nothing came since an earlier round.
+    Settled,
+    /// In a later round: the target may not have a node for each of its channels yet, and answers for those that have
+    /// one.
+    Wait,
+    /// Nothing came since the start: it may be.
+    Ask,
+    Flush,
 }
 
 impl Carried {
-    pub(super) fn new(route: &Arc<Route>, settled_at: Option<u64>, gently: bool) -> Self {
+    /// `settled_at`: the rows it had when all of it was flushed. `age`: of the task's present beginning.
+    pub(super) fn new(route: &Arc<Route>, settled_at: Option<u64>, age: Duration) -> Self {
         let rows = route.stream.rows.load(Ordering::Acquire);
         let lanes = route.shards.iter().map(|s| s.lane.max_acknowledged());
         Self {
             route: route.clone(),
             rows,
             up_to: lanes.max().unwrap_or_default(),
-            settled: settled_at == Some(rows),
-            gently: gently && rows == 0,
+            way: match rows {
+                _ if settled_at == Some(rows) => Way::Settled,
+                0 if age < WATCHED_WITHIN => Way::Wait,
+                0 if age < GENTLE_FOR => Way::Ask,
+                _ => Way::Flush,
+            },
         }
     }
 }
@@ -99,7 +119,7 @@ pub(super) async fn settle(ctx: Arc<TaskContext>, round: Round) -> Settled {
     // A target that restarted meanwhile may have moved on without some of it.
     let nodes = ctx.durable.lock().nodes.clone();
     if nodes.is_some() && flushed.iter().any(|f| *f) {
-        let asked = round.collections.iter().any(|c| !c.settled);
+        let asked = round.collections.iter().any(|c| c.way != Way::Settled);
         if asked {
             tokio::time::sleep(NODES_KEPT).await;
         }
@@ -118,8 +138,10 @@ pub(super) async fn settle(ctx: Arc<TaskContext>, round: Round) -> Settled {
 
 /// Whether everything of a collection is flushed, flushing it if need be.
 async fn confirm(ctx: &TaskContext, carried: &Carried) -> Result<bool, TargetError> {
-    if carried.settled {
-        return Ok(true);
+    match carried.way {
+        Way::Settled => return Ok(true),
+        Way::Wait => return Ok(false),
+        Way::Ask | Way::Flush => {}
     }
     let target = &ctx.hub.target;
     let to = &carried.route.shards[0].to;
@@ -134,12 +156,11 @@ async fn confirm(ctx: &TaskContext, carried: &Carried) -> Result<bool, TargetErr
         tokio::time::sleep(LOOK_EVERY).await;
     }
     let is_flushed = || target.is_flushed(&to.database, &to.name, carried.up_to);
-    if is_flushed().await? {
-        return Ok(true);
+    if carried.way == Way::Ask {
+        return is_flushed().await;
     }
-    if carried.gently {
-        return Ok(false);
-    }
+    // Also where it may be flushed already: a flush is taken only if each of the channels has a node, and only then the
+    // checkpoints of all of them are asked.
     target
         .flush(&to.database, std::slice::from_ref(&to.name))
         .await?;

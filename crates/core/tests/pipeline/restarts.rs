@@ -65,7 +65,7 @@ async fn target_restarts(seed: u64) {
     world.run(15_000, writes(&ids)).await;
     world.equal().await;
     // What is flushed is known to be: a restart now loses nothing, and little is sent again.
-    world.run(60_000, |_| {}).await;
+    world.run(100_000, |_| {}).await;
     let status = world.engine().status(&world.tasks[0].id).unwrap();
     for (c, (channel, at)) in status
         .collections

@@ -7,14 +7,9 @@ use super::Conductor;
 use crate::pipeline::reader::Reader;
 use crate::pipeline::settle::{self, Carried, Round, Settled, Stood};
 
-/// For so many rounds a collection that nothing came for since the start is asked for, and not made to flush: after a
-/// start none is known to be flushed, and most are.
-const GENTLE_ROUNDS: u64 = 2;
-
 impl Conductor<'_> {
     pub(super) async fn start_round(&mut self) {
-        self.rounds_done += 1;
-        let gently = self.rounds_done <= GENTLE_ROUNDS;
+        let age = self.begun.elapsed();
         let mut readers = Vec::new();
         let mut collections = BTreeMap::new();
         let all: Vec<Arc<Reader>> = self
@@ -33,7 +28,7 @@ impl Conductor<'_> {
                 let rows = flushed.filter(|(of, _)| of.ptr_eq(&Arc::downgrade(&route.stream)));
                 let rows = rows.map(|(_, rows)| *rows);
                 // The last look counts: a collection may be read on several channels.
-                collections.insert(route.source, Carried::new(route, rows, gently));
+                collections.insert(route.source, Carried::new(route, rows, age));
             }
             let carried = routes.iter().map(|r| r.source).collect();
             drop(inner);

@@ -56,7 +56,11 @@ fn apply(stored: &mut TaskProgress, changes: Vec<Change>) -> Vec<Change> {
 }
 
 fn begin(stored: &mut TaskProgress, of: Option<Nodes>) -> (Durable, Vec<Change>) {
-    let begun = Durable::begin(&task(), stored, of);
+    begin_asked(stored, Asked::Told(of))
+}
+
+fn begin_asked(stored: &mut TaskProgress, asked: Asked) -> (Durable, Vec<Change>) {
+    let begun = Durable::begin(&task(), stored, asked);
     let others = apply(stored, begun.changes);
     (begun.durable, others)
 }
@@ -179,4 +183,21 @@ fn what_is_gone_is_forgotten() {
     let (durable, changes) = begin(&mut stored, nodes("b"));
     assert_eq!(changes, []);
     assert_eq!(durable.of(&channel(), CollectionId(1)), None);
+}
+
+#[test]
+fn a_target_that_cannot_tell_now_is_judged_later() {
+    let mut stored = TaskProgress::default();
+    stored.channels.insert(channel(), at(10, 100, 150));
+    begin(&mut stored, nodes("a"));
+    stored.channels.insert(channel(), at(20, 200, 250));
+    let (durable, changes) = begin_asked(&mut stored, Asked::NotNow);
+    assert_eq!(changes, []);
+    assert_eq!(
+        durable.nodes,
+        nodes("a"),
+        "those its places were found with"
+    );
+    let (_, changes) = begin(&mut stored, nodes("b"));
+    assert_eq!(changes.len(), 1);
 }
