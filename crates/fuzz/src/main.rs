@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cdc_fuzz::runner::{corpus, root, run};
+use cdc_fuzz::runner::{corpus, processor_time, root, run};
 use cdc_fuzz::{TARGETS, Target};
 
 const HELP: &str = "\
@@ -92,6 +92,9 @@ fn fuzz(wish: &Wish) -> Result<bool, String> {
             println!("  {}: {why}", file.display());
         }
     }
-    println!("{runs} runs");
+    println!(
+        "{runs} runs, {:.1} s of a processor",
+        processor_time().as_secs_f64()
+    );
     Ok(well)
 }

@@ -14,7 +14,7 @@ use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PChannel};
 use crate::lane::Poison;
 use crate::position::Position;
-use crate::quarantine::{self, Kept, MESSAGE_BYTES, PART, Record, State};
+use crate::quarantine::{self, Kept, PART, Record, State};
 use crate::source::Start;
 use crate::store::Change;
 use crate::task::Verdict;
@@ -106,7 +106,7 @@ impl Conductor<'_> {
             let start = Start::At(position);
             let mut log = self.ctx.parts.source.open(channel, start).await?;
             loop {
-                for message in log.next(MESSAGE_BYTES as usize).await? {
+                for message in log.next(PART).await? {
                     if message.position >= position {
                         let found = message.position == position;
                         return Ok(found.then_some(message.payload));

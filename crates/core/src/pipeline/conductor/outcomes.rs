@@ -210,7 +210,12 @@ impl Conductor<'_> {
                 board.error(id, problem);
             } else {
                 entry.poison = route.stream.refused();
-                if let Some((channel, position)) = route.stream.refused() {
+                // It may have been taken since, and the stream fail for another reason.
+                let refused = route.stream.refused().filter(|(channel, position)| {
+                    let goes_on = self.stored.detached.get(&(channel.clone(), id));
+                    goes_on.is_none_or(|p| (p.position, p.after) <= (*position, false))
+                });
+                if let Some((channel, position)) = refused {
                     let poison = Poison {
                         channel,
                         position,
