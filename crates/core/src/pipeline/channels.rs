@@ -43,9 +43,8 @@ impl Conductor<'_> {
             }
         }
         self.checkpoint(true).await;
-        let routes = self.objects.routes();
-        let mut lanes = routes.iter().flat_map(|r| &r.shards).map(|s| &s.lane);
-        if !lanes.any(|lane| lane.is_hushed()) {
+        // Of any lane: drops made from the table go to lanes that no collection here has any more.
+        if !self.ctx.hub.is_hushed() {
             let task = &self.ctx.spec.id;
             self.ctx.commit(vec![ended_well(task, true)]).await;
         }
@@ -150,8 +149,11 @@ impl Conductor<'_> {
             let reading = AssertUnwindSafe(reader.run(main)).catch_unwind();
             let end = reading.await.unwrap_or(End::BrokeOff);
             // Under the gate: who joins a collection to this reader looks there.
-            let inner = reader.gate.lock().await;
+            let mut inner = reader.gate.lock().await;
             reader.over.store(true, Ordering::Release);
+            // It passes no tick any more, and the drops of others need ticks: where a task ends, a reader that ended
+            // first kept them waiting, and itself.
+            reader.stop_holding(&mut inner);
             drop(inner);
             (reader, end)
         });

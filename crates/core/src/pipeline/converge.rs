@@ -186,6 +186,8 @@ async fn write_note<T: Serialize>(ctx: &TaskContext, id: CollectionId, value: &T
 /// The databases of the target that were made for this task.
 struct Databases {
     made: BTreeMap<DbId, String>,
+    /// Of these it is known that they are there: one that is only noted may not have been made before a crash.
+    there: BTreeSet<DbId>,
     /// As it is stored.
     noted: BTreeMap<DbId, String>,
 }
@@ -195,6 +197,7 @@ impl Databases {
         let noted: BTreeMap<DbId, String> = read_note(ctx, DATABASES_NOTE).await;
         Self {
             made: noted.clone(),
+            there: BTreeSet::new(),
             noted,
         }
     }
@@ -212,14 +215,16 @@ impl Databases {
         // Those that the task carries whole; others come with their first collection.
         let whole = |name: &str| ctx.spec.selection.whole_database(name);
         for (id, database) in view.databases.iter().filter(|(_, d)| whole(&d.name)) {
-            if self.made.get(id) != Some(&database.name) {
+            if !self.there.contains(id) || self.made.get(id) != Some(&database.name) {
                 // Noted first: what is made must not be forgotten.
                 self.made.insert(*id, database.name.clone());
                 self.note(ctx).await;
-                if let Err(error) = target.create_database(&database.name).await {
-                    self.made.remove(id);
-                    return Err(error.problem());
-                }
+                // It stays noted: a call without an answer may have made it.
+                target
+                    .create_database(&database.name)
+                    .await
+                    .map_err(problem)?;
+                self.there.insert(*id);
             }
         }
         self.note(ctx).await;
@@ -242,6 +247,7 @@ impl Databases {
                 }
             }
             self.made.remove(&id);
+            self.there.remove(&id);
         }
         self.note(ctx).await;
         Ok(())

@@ -223,6 +223,19 @@ impl Hub {
         }
     }
 
+    /// Whether messages of a call whose answer was not seen may still be carried out, on any channel.
+    pub(crate) fn is_hushed(&self) -> bool {
+        let now = Instant::now();
+        if self.unanswered.lock().values().any(|until| *until > now) {
+            return true;
+        }
+        let lanes = self.lanes.lock();
+        lanes
+            .values()
+            .filter_map(Weak::upgrade)
+            .any(|lane| lane.is_hushed())
+    }
+
     /// F of a channel: nothing that was ever sent there lies above.
     pub fn floor(&self, channel: &PChannel) -> Tso {
         let floors = self.floors.lock();
