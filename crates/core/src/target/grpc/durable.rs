@@ -42,9 +42,7 @@ fn nodes_of(topology: &str) -> Result<BTreeSet<String>, String> {
     for Node { infos } in topology.nodes_info {
         // The name is the kind with the id; of a node that does not answer it is all there is.
         let holds = |kind: &&str| infos.kind == *kind || infos.name.starts_with(kind);
-        let holds_data = ["datanode", "querynode", "streamingnode"]
-            .iter()
-            .any(|kind| holds(kind));
+        let holds_data = ["datanode", "querynode", "streamingnode"].iter().any(holds);
         if holds_data && infos.has_error {
             return Err(format!("{}: {}", infos.name, infos.error_reason));
         }
