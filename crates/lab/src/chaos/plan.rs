@@ -142,7 +142,7 @@ impl Kind {
                 Some("a 2.3.5 source that is killed can lose or double rows of its own")
             }
             (Kind::KillTarget, _) => Some(
-                "a 2.3.5 target that is killed can lose acknowledged rows it has not flushed, and there is no durable checkpoint yet",
+                "a 2.3.5 target that is killed loses rows it has not flushed and gets them again, which the comparison may not wait long enough for",
             ),
             (Kind::KillBroker, Mq::Pulsar) => {
                 Some("a 2.3.5 source whose Pulsar is killed can lose or double rows of its own")
