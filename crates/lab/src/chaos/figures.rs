@@ -14,6 +14,10 @@ use super::bench::Happened;
 use crate::servers::Mq;
 
 /// How a run ended; only the first one is good.
+#[cfg_attr(
+    not(feature = "audit"),
+    allow(dead_code, reason = "only the log tells")
+)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     Equal,
@@ -138,6 +142,10 @@ impl Figures {
 }
 
 /// The lines of a verdict that say something of the log.
+#[cfg_attr(
+    not(feature = "audit"),
+    allow(dead_code, reason = "only the log tells")
+)]
 pub(super) fn verdict(text: &str) -> Vec<String> {
     text.lines()
         .skip_while(|line| !line.starts_with("the target's log"))
