@@ -104,7 +104,7 @@ async fn prepare(source: &Client, wanted: &Objects) -> Result<bool> {
                 .create_index(&c.db, &c.name, &c.vector, "for_comparison", &params)
                 .await?;
         }
-        load(source, c).await?;
+        source.load_rest(&c.db, &c.name).await?;
     }
     for c in wanted.collections.values().filter(|c| !c.is_loaded()) {
         source
@@ -115,17 +115,6 @@ async fn prepare(source: &Client, wanted: &Objects) -> Result<bool> {
         flush(source, c).await?;
     }
     Ok(changed)
-}
-
-/// Of a collection that is loaded in part and has another index since, a 2.3.5 loads the rest only after a release.
-async fn load(source: &Client, c: &Collection) -> Result<()> {
-    match source.load(&c.db, &c.name).await {
-        Err(e) if format!("{e:#}").contains("can't change the index for loaded collection") => {
-            source.release(&c.db, &c.name).await?;
-            source.load(&c.db, &c.name).await
-        }
-        other => other,
-    }
 }
 
 /// Until it is taken: a server that was killed and is up again refuses it while its old session lasts.

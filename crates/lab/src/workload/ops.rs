@@ -313,7 +313,7 @@ impl Workload<'_> {
 
     pub(super) async fn load(&mut self, at: usize) -> Result<()> {
         let c = &mut self.collections[at];
-        self.client.load(&c.db, c.name()).await?;
+        self.client.load_rest(&c.db, c.name()).await?;
         self.client
             .wait_loaded(&c.db, c.name(), &[], LOAD_DEADLINE)
             .await?;
