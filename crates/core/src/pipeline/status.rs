@@ -246,10 +246,10 @@ impl Board {
             }
             if !matches!(line.state, CollectionState::Dropped) {
                 let oldest = positions.values().filter_map(|p| p.durable).min();
-                let worst = oldest.map(|ts| lag(ts.max(line.created)));
+                let unflushed = oldest.map(|ts| lag(ts.max(line.created)));
                 durable_lag_seconds = durable_lag_seconds
                     .into_iter()
-                    .chain(worst)
+                    .chain(unflushed)
                     .reduce(f64::max);
                 lag_seconds = lag_seconds.into_iter().chain(worst).reduce(f64::max);
             }
