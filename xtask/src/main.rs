@@ -19,12 +19,24 @@ cargo xtask demo [OPTIONS]   Two real Milvus servers, milvus-cdc between them, a
     --sabotage lose|double|change|index   spoil one thing on the target first: the comparison must fail and name it
     --rows N, --ops N, --seed N, --dir FOLDER
 
+cargo xtask chaos [OPTIONS]  The same servers and a workload, while milvus-cdc is killed and frozen, connections break, etcd
+                             is compacted, the disk of the store is full, …, by a plan made from a seed. Exits 0 only if
+                             source and target are equal then and nothing needed a hand. docs/reliability.md
+    --seed N, --minutes M, --queue natsmq|rocksmq|kafka|pulsar, --rate ROWS_A_SECOND
+    --faults kill-cdc,proxy,…        only these; all that are safe with the queue if not given. Off unless named:
+                                     kill-target, kill-source, kill-etcd, and kill-broker with pulsar: a Milvus 2.3.5
+                                     then can lose or double rows of its own
+    --append FILE                    add the figures, one line of JSON, to this file
+    --audit                          read the target's own log, too, and say who lost (compiles RocksDB)
+    --dir FOLDER
+
 cargo xtask test [--quick]   fmt, clippy, all tests, end-to-end tests on real servers included; --quick leaves those out
 cargo xtask simulate [OPTIONS]   the corelib between models of a source and a target, one run a seed, the same again
     --seeds FROM..TO, --seconds N    which seeds, and for how long (0..1000)
     --seed N                         one, with all that happens in it; RUST_LOG=cdc_core=debug shows the rest
     --record FILE                    appends a line of JSON about the runs
 cargo xtask schemathesis [--seed N]   the OpenAPI document against the running server (schemathesis, from PyPI)
+cargo xtask fuzz [--seconds N] [--seed N] [--target NAME]   mutated bytes to everything that reads bytes from outside
 cargo xtask env              prints the environment in which these commands build, as shell exports
 ";
 
@@ -36,9 +48,11 @@ fn main() -> ExitCode {
     };
     let outcome = match command {
         "demo" => run::demo(rest),
+        "chaos" => run::chaos(rest),
         "test" => run::test(rest),
         "simulate" => run::simulate(rest),
         "schemathesis" => run::schemathesis(rest),
+        "fuzz" => run::fuzz(rest),
         "env" => run::print_env(rest),
         "-h" | "--help" | "help" => {
             print!("{HELP}");

@@ -28,24 +28,44 @@ const BESIDE: [&str; 7] = [
 
 /// Builds what the demo needs with the one queue it needs, and runs it.
 pub(crate) fn demo(args: &[String]) -> Outcome {
-    let queue = args
-        .windows(2)
-        .find(|w| w[0] == "--source")
-        .map(|w| w[1].as_str())
-        .or_else(|| args.iter().find_map(|a| a.strip_prefix("--source=")))
-        .unwrap_or("natsmq");
+    let queue = queue(args, "--source");
     let env = env::build(queue == "rocksmq")?;
-    // What is no queue is told by the demo itself, with what is one.
-    let known = ["natsmq", "rocksmq", "kafka", "pulsar"];
-    let queue = if known.contains(&queue) {
-        queue
-    } else {
-        "natsmq"
-    };
+    lab(&env, "demo", queue, &[], args)
+}
+
+/// As the demo; `--audit`, and a queue that needs RocksDB anyway, has the target's own log read as well.
+pub(crate) fn chaos(args: &[String]) -> Outcome {
+    let queue = queue(args, "--queue");
+    let audit = queue == "rocksmq" || args.iter().any(|a| a == "--audit");
+    let rest: Vec<String> = args.iter().filter(|a| *a != "--audit").cloned().collect();
+    let more: &[&str] = if audit { &["cdc-lab/audit"] } else { &[] };
+    let env = env::build(audit)?;
+    lab(&env, "chaos", queue, more, &rest)
+}
+
+/// The queue that `args` name with this flag. What is no queue is told by the program itself, with what is one.
+fn queue(args: &[String], flag: &str) -> &'static str {
+    let named = args
+        .windows(2)
+        .find(|w| w[0] == flag)
+        .map(|w| w[1].as_str())
+        .or_else(|| {
+            args.iter()
+                .find_map(|a| a.strip_prefix(flag)?.strip_prefix('='))
+        });
+    ["natsmq", "rocksmq", "kafka", "pulsar"]
+        .into_iter()
+        .find(|queue| Some(*queue) == named)
+        .unwrap_or("natsmq")
+}
+
+/// Builds milvus-cdc with one queue and the lab with some features more, and runs a command of the lab.
+fn lab(env: &Env, command: &str, queue: &str, more: &[&str], args: &[String]) -> Outcome {
     let queue = format!("milvus-cdc/{queue}");
+    let features = [&[queue.as_str()], more].concat().join(",");
     step("build");
     cargo(
-        &env,
+        env,
         &[
             "build",
             "-p",
@@ -55,14 +75,14 @@ pub(crate) fn demo(args: &[String]) -> Outcome {
             "--bins",
             "--no-default-features",
             "--features",
-            &queue,
+            &features,
         ],
     )?;
-    let mut demo = Command::new(built("cdc-lab")?);
-    demo.arg("demo")
+    let mut lab = Command::new(built("cdc-lab")?);
+    lab.arg(command)
         .args(args)
         .env("MILVUS_CDC_BIN", built("milvus-cdc")?);
-    finish(demo, "the demo")
+    finish(lab, &format!("cdc-lab {command}"))
 }
 
 /// Everything; `--quick`: what needs no servers.
@@ -87,6 +107,9 @@ pub(crate) fn test(args: &[String]) -> Outcome {
     )?;
     step("tests without servers");
     cargo(&env, &["test", "--workspace"])?;
+    step("mutated input, 20 s");
+    cargo(&env, &["build", "--workspace", "--bin", "cdc-fuzz"])?;
+    finish(Command::new(built("cdc-fuzz")?), "cdc-fuzz")?;
     if quick {
         return Ok(());
     }
@@ -154,6 +177,23 @@ pub(crate) fn schemathesis(args: &[String]) -> Outcome {
         .concat(),
     )?;
     check_interface(seed)
+}
+
+/// Mutated bytes to everything that reads bytes from outside. The runner needs no queue.
+pub(crate) fn fuzz(args: &[String]) -> Outcome {
+    let env = env::build(false)?;
+    step("build");
+    cargo(
+        &env,
+        &[
+            &["build", "-p", "cdc-fuzz", "--bins"][..],
+            &["--no-default-features", "--features", "milvus-cdc/natsmq"],
+        ]
+        .concat(),
+    )?;
+    let mut fuzz = Command::new(built("cdc-fuzz")?);
+    fuzz.args(args);
+    finish(fuzz, "cdc-fuzz")
 }
 
 /// The program and its example are built.

@@ -58,6 +58,7 @@ async fn main() {
             created: cdc_core::tso::Tso::ZERO,
             on_conflict: OnConflict::Ask,
             memory_budget: 64 << 20,
+            durable_every: Duration::from_secs(300),
         })
         .unwrap();
     loop {

@@ -14,7 +14,7 @@ use crate::source::LogSource;
 use crate::store::SharedStore;
 use crate::target::hub::Hubs;
 use crate::target::{TargetConnector, TargetError};
-use crate::task::{Choice, TargetSpec, TaskSpec, TaskStatus};
+use crate::task::{Choice, TargetSpec, TaskSpec, TaskStatus, Verdict};
 
 /// What an engine is made of. The caller picks the backends.
 pub struct Parts {
@@ -103,15 +103,33 @@ impl Engine {
         name: &str,
         choice: Choice,
     ) -> Result<(), Problem> {
+        self.runner(task)?.choose(database, name, choice).await
+    }
+
+    /// What a person, `by`, says of a message of a running task that could not be carried: see
+    /// [`crate::quarantine::Record::key`].
+    ///
+    /// # Errors
+    /// There is no such message, or its collection does not wait at it now.
+    pub async fn judge(
+        &self,
+        task: &TaskId,
+        key: &str,
+        verdict: Verdict,
+        by: &str,
+    ) -> Result<(), Problem> {
+        self.runner(task)?.judge(key, verdict, by).await
+    }
+
+    fn runner(&self, task: &TaskId) -> Result<Arc<TaskRunner>, Problem> {
         let runner = self.tasks.lock().get(task).cloned();
-        match runner {
-            Some(runner) => runner.choose(database, name, choice).await,
-            None => Err(Problem::new(
+        runner.ok_or_else(|| {
+            Problem::new(
                 ErrorClass::Conflict,
                 format!("task {task} does not run"),
                 "resume it first",
-            )),
-        }
+            )
+        })
     }
 
     /// Forgets a stopped task's progress. What is known of the target's time stays.

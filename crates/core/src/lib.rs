@@ -21,6 +21,7 @@ pub mod lane;
 mod pipeline;
 pub mod position;
 pub mod promote;
+pub mod quarantine;
 pub mod route;
 pub mod secret;
 pub mod source;

@@ -195,6 +195,27 @@ mod tests {
             }
         }
 
+        /// As the stores keep them.
+        #[test]
+        fn json_round_trips(n in any::<i64>(), ledger in any::<u64>(), entry in any::<u64>(), batch in any::<i32>()) {
+            for p in [
+                Position::Natsmq(n as u64),
+                Position::Rocksmq(n),
+                Position::Kafka(n),
+                Position::Pulsar { ledger, entry, batch },
+            ] {
+                let text = serde_json::to_string(&p).unwrap();
+                prop_assert_eq!(serde_json::from_str::<Position>(&text).unwrap(), p);
+            }
+        }
+
+        /// Pulsar's ids are in the order in which a topic gives them out.
+        #[test]
+        fn pulsar_ids_order_by_ledger_entry_and_batch(a in (0u64..3, 0u64..3, -1i32..3), b in (0u64..3, 0u64..3, -1i32..3)) {
+            let id = |(ledger, entry, batch)| Position::Pulsar { ledger, entry, batch };
+            prop_assert_eq!(id(a).cmp(&id(b)), a.cmp(&b));
+        }
+
         #[test]
         fn any_bytes_are_a_position_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
             for kind in [QueueKind::Natsmq, QueueKind::Rocksmq, QueueKind::Kafka, QueueKind::Pulsar] {

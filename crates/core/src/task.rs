@@ -153,6 +153,15 @@ pub enum Choice {
     Skip,
 }
 
+/// What a person says of one message that could not be carried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Its collection goes on at it, at once.
+    Retry,
+    /// Its collection goes on without it.
+    Drop,
+}
+
 /// A start position that a person gave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GivenPosition {
@@ -182,6 +191,8 @@ pub struct TaskSpec {
     pub created: Tso,
     /// Bytes of messages this task may hold in memory, batches in flight included.
     pub memory_budget: usize,
+    /// How often the durable checkpoint is moved, for which collections with new rows are flushed on the target.
+    pub durable_every: Duration,
 }
 
 impl TaskSpec {
@@ -264,6 +275,8 @@ pub struct ChannelPosition {
     pub position: Position,
     /// Source timestamp up to which everything is applied.
     pub applied: Tso,
+    /// Source timestamp up to which the target has flushed everything: a restart of the target goes back to here.
+    pub durable: Option<Tso>,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -293,6 +306,8 @@ pub struct TaskStatus {
     pub problems: Vec<Problem>,
     /// Seconds of source time between now and the oldest thing that is not applied yet; `None` before the first message.
     pub lag_seconds: Option<f64>,
+    /// Seconds of source time between now and the oldest thing that the target has not flushed.
+    pub durable_lag_seconds: Option<f64>,
     /// Seconds since the stored checkpoint last moved.
     pub checkpoint_age_seconds: Option<f64>,
     pub counters: Counters,
@@ -378,6 +393,7 @@ mod tests {
             on_conflict: OnConflict::Ask,
             created: Tso(10),
             memory_budget: 0,
+            durable_every: Duration::from_secs(300),
         };
         for (database, name, create_ts, start) in [
             ("db", "c", 5, StartPoint::Created),

@@ -15,6 +15,10 @@ mod budget;
 mod choices;
 #[path = "pipeline/found.rs"]
 mod found;
+#[path = "pipeline/quarantine.rs"]
+mod quarantine;
+#[path = "pipeline/restarts.rs"]
+mod restarts;
 #[path = "pipeline/tasks.rs"]
 mod tasks;
 

@@ -1,7 +1,7 @@
 //! The `milvus-cdc` server as a process of its own, and its HTTP interface as a person with curl uses it.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -189,6 +189,27 @@ impl Cdc {
     pub fn thaw(&self) {
         if let Some(process) = &self.process {
             process.thaw();
+        }
+    }
+
+    /// How it ended, if it was started and has ended by itself.
+    ///
+    /// # Errors
+    /// The operating system refuses to tell.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        match &mut self.process {
+            Some(process) => process.ended(),
+            None => Ok(None),
+        }
+    }
+
+    /// The same server without its process: to ask it from another task.
+    #[must_use]
+    pub fn asking(&self) -> Self {
+        Self {
+            dir: self.dir.clone(),
+            port: self.port,
+            process: None,
         }
     }
 

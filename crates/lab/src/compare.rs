@@ -104,7 +104,7 @@ async fn prepare(source: &Client, wanted: &Objects) -> Result<bool> {
                 .create_index(&c.db, &c.name, &c.vector, "for_comparison", &params)
                 .await?;
         }
-        source.load(&c.db, &c.name).await?;
+        source.load_rest(&c.db, &c.name).await?;
     }
     for c in wanted.collections.values().filter(|c| !c.is_loaded()) {
         source

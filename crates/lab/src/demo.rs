@@ -77,7 +77,7 @@ pub async fn run(demo: &Demo, progress: &Progress) -> Result<bool> {
 }
 
 /// Ends at ctrl-c or SIGTERM, so that nothing is left running behind either.
-async fn asked_to_stop() {
+pub(crate) async fn asked_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
     let interrupt = tokio::signal::ctrl_c();
     match signal(SignalKind::terminate()) {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use cdc_lab::chaos::{self, Chaos};
 use cdc_lab::client::Client;
 use cdc_lab::compare::{Options, compare};
 use cdc_lab::demo::{self, Demo};
@@ -40,6 +41,33 @@ enum Command {
         sabotage: Option<Spoil>,
         #[command(flatten)]
         size: Size,
+        /// The folder for data and logs; a temporary one if not given.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+    /// Two real Milvus, milvus-cdc between them, a workload over every operation, and faults from a seed; then the
+    /// comparison. Exits 0 only if all is equal and nothing needs a hand. The last line on standard output is JSON.
+    Chaos {
+        /// Of faults and workload; random if not given. What the servers make of it is their own.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// How long faults come.
+        #[arg(long, default_value_t = 5.0)]
+        minutes: f64,
+        /// The source's message queue.
+        #[arg(long, value_enum, default_value = "natsmq")]
+        queue: Source,
+        /// Names of faults, with commas between them; `proxy` is all that break connections. If not given: all that are
+        /// safe with this queue. Only if named: kill-target, kill-source, kill-etcd, and kill-broker with pulsar, because
+        /// a Milvus 2.3.5 that is killed, or whose etcd or Pulsar is, can lose or double rows of its own.
+        #[arg(long, value_delimiter = ',')]
+        faults: Vec<String>,
+        /// Rows written in a second, about.
+        #[arg(long, default_value_t = 50)]
+        rate: u64,
+        /// Adds the last line to the end of this file, too.
+        #[arg(long)]
+        append: Option<PathBuf>,
         /// The folder for data and logs; a temporary one if not given.
         #[arg(long)]
         dir: Option<PathBuf>,
@@ -208,6 +236,29 @@ async fn run(command: Command) -> Result<()> {
             ensure!(
                 demo::run(&demo, &progress).await?,
                 "source and target differ"
+            );
+        }
+        Command::Chaos {
+            seed,
+            minutes,
+            queue,
+            faults,
+            rate,
+            append,
+            dir,
+        } => {
+            let chaos = Chaos {
+                seed: seed.unwrap_or_else(rand::random),
+                lasts: Duration::try_from_secs_f64(minutes * 60.0).context("--minutes")?,
+                queue: queue.into(),
+                faults,
+                rate,
+                append,
+                dir,
+            };
+            ensure!(
+                chaos::run(&chaos, &progress).await?,
+                "the run did not end well; its last line says how"
             );
         }
         Command::Up { source, dir } => {

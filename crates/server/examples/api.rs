@@ -18,7 +18,7 @@ use cdc_core::promote::TriedOut;
 use cdc_core::secret::Secret;
 use cdc_core::task::{
     ChannelPosition, Choice, CollectionState, CollectionStatus, Counters, TargetSpec, TaskSpec,
-    TaskStatus,
+    TaskStatus, Verdict,
 };
 use cdc_core::tso::Tso;
 use milvus_cdc::config::access::{Access, ApiToken, Role};
@@ -60,6 +60,7 @@ impl Replication for StandIn {
         let here = ChannelPosition {
             position: Position::Natsmq(7),
             applied: Tso::from_millis(1_700_000_000_000),
+            durable: Some(Tso::from_millis(1_699_999_000_000)),
         };
         let collection = CollectionStatus {
             source_id: CollectionId(445_811_557_825_249_939),
@@ -77,12 +78,16 @@ impl Replication for StandIn {
             collections: vec![collection],
             problems: Vec::new(),
             lag_seconds: Some(0.2),
+            durable_lag_seconds: Some(100.0),
             checkpoint_age_seconds: Some(0.1),
             counters: Counters::default(),
             errors: BTreeMap::new(),
         })
     }
     async fn choose(&self, _: &TaskId, _: &str, _: &str, _: Choice) -> Result<(), Problem> {
+        Ok(())
+    }
+    async fn judge(&self, _: &TaskId, _: &str, _: Verdict, _: &str) -> Result<(), Problem> {
         Ok(())
     }
     async fn target_time(&self, _: &TargetSpec) -> Result<Tso, Problem> {
@@ -124,6 +129,7 @@ async fn main() -> anyhow::Result<()> {
     let limits = TaskLimits {
         max_task_num: 10_000,
         memory_budget: 1 << 20,
+        durable_every: Duration::from_secs(300),
         call_timeout: Duration::from_secs(1),
         answer_deadline: Duration::from_millis(100),
     };

@@ -121,6 +121,11 @@ pub enum TaskCommand {
     Edit(Box<Edit>),
     /// Stops a task and forgets it.
     Delete { id: String },
+    /// Shows the messages of a task that could not be carried, tries one again, or leaves it out.
+    Quarantine {
+        #[command(subcommand)]
+        command: QuarantineCommand,
+    },
     /// Shows how far a task is, over and over, until it is stopped or what it waits for is there.
     Watch {
         id: String,
@@ -134,6 +139,24 @@ pub enum TaskCommand {
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
         interval: u64,
     },
+}
+
+#[derive(Subcommand)]
+pub enum QuarantineCommand {
+    /// Shows them all.
+    List { id: String },
+    /// Shows one, with what can be read of it.
+    Show {
+        id: String,
+        key: String,
+        /// Writes all its bytes, as the source wrote them, into this file.
+        #[arg(long, value_name = "FILE")]
+        save: Option<PathBuf>,
+    },
+    /// Lets its collection go on at it, at once.
+    Retry { id: String, key: String },
+    /// Lets its collection go on without it.
+    Drop { id: String, key: String },
 }
 
 #[derive(Args)]

@@ -45,6 +45,8 @@ pub struct Config {
     pub log_json: bool,
     /// Bytes of messages one task may hold in memory.
     pub memory_budget: usize,
+    /// How often what the target has not flushed is flushed, and the durable checkpoint moved.
+    pub durable_every: Duration,
     /// Deadline of one ReplicateMessage call.
     pub call_timeout: Duration,
     /// Keys that were accepted and mean nothing here.
@@ -265,6 +267,10 @@ fn read(top: Fields<'_>) -> Option<Config> {
         .as_ref()
         .and_then(|t| t.integer("callTimeoutMs", 100..=600_000))
         .unwrap_or(5_000);
+    let durable_every = target
+        .as_ref()
+        .and_then(|t| t.integer("durableSeconds", 1..=86_400))
+        .unwrap_or(300);
     if let Some(target) = target {
         target.finish();
     }
@@ -283,6 +289,7 @@ fn read(top: Fields<'_>) -> Option<Config> {
         log_level,
         log_json,
         memory_budget,
+        durable_every: Duration::from_secs(durable_every),
         call_timeout: Duration::from_millis(call_timeout),
         ignored: ignored
             .into_iter()

@@ -16,7 +16,7 @@ use cdc_core::store::SharedStore;
 use cdc_core::target::fence::{FencedConnector, Permit};
 use cdc_core::target::grpc::GrpcConnector;
 use cdc_core::target::grpc::plain::PlainTarget;
-use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus};
+use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus, Verdict};
 use cdc_core::tso::Tso;
 use parking_lot::RwLock;
 
@@ -175,6 +175,16 @@ impl Replication for EngineReplication {
         choice: Choice,
     ) -> Result<(), Problem> {
         self.engine()?.choose(task, database, name, choice).await
+    }
+
+    async fn judge(
+        &self,
+        task: &TaskId,
+        key: &str,
+        verdict: Verdict,
+        by: &str,
+    ) -> Result<(), Problem> {
+        self.engine()?.judge(task, key, verdict, by).await
     }
 
     async fn target_time(&self, target: &TargetSpec) -> Result<Tso, Problem> {

@@ -15,6 +15,8 @@ pub mod http;
 pub mod import;
 pub mod listen;
 pub mod maintenance;
+#[doc(hidden)]
+pub mod reading;
 pub mod request;
 pub mod runtime;
 pub mod serve;

@@ -8,7 +8,7 @@ use cdc_core::doctor::{Check, Patient};
 use cdc_core::error::Problem;
 use cdc_core::ids::TaskId;
 use cdc_core::promote::TriedOut;
-use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus};
+use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus, Verdict};
 use cdc_core::tso::Tso;
 
 /// What carries the tasks: the corelib's engine, or a stand-in in tests.
@@ -30,6 +30,14 @@ pub trait Replication: Send + Sync {
         database: &str,
         name: &str,
         choice: Choice,
+    ) -> Result<(), Problem>;
+    /// What a person, `by`, says of a message that could not be carried.
+    async fn judge(
+        &self,
+        task: &TaskId,
+        key: &str,
+        verdict: Verdict,
+        by: &str,
     ) -> Result<(), Problem>;
     /// A fresh timestamp of the target's oracle.
     async fn target_time(&self, target: &TargetSpec) -> Result<Tso, Problem>;

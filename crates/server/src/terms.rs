@@ -10,6 +10,7 @@ use crate::store::Backend;
 use crate::store::owner::{self, Claim, Ended, Lease, Taken, Term};
 use crate::store::seal::Sealed;
 use crate::store::switch::Switch;
+use crate::store::told::Told;
 use crate::tasks::Tasks;
 
 /// How often the store is asked whether it is free.
@@ -73,7 +74,7 @@ impl Terms {
         let lease = Arc::new(Lease::new(term));
         let store = self.backend.of_term(term);
         self.switch.begin(term, store.clone());
-        self.replication.begin(store, lease.clone());
+        self.replication.begin(Arc::new(Told(store)), lease.clone());
         let backend: Arc<dyn Backend> = self.backend.clone();
         let ended = tokio::select! {
             ended = owner::keep(&backend, term, &lease) => Ok(ended),

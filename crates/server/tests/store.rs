@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cdc_core::ids::{PChannel, TaskId};
+use cdc_core::position::Position;
 use cdc_core::store::contract;
 use cdc_core::store::memory::MemoryStore;
 use cdc_core::store::{Change, ProgressStore};
@@ -181,6 +182,36 @@ async fn a_file_that_is_not_ours_is_refused_and_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_the_version_before_is_brought_up_with_what_is_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.db");
+    let store = SqliteStore::open(&path).await.unwrap();
+    let task = TaskId::new("t");
+    let put = Change::PutReplicate {
+        task: task.clone(),
+        position: Position::Natsmq(7),
+    };
+    store.commit(vec![put]).await.unwrap();
+    store.close(Duration::from_secs(5)).await;
+    drop(store);
+    drop(reopen(&path).await);
+    // As version 1 left it.
+    let before = "DROP TABLE quarantine; DROP TABLE messages; PRAGMA user_version = 1";
+    run_sql(&path, before).await;
+    let store = reopen(&path).await;
+    let part = Change::PutMessagePart {
+        task: task.clone(),
+        message: "m".to_owned(),
+        part: 0,
+        bytes: bytes::Bytes::from_static(b"x"),
+    };
+    store.commit(vec![part]).await.unwrap();
+    assert_eq!(store.message(&task, "m").await.unwrap(), b"x");
+    let stored = store.load(&task).await.unwrap();
+    assert_eq!(stored.replicate, Some(Position::Natsmq(7)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_of_a_newer_version_is_refused_with_both_versions() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s.db");
@@ -193,7 +224,7 @@ async fn a_store_of_a_newer_version_is_refused_with_both_versions() {
             Some(error) => {
                 let error = error.to_string();
                 assert!(
-                    error.contains("99") && error.contains("up to 1") && error.contains("s.db"),
+                    error.contains("99") && error.contains("up to 2") && error.contains("s.db"),
                     "{error}"
                 );
                 return;

@@ -1,7 +1,7 @@
 //! `kill -9`: every call of one generation of the engine passes its gate, and none has an effect or an answer once the
 //! generation is dead.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, pending};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -176,6 +176,11 @@ impl ProgressStore for Gated<dyn ProgressStore> {
         self.gate.pass(Kind::Read, self.inner.floors(target)).await
     }
 
+    async fn message(&self, task: &TaskId, message: &str) -> Result<Vec<u8>, StoreError> {
+        let read = self.inner.message(task, message);
+        self.gate.pass(Kind::Read, read).await
+    }
+
     async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         let write = async {
             self.gate.disk().await;
@@ -297,6 +302,8 @@ through! {
     (Ddl) load(database: &str, name: &str, partitions: &[String], replicas: i32) -> ();
     (Ddl) release(database: &str, name: &str, partitions: &[String]) -> ();
     (Ddl) flush(database: &str, names: &[String]) -> ();
+    (Read) is_flushed(database: &str, name: &str, up_to: Tso) -> bool;
+    (Read) nodes() -> Option<BTreeSet<String>>;
 }
 
 /// A store behind a gate.

@@ -28,6 +28,9 @@ struct Arguments {
     /// Seconds to make a failing run small.
     #[arg(long, default_value_t = 60)]
     shrink: u64,
+    /// Runs the small one once more, with all that happens in it, and RUST_LOG for that alone.
+    #[arg(long)]
+    show: bool,
     /// Appends a line of JSON about these runs to a file.
     #[arg(long)]
     record: Option<std::path::PathBuf>,
@@ -40,14 +43,21 @@ fn main() -> Result<ExitCode> {
             "built without --cfg tokio_unstable: a seed does not run the same again. Use `cargo xtask simulate`."
         );
     }
-    if std::env::var("RUST_LOG").is_ok() {
-        let filter = tracing_subscriber::EnvFilter::from_default_env();
-        let subscriber = tracing_subscriber::fmt().with_env_filter(filter);
-        subscriber.without_time().init();
+    if !arguments.show {
+        say();
     }
     match arguments.seed {
         Some(seed) => Ok(one(seed, &arguments)),
         None => many(&arguments),
+    }
+}
+
+/// What the corelib and the model of the standby say, as far as RUST_LOG wants it.
+fn say() {
+    if std::env::var("RUST_LOG").is_ok() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let subscriber = tracing_subscriber::fmt().with_env_filter(filter);
+        let _ = subscriber.without_time().with_ansi(false).try_init();
     }
 }
 
@@ -88,8 +98,12 @@ fn tell(plan: &Plan, outcome: &Outcome, arguments: &Arguments) {
     for (gap, act) in &small.acts {
         println!("    +{gap:>4} ms {act:?}");
     }
-    if let Some(failure) = outcome.failure {
+    if let Some(failure) = &outcome.failure {
         println!("{}: {}", failure.kind, failure.text);
+    }
+    if arguments.show {
+        say();
+        run(&small, true);
     }
 }
 

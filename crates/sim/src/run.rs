@@ -353,18 +353,27 @@ impl Run {
         created.map(|p| (p.id, p.name.clone())).collect()
     }
 
+    /// Ends it in good order, if the crash that is set does not come before or in between.
     async fn stop(&mut self) -> Result<(), Failure> {
-        self.world.gate.clear();
         let Some(engine) = self.world.take_engine() else {
             return Ok(());
         };
         let deadline = Duration::from_millis(STOPPED);
-        let stopping = tokio::spawn(async move { engine.stop_all(deadline).await });
+        let engine = Arc::new(engine);
+        let stopped = engine.clone();
+        let stopping = tokio::spawn(async move { stopped.stop_all(deadline).await });
         let since = self.now;
         while !stopping.is_finished() {
             self.step().await?;
+            if self.world.gate.is_dead() {
+                // Whoever waited for it is dead, too.
+                stopping.abort();
+                self.crash();
+                return Ok(());
+            }
             if self.now > since + STOPPED {
-                return Err(Failure::new("stop", "a clean stop takes too long"));
+                let text = format!("a clean stop takes too long\n{}", self.world.report_of(&engine));
+                return Err(Failure::new("stop", text));
             }
         }
         self.judge.restarted();

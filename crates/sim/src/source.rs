@@ -369,11 +369,12 @@ impl Source {
                 messages: vec![message],
             });
         }
-        self.flush();
-        self.tick();
+        // A tick at or above the drop is guaranteed, then an unused channel has none.
         let shards = live.catalog.shards.iter();
         self.slow
             .retain(|slow, _| shards.clone().all(|s| s.pchannel != *slow));
+        self.flush();
+        self.tick();
         for shard in &live.catalog.shards {
             *self.in_use.entry(shard.pchannel.clone()).or_default() -= 1;
         }

@@ -76,6 +76,7 @@ pub fn task(name: &str, selection: Selection) -> TaskSpec {
         positions: Default::default(),
         on_conflict: OnConflict::Ask,
         memory_budget: 64 << 20,
+        durable_every: Duration::from_secs(300),
     }
 }
 
@@ -351,9 +352,14 @@ impl World {
     }
 
     pub fn report(&self) -> String {
-        let Some(engine) = &self.engine else {
-            return "no engine".to_owned();
-        };
+        match &self.engine {
+            Some(engine) => self.report_of(engine),
+            None => "no engine".to_owned(),
+        }
+    }
+
+    /// What an engine says of its tasks.
+    pub fn report_of(&self, engine: &Engine) -> String {
         let mut text = String::new();
         for task in &self.tasks {
             if let Some(status) = engine.status(&task.id) {

@@ -4,6 +4,7 @@
 //! The payload is one bare message of Milvus' `msg.proto`, whose field 1 is always a `MsgBase` with the message's type
 //! (`pkg/mq/msgstream`). Of an insert only ids, names and timestamps are read; its columns stay slices of the payload.
 
+pub mod header;
 pub mod keys;
 pub mod wire;
 
@@ -17,6 +18,7 @@ use wire::{Fields, WireError};
 pub mod msg_type {
     pub const CREATE_COLLECTION: i32 = 100;
     pub const DROP_COLLECTION: i32 = 101;
+    pub const CREATE_PARTITION: i32 = 200;
     pub const DROP_PARTITION: i32 = 201;
     pub const INSERT: i32 = 400;
     pub const DELETE: i32 = 401;

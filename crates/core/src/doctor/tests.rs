@@ -96,6 +96,7 @@ fn task(position: u64, applied: Tso) -> Patient {
             on_conflict: OnConflict::Ask,
             created: now(),
             memory_budget: 0,
+            durable_every: Duration::from_secs(300),
         },
         progress: TaskProgress {
             channels: BTreeMap::from([(channel(0), progress)]),

@@ -35,7 +35,7 @@ use crate::tso::Tso;
 
 use state::{Call, State};
 pub use state::{EdgeId, Outgoing};
-pub use stream::{Budget, Cell, Origin, Sent, StreamCtl, Ticket};
+pub use stream::{Budget, Cell, Origin, Poison, Sent, StreamCtl, Ticket};
 
 /// F is raised this far ahead, so that it is written at most a few times a second.
 const FLOOR_LEAD: Duration = Duration::from_millis(500);
@@ -158,6 +158,16 @@ impl Lane {
         self.shared.state.lock().last_tick
     }
 
+    /// The largest target timestamp that was acknowledged; at the start F.
+    pub(crate) fn max_acknowledged(&self) -> Tso {
+        self.shared.state.lock().max_acknowledged
+    }
+
+    /// The last tick that was acknowledged; zero before the first.
+    pub(crate) fn acknowledged_tick(&self) -> Tso {
+        self.shared.state.lock().acknowledged_tick
+    }
+
     pub fn push(&self, message: Outgoing) {
         self.shared.state.lock().push(message);
         self.shared.wake.notify_one();
@@ -209,7 +219,7 @@ impl Sender {
                     () = tokio::time::sleep(WAKE_EVERY), if behind => {
                         let tick = self.shared.state.lock().wake_up();
                         // Says nothing that was not said: whether it arrives does not matter.
-                        if let Some(tick) = tick && self.send(Some(tick), &[]).await.is_err() {
+                        if let Some(tick) = tick && self.say_again(tick).await.is_err() {
                             self.shared.state.lock().may_be_far_behind();
                             tokio::time::sleep(Duration::from_millis(200)).await;
                         }
@@ -304,6 +314,15 @@ impl Sender {
             }
             backoff.wait().await;
         }
+    }
+
+    /// Sends a tick that was acknowledged before. Whenever it arrives, it says nothing: no later tick waits for it.
+    async fn say_again(&mut self, tick: Tso) -> Result<(), TargetError> {
+        let entries = vec![encode::tick(tick, self.hub.message_id())];
+        let target = &self.hub.target;
+        target
+            .replicate(&self.shared.channel, entries, tick, tick)
+            .await
     }
 
     async fn send(&mut self, tick: Option<Tso>, messages: &[Outgoing]) -> Result<(), TargetError> {

@@ -106,11 +106,11 @@ impl Call {
 pub(super) struct State {
     /// The largest tick that was sent, or tried.
     pub(super) last_tick: Tso,
-    acknowledged_tick: Tso,
+    pub(super) acknowledged_tick: Tso,
     /// The largest timestamp that was given to a message or tick.
     max_sent: Tso,
     /// The largest timestamp that was acknowledged.
-    max_acknowledged: Tso,
+    pub(super) max_acknowledged: Tso,
     /// The smallest acknowledged row that no tick has shown yet.
     hidden: Option<Tso>,
     edges: BTreeMap<EdgeId, Edge>,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -13,6 +14,15 @@ use crate::position::Position;
 
 /// A message of the source: its channel and its place there.
 pub type Origin = (PChannel, Position);
+
+/// A message that a stream stops at.
+#[derive(Clone, Debug)]
+pub struct Poison {
+    pub channel: PChannel,
+    pub position: Position,
+    /// Its bytes, if they are at hand.
+    pub payload: Option<Bytes>,
+}
 
 /// What the target has acknowledged of a task.
 #[derive(Debug, Default)]
@@ -30,7 +40,7 @@ pub struct StreamCtl {
     released: AtomicBool,
     problem: Mutex<Option<Problem>>,
     /// The message that cannot be carried, if that is why it failed.
-    poison: Mutex<Option<Origin>>,
+    poison: Mutex<Option<Poison>>,
     /// The message that the target refuses for no clear reason, and since when.
     suspect: Mutex<Option<(Option<Origin>, Instant)>>,
     /// Rows acknowledged by the target.
@@ -70,13 +80,13 @@ impl StreamCtl {
         self.wake.notify_one();
     }
 
-    /// Fails because of the message at this position, which no other try will carry.
-    pub fn fail_at(&self, channel: &PChannel, position: Position, problem: Problem) {
-        *self.poison.lock() = Some((channel.clone(), position));
+    /// Fails because of this message, which no other try will carry.
+    pub fn fail_at(&self, poison: Poison, problem: Problem) {
+        *self.poison.lock() = Some(poison);
         self.fail(problem);
     }
 
-    pub fn poison(&self) -> Option<Origin> {
+    pub fn poison(&self) -> Option<Poison> {
         self.poison.lock().clone()
     }
 

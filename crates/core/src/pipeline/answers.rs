@@ -129,7 +129,9 @@ impl Conductor<'_> {
                 if matches!(phase, Phase::Held(Held::Quarantined) | Phase::Retry(_))
                     && entry.poison.is_some() =>
             {
-                answer.skipped.extend(entry.poison.clone());
+                let poison = entry.poison.clone();
+                answer.skipped.extend(poison.clone());
+                changes.extend(poison.and_then(|at| self.dropped(id, &at, "skip")));
             }
             (phase, _) => {
                 let takes = match phase {
@@ -139,7 +141,7 @@ impl Conductor<'_> {
                     _ => "does not wait for a choice",
                 };
                 let why = format!("{database}.{name} {takes}");
-                return Err(Problem::new(ErrorClass::Conflict, why, "see its state"));
+                return Err(not_waiting(&why));
             }
         }
         changes.push(note(&self.ctx, id, &answer));
@@ -197,6 +199,10 @@ impl Conductor<'_> {
             })
             .collect()
     }
+}
+
+pub(super) fn not_waiting(why: &str) -> Problem {
+    Problem::new(ErrorClass::Conflict, why, "see its state")
 }
 
 fn entry_phase(

@@ -135,6 +135,13 @@ impl Books {
         (std::mem::take(&mut self.changed) && !self.retired).then_some(progress)
     }
 
+    /// What keeps it from being clean, for people: stretches of which something is not acknowledged, and messages behind
+    /// the last tick. `None` if nothing does.
+    pub(crate) fn waits_for(&mut self) -> Option<(usize, usize)> {
+        let clean = self.is_clean();
+        (!clean).then_some((self.stretches.len(), self.above.len() + self.others.len()))
+    }
+
     /// Nothing is in flight, and nothing was sent behind the last tick.
     pub(crate) fn is_clean(&mut self) -> bool {
         self.progress();
@@ -166,6 +173,8 @@ impl Books {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::lane::{Budget, Ticket};
 
@@ -259,5 +268,107 @@ mod tests {
         );
         drop(open);
         assert_eq!(books.progress().position, Position::Natsmq(1005));
+    }
+
+    /// What a queue and a target do to a reader.
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// A message so far above the last tick; of a collection that is carried here, or of another one.
+        Message(u64, bool),
+        /// A tick so far above the last one.
+        Tick(u64),
+        /// One of the messages that are in flight is acknowledged.
+        Ack(prop::sample::Index),
+        /// The progress is stored.
+        Store,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            6 => (1u64..40, prop::bool::weighted(0.8)).prop_map(|(ts, ours)| Step::Message(ts, ours)),
+            2 => (1u64..30).prop_map(Step::Tick),
+            5 => any::<prop::sample::Index>().prop_map(Step::Ack),
+            2 => Just(Step::Store),
+        ];
+        proptest::collection::vec(step, 1..150)
+    }
+
+    /// A message that was read: its place, its time, whether it is carried here.
+    type Was = (Position, Tso, bool);
+
+    /// Whether a reader that begins at this progress reads the message and takes it for one that is not done.
+    fn comes_again(progress: &Progress, (position, ts, _): &Was) -> bool {
+        let read = match progress.after {
+            true => *position > progress.position,
+            false => *position >= progress.position,
+        };
+        read && *ts > progress.applied
+    }
+
+    proptest! {
+        /// Wherever the process dies: what was not acknowledged comes again, what may have been sent is in doubt, and
+        /// both halves of what another collection has above the last tick come again.
+        #[test]
+        fn what_is_stored_loses_nothing(steps in steps(), doubt in 0u64..100) {
+            let start = Progress { position: Position::Natsmq(1), after: false, applied: Tso::ZERO, sent: Tso(doubt) };
+            let mut books = Books::new(start);
+            let (mut at, mut tick) = (0, 0);
+            let mut all: Vec<Was> = Vec::new();
+            let mut flying: Vec<(Was, Ticket)> = Vec::new();
+            let mut before = start;
+            for step in steps {
+                match step {
+                    Step::Message(above, ours) => {
+                        at += 1;
+                        let was = (Position::Natsmq(at), Tso(tick + above), ours);
+                        if ours {
+                            // W is on disk before anything is sent.
+                            books.sent = books.sent.max(was.1);
+                            flying.push((was, ticket(&books)));
+                            books.read(was.0, was.1);
+                        }
+                        books.seen(was.0, was.1);
+                        all.push(was);
+                    }
+                    Step::Tick(above) => {
+                        at += 1;
+                        tick += above;
+                        books.close(Position::Natsmq(at), Tso(tick));
+                    }
+                    Step::Ack(which) if !flying.is_empty() => {
+                        let which = which.index(flying.len());
+                        drop(flying.swap_remove(which));
+                    }
+                    Step::Ack(_) => {}
+                    Step::Store => drop(books.news()),
+                }
+                let now = books.progress();
+                for (was, _) in &flying {
+                    prop_assert!(comes_again(&now, was), "{was:?} is lost with {now:?}");
+                }
+                for was in &all {
+                    prop_assert!(was.1 <= now.applied || comes_again(&now, was), "{was:?} is left out with {now:?}");
+                    prop_assert!(!was.2 || was.1 <= now.sent, "{was:?} was sent and is not in doubt with {now:?}");
+                }
+                // It never goes back, and W not below C.
+                prop_assert!((now.position, now.after) >= (before.position, before.after), "{before:?} {now:?}");
+                prop_assert!(now.applied >= before.applied && now.sent >= before.sent && now.sent >= now.applied);
+                prop_assert!(now.applied <= Tso(tick));
+                before = now;
+                if books.is_clean() {
+                    prop_assert!(flying.is_empty());
+                    let clean = books.clean();
+                    prop_assert_eq!(clean.sent, clean.applied.max(Tso(doubt)));
+                    prop_assert!(all.iter().all(|was| !was.2 || was.1 <= clean.applied));
+                }
+            }
+            // All is acknowledged, and a tick passes all: nothing is left to do.
+            flying.clear();
+            let last = all.iter().map(|was| was.1).max().unwrap_or_default();
+            books.close(Position::Natsmq(at + 1), last.max(Tso(tick + 1)));
+            prop_assert!(books.is_clean());
+            let end = books.progress();
+            prop_assert_eq!((end.position, end.after), (Position::Natsmq(at + 1), true));
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::objects::{PartitionAnswer, Route};
@@ -13,7 +14,7 @@ use crate::backoff::Backoff;
 use crate::decode::Rows;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PartitionId};
-use crate::lane::Ticket;
+use crate::lane::{Poison, Ticket};
 use crate::position::Position;
 use crate::tso::Tso;
 
@@ -56,9 +57,10 @@ impl Reader {
         &self,
         inner: &mut Inner,
         position: Position,
-        bytes: usize,
+        payload: Bytes,
         rows: Rows,
     ) {
+        let bytes = payload.len();
         let ts = rows.max_ts();
         let Some(route) = self.wanted(inner, position, rows.collection, ts) else {
             return;
@@ -79,7 +81,8 @@ impl Reader {
                 why,
                 "resume the task with skip for this collection to leave the message out; please report it with the source's version",
             );
-            return self.poison(inner, position, Some(rows.collection), &problem);
+            let message = (position, payload);
+            return self.poison(inner, message, Some(rows.collection), &problem);
         };
         let times = || rows.timestamps.clone();
         let Some(take) = self.passes(inner, &route.shards[shard], position, ts, times) else {
@@ -147,7 +150,7 @@ impl Reader {
     pub(super) fn poison(
         &self,
         inner: &mut Inner,
-        position: Position,
+        (position, payload): (Position, Bytes),
         collection: Option<CollectionId>,
         problem: &Problem,
     ) {
@@ -170,9 +173,12 @@ impl Reader {
         for route in hit {
             self.hold_back(inner, &route);
             if !route.stream.failed() {
-                route
-                    .stream
-                    .fail_at(&self.channel, position, problem.clone());
+                let poison = Poison {
+                    channel: self.channel.clone(),
+                    position,
+                    payload: Some(payload.clone()),
+                };
+                route.stream.fail_at(poison, problem.clone());
             }
         }
     }

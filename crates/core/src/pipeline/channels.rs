@@ -19,6 +19,8 @@ use crate::ids::{CollectionId, PChannel};
 use crate::store::{Change, ObjectPhase, Progress};
 use crate::tso::Tso;
 
+/// What a stop waits for is said this often.
+const DRAIN_SAID_EVERY: Duration = Duration::from_secs(5);
 /// Collections that catch up at the same time, on all their channels: a collection may need them all.
 const CATCHING: usize = 8;
 
@@ -27,7 +29,12 @@ impl Conductor<'_> {
     pub(super) async fn drain(&mut self) {
         // Whatever cannot end in time: what has, is stored as ended.
         let mut round = tokio::time::interval(Duration::from_millis(20));
+        let mut say = Instant::now() + DRAIN_SAID_EVERY;
         loop {
+            if Instant::now() >= say {
+                say = Instant::now() + DRAIN_SAID_EVERY;
+                self.say_what_is_waited_for();
+            }
             tokio::select! {
                 Some(Ok((reader, end))) = self.readers.join_next(), if !self.readers.is_empty() => {
                     self.ended(reader, end).await;
@@ -47,6 +54,20 @@ impl Conductor<'_> {
         if !self.ctx.hub.is_hushed() {
             let task = &self.ctx.spec.id;
             self.ctx.commit(vec![ended_well(task, true)]).await;
+        }
+    }
+
+    fn say_what_is_waited_for(&self) {
+        for reader in self.mains.values().chain(self.catching.values()) {
+            let over = reader.over.load(Ordering::Acquire);
+            let waits = reader.books.lock().waits_for();
+            if over && waits.is_none() {
+                continue;
+            }
+            let (task, channel) = (&self.ctx.spec.id, &reader.channel);
+            let problem = reader.problem.lock().clone();
+            let alone = matches!(reader.scope, Scope::One(_));
+            tracing::info!(%task, %channel, alone, reads = !over, ?waits, ?problem, "the stop waits for a channel");
         }
     }
 
@@ -116,6 +137,10 @@ impl Conductor<'_> {
             }
             drop(inner);
             let task = self.ctx.spec.id.clone();
+            for id in &detach {
+                let mut durable = self.ctx.durable.lock();
+                durable.taken_off(&channel, *id, progress);
+            }
             let changes: Vec<_> = detach
                 .iter()
                 .map(|id| Change::PutDetached {
@@ -219,6 +244,7 @@ impl Conductor<'_> {
                 // By a way that is no more. Never so by what is known; if so, it goes on from there by itself.
                 let _guard = self.ctx.progress.lock().await;
                 let progress = main.books.lock().progress();
+                self.ctx.durable.lock().taken_off(channel, id, progress);
                 let change = Change::PutDetached {
                     task: self.ctx.spec.id.clone(),
                     channel: channel.clone(),
@@ -264,6 +290,7 @@ impl Conductor<'_> {
                     progress,
                     clean: true,
                 };
+                self.ctx.durable.lock().channel_begins(channel, progress);
                 self.ctx.commit(vec![change, forget]).await;
                 self.stored.detached.remove(&key);
                 let (ctx, objects) = (self.ctx.clone(), self.objects.clone());
@@ -301,6 +328,7 @@ impl Conductor<'_> {
                     progress: start,
                     clean: true,
                 };
+                self.ctx.durable.lock().channel_begins(channel, start);
                 self.ctx.commit(vec![change]).await;
                 let (ctx, objects) = (self.ctx.clone(), self.objects.clone());
                 let main = Reader::new(ctx, objects, channel.clone(), Scope::Main, start);
@@ -308,6 +336,8 @@ impl Conductor<'_> {
                 main
             }
         };
+        self.ctx.durable.lock().goes_alone(channel, id, progress);
+        self.ctx.commit(Vec::new()).await;
         let scope = Scope::One(route.clone());
         let reader = Reader::new(
             self.ctx.clone(),
@@ -338,6 +368,7 @@ impl Conductor<'_> {
             if let Some(main) = self.mains.remove(&channel) {
                 main.cancel.cancel();
             }
+            self.ctx.durable.lock().channel_ends(&channel);
             changes.push(Change::DeleteChannel {
                 task: self.ctx.spec.id.clone(),
                 channel,
@@ -382,6 +413,7 @@ impl Conductor<'_> {
             }
             let _guard = self.ctx.progress.lock().await;
             let progress = main.books.lock().progress();
+            self.ctx.durable.lock().taken_off(channel, id, progress);
             let (task, channel) = (self.ctx.spec.id.clone(), channel.clone());
             let change = Change::PutDetached {
                 task,
@@ -475,6 +507,7 @@ impl Conductor<'_> {
                     let hint = "goes on by itself";
                     self.failed(id, Problem::new(ErrorClass::Transient, why, hint));
                 }
+                self.ctx.durable.lock().channel_ends(&channel);
                 let change = Change::DeleteChannel {
                     task: self.ctx.spec.id.clone(),
                     channel,

@@ -5,30 +5,33 @@
 
 mod leaving;
 mod outcomes;
+mod rounds;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::objects::{Objects, Route};
 use super::opening::{self, Answer, Opening, Ready, Stop};
 use super::reader::{End, Reader};
+use super::settle::{self, Settled};
 use super::status::Board;
 use super::{TaskContext, converge, flushes};
 use crate::backoff::Backoff;
 use crate::catalog::{CatalogError, Collection, ObjectState, View};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, DbId, PChannel};
+use crate::lane::StreamCtl;
 use crate::position::Position;
 use crate::store::{Change, CollectionObject, ObjectPhase, TaskProgress};
-use crate::task::{Choice, CollectionState};
+use crate::task::{Choice, CollectionState, Verdict};
 
 /// Collections made or dropped on the target at the same time.
 const JOBS: usize = 8;
@@ -39,7 +42,15 @@ const DROP_PATIENCE: Duration = Duration::from_secs(60);
 /// A collection that streamed for this long has left its earlier failures behind.
 const STEADY: Duration = Duration::from_secs(60);
 
-pub(super) type Command = (String, String, Choice, oneshot::Sender<Result<(), Problem>>);
+/// What a person says.
+pub(super) enum Said {
+    /// Of the collection of this database and name.
+    Choice(String, String, Choice),
+    /// Of the message of this key, and who.
+    Verdict(String, Verdict, String),
+}
+
+pub(super) type Command = (Said, oneshot::Sender<Result<(), Problem>>);
 
 /// A promise inside this program was broken: said, and the work is begun again.
 pub(super) fn broke_off(what: &str) -> Problem {
@@ -48,6 +59,13 @@ pub(super) fn broke_off(what: &str) -> Problem {
         format!("{what} broke off inside; it is begun again"),
         "please report it, with the log",
     )
+}
+
+/// Why a task is conducted no longer.
+pub(super) enum Ended {
+    Drained,
+    /// It begins again, from the durable checkpoint.
+    TargetRestarted,
 }
 
 /// Why a collection waits for a person.
@@ -119,6 +137,11 @@ pub(super) struct Conductor<'a> {
     pub(super) readers: JoinSet<(Arc<Reader>, End)>,
     side: JoinSet<&'static str>,
     pub(super) first_round: bool,
+    /// A round that moves the durable checkpoint, if one is under way.
+    rounds: JoinSet<Settled>,
+    begun: Instant,
+    /// Rows that a stream had when everything of it was flushed.
+    flushed: HashMap<CollectionId, (Weak<StreamCtl>, u64)>,
 }
 
 impl<'a> Conductor<'a> {
@@ -143,10 +166,13 @@ impl<'a> Conductor<'a> {
             readers: JoinSet::new(),
             side: JoinSet::new(),
             first_round: true,
+            rounds: JoinSet::new(),
+            begun: Instant::now(),
+            flushed: HashMap::new(),
         }
     }
 
-    pub(super) async fn run(&mut self) {
+    pub(super) async fn run(&mut self) -> Ended {
         let mut views = self.ctx.parts.catalog.subscribe();
         // The first view that was really read has a revision.
         loop {
@@ -157,21 +183,25 @@ impl<'a> Conductor<'a> {
                 self.board.lock().task_problem(Some(error.problem()));
             }
             tokio::select! {
-                changed = views.changed() => if changed.is_err() { return },
+                changed = views.changed() => if changed.is_err() { return Ended::Drained },
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                () = self.ctx.drain.cancelled() => return,
+                () = self.ctx.drain.cancelled() => return Ended::Drained,
             }
         }
         self.board.lock().task_problem(None);
         self.start_side("the convergence");
         self.start_side("the flushes");
+        self.start_side("the watch on the target");
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut checkpoint = tokio::time::interval(CHECKPOINT_EVERY);
+        let every = self.ctx.spec.durable_every;
+        let mut settle = tokio::time::interval_at(Instant::now() + every, every);
+        settle.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let view = views.borrow_and_update().clone();
             self.reconcile(&view).await;
             tokio::select! {
-                changed = views.changed() => if changed.is_err() { return },
+                changed = views.changed() => if changed.is_err() { return Ended::Drained },
                 _ = look.tick() => {}
                 () = self.ctx.wake.notified() => {}
                 _ = checkpoint.tick() => self.checkpoint(false).await,
@@ -184,10 +214,19 @@ impl<'a> Conductor<'a> {
                         self.start_side(what);
                     }
                 }
-                Some((database, name, choice, answer)) = self.inbox.recv() => {
-                    let _ = answer.send(self.choose(&database, &name, choice).await);
+                Some((said, answer)) = self.inbox.recv() => {
+                    let _ = answer.send(match said {
+                        Said::Choice(database, name, choice) => self.choose(&database, &name, choice).await,
+                        Said::Verdict(key, verdict, by) => self.judge(&key, verdict, &by).await,
+                    });
                 }
-                () = self.ctx.drain.cancelled() => return self.drain().await,
+                _ = settle.tick(), if self.rounds.is_empty() && !self.first_round => self.start_round().await,
+                Some(Ok(settled)) = self.rounds.join_next(), if !self.rounds.is_empty() => self.settled(settled).await,
+                () = self.ctx.restarted.cancelled() => return Ended::TargetRestarted,
+                () = self.ctx.drain.cancelled() => {
+                    self.drain().await;
+                    return Ended::Drained;
+                }
             }
         }
     }
@@ -201,6 +240,10 @@ impl<'a> Conductor<'a> {
             let work = async {
                 match what {
                     "the flushes" => flushes::run(ctx, objects, at).await,
+                    "the watch on the target" => {
+                        settle::watch(&ctx).await;
+                        ctx.restarted.cancel();
+                    }
                     _ => converge::run(ctx, objects).await,
                 }
             };
@@ -233,6 +276,7 @@ impl<'a> Conductor<'a> {
             self.attach_ready().await;
             self.close_idle().await;
         }
+        self.settle().await;
         self.forget_gone(view).await;
         self.show();
     }

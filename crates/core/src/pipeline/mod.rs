@@ -1,12 +1,13 @@
 //! A task at work.
 //!
 //! [`runner`] keeps a task running, [`conductor`] knows which collections there are and what state each is in; [`opening`] makes one ready to be read,
-//! [`channels`] says which reader reads it, [`answers`] takes what a person says of it. [`reader`] carries one source
+//! [`channels`] says which reader reads it, [`answers`] takes what a person says of it, [`quarantine`] keeps the messages it stopped at. [`reader`] carries one source
 //! channel to its lanes, for all collections attached to it or for one that catches up by itself: [`passes`] is how it
 //! reads from tick to tick, [`carry`] what it does with one message, [`join`] how it hands a collection over;
 //! [`stretch`] is what it sends between two ticks, [`books`] what of that may be stored. [`objects`] knows which target object stands for which
 //! source object and makes them, [`partitions`] the same for partitions, [`drops`] ends them. [`converge`] brings indexes, load states and databases in line
 //! with the source; [`flushes`] carries flush requests.
+//! [`durable`] is up to where the target has everything on disk, [`settle`] moves it and watches for restarts of the target.
 
 mod answers;
 pub(crate) mod books;
@@ -15,14 +16,17 @@ mod channels;
 mod conductor;
 pub(crate) mod converge;
 pub(crate) mod drops;
+pub(crate) mod durable;
 pub(crate) mod flushes;
 mod join;
 pub(crate) mod objects;
 mod opening;
 mod partitions;
 mod passes;
+mod quarantine;
 pub(crate) mod reader;
 pub(crate) mod runner;
+mod settle;
 pub(crate) mod status;
 pub(crate) mod stretch;
 
@@ -54,6 +58,10 @@ pub(crate) struct TaskContext {
     pub(crate) meter: Meter,
     /// Held while checkpoints are computed and written, and while a stream moves from one reader's books to another's.
     pub(crate) progress: tokio::sync::Mutex<()>,
+    /// Stored with the next commit after it has changed.
+    pub(crate) durable: parking_lot::Mutex<durable::Durable>,
+    /// The target has restarted: the task begins again, from the durable checkpoint.
+    pub(crate) restarted: CancellationToken,
 }
 
 impl TaskContext {
@@ -67,7 +75,8 @@ impl TaskContext {
     }
 
     /// Commits, and tries until it succeeds: nothing can go on while the store does not take it.
-    pub(crate) async fn commit(&self, changes: Vec<Change>) {
+    pub(crate) async fn commit(&self, mut changes: Vec<Change>) {
+        changes.extend(self.durable.lock().note(&self.spec.id));
         let mut backoff = crate::backoff::Backoff::new();
         while let Err(error) = self.parts.store.commit(changes.clone()).await {
             tracing::warn!(task = %self.spec.id, %error, "cannot store progress; trying again");

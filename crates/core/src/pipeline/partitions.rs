@@ -232,10 +232,18 @@ impl Objects {
         }
         let to = &route.shards[0].to;
         let target = &self.ctx.hub.target;
-        let found = target
-            .partitions(&to.database, &to.name)
-            .await
-            .map_err(|e| e.problem())?;
+        let found = match target.partitions(&to.database, &to.name).await {
+            Ok(found) => found,
+            // Its collection's own drop, or its database's, was quicker: nothing is left to drop.
+            Err(e) if e.is_not_found() => {
+                let there = target.describe(&to.database, &to.name).await;
+                match there.map_err(|e| e.problem())? {
+                    Some(there) if there.id == to.collection => return Err(e.problem()),
+                    _ => Vec::new(),
+                }
+            }
+            Err(e) => return Err(e.problem()),
+        };
         if found.iter().any(|(_, found)| Some(*found) == object.target) {
             let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
             // A loaded partition cannot be dropped.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::carry::name_taken;
@@ -66,8 +67,8 @@ pub(super) enum Take {
     Mapped(Arc<TsMap>),
 }
 
-/// A message as it was read, with its size.
-pub(super) type Read = (Position, usize, Result<Event, DecodeError>);
+/// A message as it was read.
+pub(super) type Read = (Position, Bytes, Result<Event, DecodeError>);
 
 impl Reader {
     /// Works on a batch. `Some` when it is not the next batch that has to come.
@@ -93,26 +94,26 @@ impl Reader {
         todo.extend(
             batch
                 .into_iter()
-                .map(|m| (m.position, m.payload.len(), decode(&m.payload))),
+                .map(|m| (m.position, m.payload.clone(), decode(&m.payload))),
         );
         self.reserve(
             inner,
             todo.iter().filter_map(|(_, _, event)| event.as_ref().ok()),
         )
         .await;
-        while let Some((position, bytes, event)) = todo.pop_front() {
+        while let Some((position, payload, event)) = todo.pop_front() {
             self.see(inner, position, &event);
             let turn = match event {
                 Ok(Event::Tick(tick)) => {
                     if joining && inner.edges.awaited(tick).is_some() {
-                        todo.push_front((position, bytes, Ok(Event::Tick(tick))));
+                        todo.push_front((position, payload, Ok(Event::Tick(tick))));
                         inner.put_off = todo;
                         return None;
                     }
                     self.tick(inner, position, tick, draining).await
                 }
                 Ok(Event::Rows(rows)) => {
-                    self.rows(inner, position, bytes, rows).await;
+                    self.rows(inner, position, payload, rows).await;
                     None
                 }
                 Ok(Event::DropCollection { collection, ts }) => {
@@ -134,12 +135,14 @@ impl Reader {
                     let problem = Problem::new(
                         ErrorClass::Data,
                         format!(
-                            "{}: message {position} ({bytes} bytes): {error}",
-                            self.channel
+                            "{}: message {position} ({} bytes): {error}",
+                            self.channel,
+                            payload.len()
                         ),
                         "resume the task with skip for this collection to go on behind the message, or recreate it",
                     );
-                    self.poison(inner, position, error.collection, &problem);
+                    let message = (position, payload);
+                    self.poison(inner, message, error.collection, &problem);
                     None
                 }
             };

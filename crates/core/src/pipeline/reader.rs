@@ -189,6 +189,12 @@ impl Reader {
         inner.attached.keys().copied().collect()
     }
 
+    /// The ways of what it carries, but of collections that are read to their drop.
+    pub(crate) fn carried(&self, inner: &Inner) -> Vec<Arc<Route>> {
+        let attached = inner.attached.values().filter(|a| !a.dropped);
+        attached.map(|a| a.route.clone()).collect()
+    }
+
     /// Takes a collection out. Its stuck tickets are returned: to be dropped once the store says where it goes on.
     pub(crate) fn detach(&self, inner: &mut Inner, collection: CollectionId) -> Vec<Ticket> {
         inner.attached.remove(&collection);

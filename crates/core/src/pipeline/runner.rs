@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::conductor::{Command, Conductor, broke_off};
+use super::conductor::{Command, Conductor, Ended, Said, broke_off};
+use super::durable::{Asked, Durable};
 use super::objects::Objects;
 use super::status::Board;
 use super::{Meter, TaskContext};
@@ -20,7 +21,7 @@ use crate::ids::{CollectionId, TaskId};
 use crate::lane::Budget;
 use crate::store::Change;
 use crate::target::hub::{Hubs, store_problem};
-use crate::task::{Choice, TaskSpec, TaskStatus};
+use crate::task::{Choice, TaskSpec, TaskStatus, Verdict};
 
 /// A running task.
 pub(crate) struct TaskRunner {
@@ -64,7 +65,7 @@ impl TaskRunner {
                 ));
                 let outcome = tokio::select! {
                     outcome = conducted.catch_unwind() => outcome,
-                    () = own.cancelled() => Ok(()),
+                    () = own.cancelled() => Ok(Ended::Drained),
                 };
                 own.cancel();
                 let objects: Option<Arc<Objects>> = objects.lock().take();
@@ -74,8 +75,10 @@ impl TaskRunner {
                         shard.lane.purge(&route.stream);
                     }
                 }
-                if outcome.is_ok() {
-                    break;
+                match outcome {
+                    Ok(Ended::Drained) => break,
+                    Ok(Ended::TargetRestarted) => continue,
+                    Err(_) => {}
                 }
                 board.lock().task_problem(Some(broke_off("the task")));
                 backoff.wait().await;
@@ -104,10 +107,20 @@ impl TaskRunner {
         name: &str,
         choice: Choice,
     ) -> Result<(), Problem> {
+        self.say(Said::Choice(database.into(), name.into(), choice))
+            .await
+    }
+
+    pub(crate) async fn judge(&self, key: &str, verdict: Verdict, by: &str) -> Result<(), Problem> {
+        self.say(Said::Verdict(key.into(), verdict, by.into()))
+            .await
+    }
+
+    async fn say(&self, said: Said) -> Result<(), Problem> {
         let gone = || Problem::new(ErrorClass::Transient, "the task is stopping", "try again");
         let (answer, outcome) = oneshot::channel();
         self.commands
-            .send((database.into(), name.into(), choice, answer))
+            .send((said, answer))
             .await
             .map_err(|_| gone())?;
         outcome.await.map_err(|_| gone())?
@@ -134,12 +147,24 @@ async fn conduct(
     board: Arc<Mutex<Board>>,
     inbox: &mut mpsc::Receiver<Command>,
     slot: Arc<Mutex<Option<Arc<Objects>>>>,
-) {
+) -> Ended {
     let mut backoff = Backoff::new();
-    let (hub, stored) = loop {
+    let (hub, stored, durable) = loop {
         let ready = async {
+            let hub = hubs.get(&spec.target).await?;
+            let nodes = hub.target.nodes().await;
+            let nodes = nodes.map_or(Asked::NotNow, Asked::Told);
             let stored = parts.store.load(&spec.id).await.map_err(store_problem)?;
-            Ok::<_, Problem>((hubs.get(&spec.target).await?, stored))
+            let begun = Durable::begin(&spec.id, &stored, nodes);
+            let stored = parts.store.commit(begun.changes).await;
+            stored.map_err(store_problem)?;
+            if let Some(replayed) = begun.replayed {
+                let (channels, from) = (replayed.len(), replayed.values().min());
+                let from = from.map(ToString::to_string).unwrap_or_default();
+                tracing::warn!(task = %spec.id, channels, from, "the target has restarted, or may have: what it had not flushed is sent again");
+            }
+            let stored = parts.store.load(&spec.id).await.map_err(store_problem)?;
+            Ok::<_, Problem>((hub, stored, begun.durable))
         };
         match ready.await {
             Ok(ready) => break ready,
@@ -147,7 +172,7 @@ async fn conduct(
         }
         tokio::select! {
             () = backoff.wait() => {}
-            () = drain.cancelled() => return,
+            () = drain.cancelled() => return Ended::Drained,
         }
     };
     board.lock().task_problem(None);
@@ -165,6 +190,8 @@ async fn conduct(
         wake: Arc::new(Notify::new()),
         meter: Meter::default(),
         progress: tokio::sync::Mutex::default(),
+        durable: Mutex::new(durable),
+        restarted: CancellationToken::new(),
         spec,
     });
     board.lock().attach(ctx.clone());
@@ -175,5 +202,5 @@ async fn conduct(
     *slot.lock() = Some(objects.clone());
     Conductor::new(ctx, objects, board, inbox, stored)
         .run()
-        .await;
+        .await
 }

@@ -42,6 +42,8 @@ pub(crate) struct Board {
     source: Vec<Problem>,
     errors: BTreeMap<String, u64>,
     checkpoint: Option<Instant>,
+    /// What keeps the durable checkpoint from moving, as of the last round.
+    durable: Vec<Problem>,
 }
 
 /// Seconds of source time between now and `applied`.
@@ -65,6 +67,16 @@ impl Board {
             tracing::warn!(class = %problem.class, "{problem}");
         }
         self.problem = problem;
+    }
+
+    pub(crate) fn durable(&mut self, problems: Vec<Problem>) {
+        for problem in &problems {
+            if !self.durable.contains(problem) {
+                *self.errors.entry(problem.class.to_string()).or_default() += 1;
+                tracing::warn!(class = %problem.class, "{problem}");
+            }
+        }
+        self.durable = problems;
     }
 
     pub(crate) fn checkpoint_moved(&mut self) {
@@ -194,6 +206,11 @@ impl Board {
     pub(crate) fn status(&self) -> TaskStatus {
         let mut collections = Vec::new();
         let mut lag_seconds: Option<f64> = None;
+        let mut durable_lag_seconds: Option<f64> = None;
+        let durable = |channel: &PChannel, id| {
+            let known = self.ctx.as_ref()?.durable.lock().of(channel, id)?;
+            Some(known.applied)
+        };
         for (id, line) in &self.lines {
             let mut positions = BTreeMap::new();
             let mut worst: Option<f64> = None;
@@ -209,6 +226,7 @@ impl Board {
                 let position = ChannelPosition {
                     position: progress.position,
                     applied: progress.applied,
+                    durable: durable(&shard.source, *id),
                 };
                 positions.insert(shard.source.clone(), position);
                 // Of what is not read at all yet it is as old as the collection.
@@ -220,12 +238,19 @@ impl Board {
                 let position = ChannelPosition {
                     position: progress.position,
                     applied: progress.applied,
+                    durable: durable(channel, *id),
                 };
                 positions.entry(channel.clone()).or_insert(position);
                 let applied = progress.applied.max(line.created);
                 worst = Some(worst.unwrap_or(0.0).max(lag(applied)));
             }
             if !matches!(line.state, CollectionState::Dropped) {
+                let oldest = positions.values().filter_map(|p| p.durable).min();
+                let unflushed = oldest.map(|ts| lag(ts.max(line.created)));
+                durable_lag_seconds = durable_lag_seconds
+                    .into_iter()
+                    .chain(unflushed)
+                    .reduce(f64::max);
                 lag_seconds = lag_seconds.into_iter().chain(worst).reduce(f64::max);
             }
             let state = match &line.state {
@@ -249,7 +274,13 @@ impl Board {
                 last_error: line.last_error.clone(),
             });
         }
-        let mut problems: Vec<Problem> = self.problem.iter().chain(&self.source).cloned().collect();
+        let mut problems: Vec<Problem> = self
+            .problem
+            .iter()
+            .chain(&self.source)
+            .chain(&self.durable)
+            .cloned()
+            .collect();
         for (_, problem) in self.channels.values() {
             if let Some(problem) = problem
                 && !problems.contains(problem)
@@ -270,6 +301,7 @@ impl Board {
             collections,
             problems,
             lag_seconds,
+            durable_lag_seconds,
             checkpoint_age_seconds: self.checkpoint.map(|at| at.elapsed().as_secs_f64()),
             counters: self.ctx.as_ref().map_or(Counters::default(), |ctx| {
                 ctx.meter.counters(ctx.budget.used())

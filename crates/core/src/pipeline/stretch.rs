@@ -12,7 +12,7 @@ use super::objects::{PartitionRoute, Route, TargetShard};
 use crate::decode::{Rows, RowsKind, keys};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PartitionId};
-use crate::lane::{Cell, EdgeId, Lane, Origin, Outgoing, Ticket};
+use crate::lane::{Cell, EdgeId, Lane, Origin, Outgoing, Poison, Ticket};
 use crate::route::encode;
 use crate::route::tsmap::TsMap;
 use crate::store::Progress;
@@ -404,7 +404,11 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
             let PartitionRoute { target, name } = &partition;
             if in_doubt && rows.kind == RowsKind::Insert {
                 let Some(found) = keys::primary_keys(&rows.body, route.primary_key) else {
-                    let (channel, position) = &origin;
+                    let poison = Poison {
+                        channel: origin.0.clone(),
+                        position: origin.1,
+                        payload: None,
+                    };
                     let problem = Problem::new(
                         ErrorClass::Data,
                         format!(
@@ -413,7 +417,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
                         ),
                         "resume the task with skip for this collection to leave the message out",
                     );
-                    route.stream.fail_at(channel, *position, problem);
+                    route.stream.fail_at(poison, problem);
                     // Kept in flight: the checkpoint must not pass it.
                     push(Bytes::new(), ts, 0, false, Some(ticket), ticked);
                     return;

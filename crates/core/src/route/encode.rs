@@ -165,7 +165,9 @@ mod tests {
     use super::*;
     use crate::decode::{Event, decode};
     use milvus::proto::msg::InsertRequest;
-    use milvus::proto::schema::FieldData;
+    use milvus::proto::schema::i_ds::IdField;
+    use milvus::proto::schema::{FieldData, LongArray};
+    use proptest::prelude::*;
 
     fn shard() -> Shard {
         let vchannel = VChannel::new("tgt-rootcoord-dml_0_77v0");
@@ -215,5 +217,64 @@ mod tests {
             ..source
         };
         assert_eq!(target, expected);
+    }
+
+    proptest! {
+        /// Whatever rows there are and however they are raised: what the target reads are the same rows, in the same
+        /// order of time, and the delete that goes with an insert in doubt has its very times.
+        #[test]
+        fn what_is_sent_reads_as_what_came(
+            insert in any::<bool>(),
+            times in proptest::collection::vec(any::<u64>(), 1..20),
+            keys in proptest::collection::vec(any::<i64>(), 1..20),
+            floor in proptest::option::of(0..u64::MAX / 2),
+            msg_id in any::<i64>(),
+        ) {
+            let source = match insert {
+                true => InsertRequest {
+                    base: Some(base(MsgType::Insert, 5, 0)),
+                    shard_name: "src_1v0".into(),
+                    collection_id: 1,
+                    partition_id: 2,
+                    timestamps: times.clone(),
+                    row_i_ds: keys.clone(),
+                    num_rows: times.len() as u64,
+                    ..Default::default()
+                }.encode_to_vec(),
+                false => DeleteRequest {
+                    base: Some(base(MsgType::Delete, 5, 0)),
+                    shard_name: "src_1v0".into(),
+                    collection_id: 1,
+                    timestamps: times.clone(),
+                    int64_primary_keys: keys.clone(),
+                    ..Default::default()
+                }.encode_to_vec(),
+            };
+            let Ok(Event::Rows(decoded)) = decode(&source.into()) else {
+                return Err(TestCaseError::fail("no rows"));
+            };
+            let map = match floor {
+                Some(floor) => TsMap::raise(times.clone(), Tso(floor)),
+                None => TsMap::Natural,
+            };
+            let to = shard();
+            let sent = rows(&decoded, &to, PartitionId(78), "p", &map, msg_id);
+            let raised: Vec<u64> = times.iter().map(|ts| map.get(*ts)).collect();
+            let wanted = Rows {
+                collection: to.collection,
+                partition: PartitionId(78),
+                vchannel: to.vchannel.clone(),
+                timestamps: raised.clone(),
+                ..decoded
+            };
+            prop_assert_eq!(decode(&sent), Ok(Event::Rows(wanted)));
+            let ids = IDs { id_field: Some(IdField::IntId(LongArray { data: keys })) };
+            let delete = delete_of(ids, &times, &to, PartitionId(78), "p", &map, msg_id);
+            let Ok(Event::Rows(delete)) = decode(&delete) else {
+                return Err(TestCaseError::fail("no delete"));
+            };
+            prop_assert_eq!((delete.kind, delete.timestamps), (RowsKind::Delete, raised));
+            prop_assert_eq!((delete.collection, delete.vchannel), (to.collection, to.vchannel));
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! which is also the model the random part compares with.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -9,8 +10,10 @@ use super::memory::MemoryStore;
 use super::{
     Change, CollectionObject, ObjectPhase, PartitionObject, Progress, SharedStore, TaskProgress,
 };
+use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PChannel, PartitionId, TargetKey, TaskId, VChannel};
 use crate::position::Position;
+use crate::quarantine::{Kept, MESSAGE_BYTES, PART, Record, State};
 use crate::tso::Tso;
 
 /// Runs every check, each on an empty store that `fresh` makes. Panics at the first broken promise.
@@ -20,6 +23,7 @@ pub async fn suite<S: super::ProgressStore + 'static>(fresh: impl AsyncFn() -> s
     sent_never_shrinks_by_itself(fresh().await).await;
     floors_never_fall_and_outlive_tasks(fresh().await).await;
     tasks_do_not_mix(fresh().await).await;
+    messages_come_back_byte_by_byte(fresh().await).await;
     concurrent_commits_all_arrive(fresh().await).await;
     for _ in 0..5 {
         let seed = rand::rng().random();
@@ -68,6 +72,26 @@ fn partition(source: i64, of: i64, name: &str) -> PartitionObject {
     }
 }
 
+fn quarantined(collection: i64, state: State) -> Record {
+    Record {
+        collection: CollectionId(collection),
+        database: "default".to_owned(),
+        name: "it's \"quoted\" — ü".to_owned(),
+        channel: PChannel::new("ch"),
+        position: Position::Pulsar {
+            ledger: u64::MAX,
+            entry: 2,
+            batch: -1,
+        },
+        kind: Some("Insert".to_owned()),
+        size: Some(12),
+        problem: Problem::new(ErrorClass::Data, "cannot be read", "say skip"),
+        since: 1_700_000_000_000,
+        kept: Kept::Not("why".to_owned()),
+        state,
+    }
+}
+
 async fn an_unknown_task_has_nothing(store: SharedStore) {
     assert_eq!(
         store.load(&TaskId::new("nobody")).await.unwrap(),
@@ -80,6 +104,8 @@ async fn an_unknown_task_has_nothing(store: SharedStore) {
             .unwrap()
             .is_empty()
     );
+    let nothing = store.message(&TaskId::new("nobody"), "m").await.unwrap();
+    assert!(nothing.is_empty());
     store.commit(vec![]).await.unwrap();
 }
 
@@ -142,6 +168,11 @@ async fn all_kinds_come_back(store: SharedStore) {
                 collection: CollectionId(7),
                 note: "{\"k\":1}".to_owned(),
             },
+            Change::PutQuarantined {
+                task: task.clone(),
+                key: "7-k".to_owned(),
+                record: quarantined(7, State::Waiting),
+            },
         ])
         .await
         .unwrap();
@@ -152,6 +183,8 @@ async fn all_kinds_come_back(store: SharedStore) {
     assert_eq!(loaded.collections[&CollectionId(7)], object);
     assert_eq!(loaded.partitions[&PartitionId(9)], partition(9, 7, "p"));
     assert_eq!(loaded.notes[&CollectionId(7)], "{\"k\":1}");
+    let record = &loaded.quarantine["7-k"];
+    assert_eq!(*record, quarantined(7, State::Waiting));
 
     store
         .commit(vec![
@@ -176,6 +209,10 @@ async fn all_kinds_come_back(store: SharedStore) {
                 task: task.clone(),
                 collection: CollectionId(7),
                 note: String::new(),
+            },
+            Change::DeleteQuarantined {
+                task: task.clone(),
+                key: "7-k".to_owned(),
             },
         ])
         .await
@@ -295,6 +332,55 @@ async fn tasks_do_not_mix(store: SharedStore) {
     );
 }
 
+/// The largest message there may be, its parts put in any order and one of them twice.
+async fn messages_come_back_byte_by_byte(store: SharedStore) {
+    let (a, b) = (TaskId::new("a/1"), TaskId::new("b"));
+    let whole: Vec<u8> = (0..MESSAGE_BYTES as usize - 5)
+        .map(|n| (n * 31 % 251) as u8)
+        .collect();
+    let part = |task: &TaskId, message: &str, part: u32, bytes: &[u8]| Change::PutMessagePart {
+        task: task.clone(),
+        message: message.to_owned(),
+        part,
+        bytes: Bytes::copy_from_slice(bytes),
+    };
+    let parts: Vec<&[u8]> = whole.chunks(PART).collect();
+    assert!(parts.len() > 10, "ten and two differ in their digits");
+    store.commit(vec![part(&a, "m", 3, b"old")]).await.unwrap();
+    for (n, bytes) in parts.iter().enumerate().rev() {
+        store
+            .commit(vec![part(&a, "m", n as u32, bytes)])
+            .await
+            .unwrap();
+    }
+    store
+        .commit(vec![part(&a, "m2", 0, b"2"), part(&b, "m", 0, b"b")])
+        .await
+        .unwrap();
+    assert!(store.message(&a, "m").await.unwrap() == whole);
+    assert_eq!(store.load(&a).await.unwrap(), TaskProgress::default());
+    let delete = Change::DeleteMessage {
+        task: a.clone(),
+        message: "m".to_owned(),
+    };
+    store.commit(vec![delete]).await.unwrap();
+    assert!(store.message(&a, "m").await.unwrap().is_empty());
+    assert_eq!(store.message(&a, "m2").await.unwrap(), b"2");
+    let record = Change::PutQuarantined {
+        task: a.clone(),
+        key: "k".to_owned(),
+        record: quarantined(1, State::Waiting),
+    };
+    store.commit(vec![record]).await.unwrap();
+    store
+        .commit(vec![Change::ForgetTask { task: a.clone() }])
+        .await
+        .unwrap();
+    assert!(store.message(&a, "m2").await.unwrap().is_empty());
+    assert_eq!(store.load(&a).await.unwrap(), TaskProgress::default());
+    assert_eq!(store.message(&b, "m").await.unwrap(), b"b");
+}
+
 async fn concurrent_commits_all_arrive(store: SharedStore) {
     let commits = (0..200u64).map(|i| {
         let store = store.clone();
@@ -358,6 +444,14 @@ pub async fn assert_same(a: &dyn super::ProgressStore, b: &dyn super::ProgressSt
             b.load(&task).await.unwrap(),
             "{task}"
         );
+        for m in 1..4 {
+            let message = format!("m{m}");
+            assert_eq!(
+                a.message(&task, &message).await.unwrap(),
+                b.message(&task, &message).await.unwrap(),
+                "{task} {message}"
+            );
+        }
         let target = TargetKey::new(format!("http://target{n}:19530"));
         assert_eq!(
             a.floors(&target).await.unwrap(),
@@ -386,7 +480,7 @@ pub fn random_change(rng: &mut StdRng) -> Change {
         ObjectPhase::Dropping,
         ObjectPhase::Dropped,
     ];
-    match rng.random_range(0..26) {
+    match rng.random_range(0..32) {
         0..5 => Change::PutChannel {
             task,
             channel,
@@ -448,6 +542,31 @@ pub fn random_change(rng: &mut StdRng) -> Change {
                 floor: applied,
             }
         }
+        25 | 26 => Change::PutQuarantined {
+            task,
+            key: format!("{id}-k"),
+            record: quarantined(
+                id,
+                State::Dropped {
+                    by: "me".to_owned(),
+                    at: applied.0 >> 1,
+                },
+            ),
+        },
+        27 => Change::DeleteQuarantined {
+            task,
+            key: format!("{id}-k"),
+        },
+        28 | 29 => Change::PutMessagePart {
+            task,
+            message: format!("m{id}"),
+            part: (sent.0 % 12) as u32,
+            bytes: applied.0.to_le_bytes().to_vec().into(),
+        },
+        30 => Change::DeleteMessage {
+            task,
+            message: format!("m{id}"),
+        },
         _ => Change::ForgetTask { task },
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{Change, Progress, ProgressStore, StoreError, TaskProgress};
@@ -22,6 +23,7 @@ pub struct MemoryStore {
 #[derive(Clone, Default)]
 struct Content {
     tasks: BTreeMap<TaskId, TaskProgress>,
+    messages: BTreeMap<(TaskId, String), BTreeMap<u32, Bytes>>,
     floors: BTreeMap<TargetKey, BTreeMap<PChannel, Tso>>,
 }
 
@@ -59,6 +61,14 @@ impl ProgressStore for MemoryStore {
             .floors
             .get(target)
             .cloned()
+            .unwrap_or_default())
+    }
+
+    async fn message(&self, task: &TaskId, message: &str) -> Result<Vec<u8>, StoreError> {
+        let content = self.content.lock();
+        let parts = content.messages.get(&(task.clone(), message.to_owned()));
+        Ok(parts
+            .map(|parts| parts.values().flatten().copied().collect())
             .unwrap_or_default())
     }
 
@@ -155,6 +165,24 @@ impl Content {
             } => {
                 self.task(task).notes.insert(collection, note);
             }
+            Change::PutQuarantined { task, key, record } => {
+                self.task(task).quarantine.insert(key, record);
+            }
+            Change::DeleteQuarantined { task, key } => {
+                self.task(task).quarantine.remove(&key);
+            }
+            Change::PutMessagePart {
+                task,
+                message,
+                part,
+                bytes,
+            } => {
+                let parts = self.messages.entry((task, message)).or_default();
+                parts.insert(part, bytes);
+            }
+            Change::DeleteMessage { task, message } => {
+                self.messages.remove(&(task, message));
+            }
             Change::RaiseFloor {
                 target,
                 channel,
@@ -169,6 +197,7 @@ impl Content {
                 *stored = floor.max(*stored);
             }
             Change::ForgetTask { task } => {
+                self.messages.retain(|(of, _), _| *of != task);
                 self.tasks.remove(&task);
             }
         }

@@ -8,6 +8,7 @@
 //! 3. *Floors never fall.* A [`Change::RaiseFloor`] below the stored floor leaves it as it is; floors belong to the
 //!    target and outlive every task.
 //! 4. *In doubt never shrinks by itself.* [`Change::RaiseSent`] below the stored value leaves it as it is.
+//! 5. *Bytes of a message are its parts in their order*, and are not loaded with the rest.
 
 #[cfg(any(test, feature = "testkit"))]
 pub mod contract;
@@ -18,10 +19,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{CollectionId, PChannel, PartitionId, TargetKey, TaskId, VChannel};
 use crate::position::Position;
+use crate::quarantine::Record;
 use crate::tso::Tso;
 
 /// How far one stream of messages got.
@@ -136,6 +139,28 @@ pub enum Change {
         collection: CollectionId,
         note: String,
     },
+    /// A message that could not be carried, under [`Record::key`].
+    PutQuarantined {
+        task: TaskId,
+        key: String,
+        record: Record,
+    },
+    DeleteQuarantined {
+        task: TaskId,
+        key: String,
+    },
+    /// A part of the bytes of such a message, of at most [`crate::quarantine::PART`] bytes, by [`Record::message`].
+    PutMessagePart {
+        task: TaskId,
+        message: String,
+        part: u32,
+        bytes: Bytes,
+    },
+    /// All parts of a message.
+    DeleteMessage {
+        task: TaskId,
+        message: String,
+    },
     /// F: no row or tick above it was ever sent on this target channel.
     RaiseFloor {
         target: TargetKey,
@@ -157,6 +182,8 @@ pub struct TaskProgress {
     pub collections: BTreeMap<CollectionId, CollectionObject>,
     pub partitions: BTreeMap<PartitionId, PartitionObject>,
     pub notes: BTreeMap<CollectionId, String>,
+    /// Messages that could not be carried, without their bytes.
+    pub quarantine: BTreeMap<String, Record>,
 }
 
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
@@ -176,6 +203,8 @@ pub enum StoreError {
 pub trait ProgressStore: Send + Sync {
     async fn load(&self, task: &TaskId) -> Result<TaskProgress, StoreError>;
     async fn floors(&self, target: &TargetKey) -> Result<BTreeMap<PChannel, Tso>, StoreError>;
+    /// The bytes of a message that could not be carried; empty if none are kept.
+    async fn message(&self, task: &TaskId, message: &str) -> Result<Vec<u8>, StoreError>;
     async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError>;
 }
 

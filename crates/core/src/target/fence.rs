@@ -4,6 +4,7 @@
 //! go on sending where another one took over. The store refuses its writes; this refuses its calls: right before each
 //! call that changes a target, the [`Permit`] is asked whether the call can still end in time.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -236,6 +237,19 @@ impl Target for Fenced {
     async fn flush(&self, database: &str, names: &[String]) -> Result<(), TargetError> {
         self.permit("Flush")?;
         self.inner.flush(database, names).await
+    }
+
+    async fn is_flushed(
+        &self,
+        database: &str,
+        name: &str,
+        up_to: Tso,
+    ) -> Result<bool, TargetError> {
+        self.inner.is_flushed(database, name, up_to).await
+    }
+
+    async fn nodes(&self) -> Result<Option<BTreeSet<String>>, TargetError> {
+        self.inner.nodes().await
     }
 }
 

@@ -1,9 +1,11 @@
 //! A real target, by Milvus' gRPC API.
 
 mod call;
+mod durable;
 pub mod plain;
 mod replicate;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -154,6 +156,23 @@ impl GrpcTarget {
             });
         }
         Ok(())
+    }
+
+    /// Whether there is a sealed or flushed segment of it.
+    async fn names_segments(&self, database: &str, name: &str) -> Result<bool, TargetError> {
+        let request = rpc::GetPersistentSegmentInfoRequest {
+            db_name: database.into(),
+            collection_name: name.into(),
+            ..Default::default()
+        };
+        let answer = answer_call!(
+            self,
+            "GetPersistentSegmentInfo",
+            get_persistent_segment_info,
+            request
+        );
+        let named = |s: &rpc::PersistentSegmentInfo| s.state != SegmentState::Dropped as i32;
+        Ok(answer.infos.iter().any(named))
     }
 
     async fn flush_all(
@@ -367,25 +386,18 @@ impl Target for GrpcTarget {
     }
 
     async fn holds_rows(&self, database: &str, name: &str) -> Result<bool, TargetError> {
-        let request = rpc::GetPersistentSegmentInfoRequest {
-            db_name: database.into(),
-            collection_name: name.into(),
-            ..Default::default()
-        };
-        let answer = answer_call!(
-            self,
-            "GetPersistentSegmentInfo",
-            get_persistent_segment_info,
-            request
-        );
-        let named = |s: &rpc::PersistentSegmentInfo| s.state != SegmentState::Dropped as i32;
-        if answer.infos.iter().any(named) {
+        if self.names_segments(database, name).await? {
             return Ok(true);
         }
         // Rows that were just written are in a growing segment, which is not named there: the proxy asks the data
         // coordinator for sealed, flushing and flushed ones (internal/proxy/impl.go, GetPersistentSegmentInfo; seen on
         // 2.3.5). A flush seals what grows, and says which segments those are.
-        let answer = self.flush_all(database, &[name.to_owned()]).await?;
+        let answer = match self.flush_all(database, &[name.to_owned()]).await {
+            Ok(answer) => answer,
+            // It seals before it asks the data nodes (internal/datacoord/services.go, Flush; seen on 2.3.5).
+            Err(error) if error.is_unwatched() => return self.names_segments(database, name).await,
+            Err(error) => return Err(error),
+        };
         let sealed = answer.coll_seg_i_ds.values();
         let flushed = answer.flush_coll_seg_i_ds.values();
         Ok(sealed.chain(flushed).any(|ids| !ids.data.is_empty()))
@@ -588,6 +600,19 @@ impl Target for GrpcTarget {
 
     async fn flush(&self, database: &str, names: &[String]) -> Result<(), TargetError> {
         self.flush_all(database, names).await.map(drop)
+    }
+
+    async fn is_flushed(
+        &self,
+        database: &str,
+        name: &str,
+        up_to: Tso,
+    ) -> Result<bool, TargetError> {
+        self.flushed_up_to(database, name, up_to).await
+    }
+
+    async fn nodes(&self) -> Result<Option<BTreeSet<String>>, TargetError> {
+        self.data_nodes().await
     }
 }
 

@@ -7,6 +7,7 @@
 //! then suffers from (times at or below a tick, unknown shards, ids that come again later) is kept as a *violation*.
 
 mod content;
+mod flushed;
 pub mod rules;
 mod session;
 mod state;
@@ -259,6 +260,11 @@ impl MemoryTarget {
     /// The next `n` writing calls are carried out, their answers are lost.
     pub fn lose_replies(&self, n: usize) {
         self.inner.faults.lock().lose = n;
+    }
+
+    /// It restarts, and everything that it has not flushed is gone.
+    pub fn restart_losing(&self) {
+        self.inner.state.lock().restart_losing();
     }
 
     /// The next `n` calls do not get out.

@@ -9,6 +9,7 @@ pub mod hub;
 #[cfg(any(test, feature = "testkit"))]
 pub mod memory;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,6 +97,13 @@ impl TargetError {
             if matches!(code, 100 | 800 | 200 | 700)
                 || reason.contains("not found") || reason.contains("can't find collection")
                 || reason.contains("index not exist") || reason.contains("not exist"))
+    }
+
+    /// No data node of the target reads one of the collection's channels. A node begins with a channel once that has had
+    /// a tick behind the creation (seen on 2.3.5), and on a standby only we send ticks: to wait for it would be in vain
+    /// where the collection is not carried yet.
+    pub fn is_unwatched(&self) -> bool {
+        matches!(self, TargetError::Refused { reason, .. } if reason.contains("channel not found"))
     }
 
     pub fn already_exists(&self) -> bool {
@@ -262,4 +270,11 @@ pub trait Target: Send + Sync {
         partitions: &[String],
     ) -> Result<(), TargetError>;
     async fn flush(&self, database: &str, names: &[String]) -> Result<(), TargetError>;
+    /// Whether everything up to target timestamp `up_to`, which has to be written and shown by a tick, is flushed: the
+    /// target's own restart begins behind it.
+    async fn is_flushed(&self, database: &str, name: &str, up_to: Tso)
+    -> Result<bool, TargetError>;
+    /// The nodes that hold data, each with its id and the start of its process: others after every restart. `None` if
+    /// the target does not tell, or not to this user.
+    async fn nodes(&self) -> Result<Option<BTreeSet<String>>, TargetError>;
 }

@@ -22,7 +22,7 @@ async fn choose(world: &mut World, name: &str, choice: Choice) {
 }
 
 /// An insert of which the middle of a row's timestamp is the end; its collection can be read.
-fn truncated(source: &mut Source, id: CollectionId) -> Bytes {
+pub(crate) fn truncated(source: &mut Source, id: CollectionId) -> Bytes {
     let shard = source.live[&id].catalog.shards[0].clone();
     let to = messages::To {
         collection: id,
@@ -36,7 +36,7 @@ fn truncated(source: &mut Source, id: CollectionId) -> Bytes {
     whole.slice(..at + 3)
 }
 
-fn quarantined(state: &CollectionState) -> bool {
+pub(crate) fn quarantined(state: &CollectionState) -> bool {
     matches!(state, CollectionState::Quarantined { .. })
 }
 

@@ -16,6 +16,7 @@
 //! -1, in all.
 
 mod store;
+pub mod verdict;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

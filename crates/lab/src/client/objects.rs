@@ -162,6 +162,18 @@ impl Client {
         self.reader.load(base, db, collection).await
     }
 
+    /// As [`Self::load`], behind a release if need be: of a collection that is loaded in part and has another index
+    /// since, a 2.3.5 loads the rest only then.
+    pub async fn load_rest(&self, db: &str, collection: &str) -> Result<()> {
+        match self.load(db, collection).await {
+            Err(e) if is_of_another_index(&e) => {
+                self.release(db, collection).await?;
+                self.load(db, collection).await
+            }
+            other => other,
+        }
+    }
+
     pub async fn release(&self, db: &str, collection: &str) -> Result<()> {
         let request = pb::ReleaseCollectionRequest {
             base: self.base(MsgType::ReleaseCollection),
@@ -247,4 +259,9 @@ impl Client {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// Whether a load is refused because the collection is loaded in part, with other indexes than it has now.
+fn is_of_another_index(error: &anyhow::Error) -> bool {
+    format!("{error:#}").contains("can't change the index for loaded collection")
 }

@@ -10,7 +10,7 @@ pub mod stores;
 pub mod wheel;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -267,6 +267,29 @@ impl Milvus {
         pulsar.kill9().await?;
         tokio::time::sleep(down).await;
         pulsar.restart(progress).await
+    }
+
+    /// SIGKILL for the server without its broker, and after `down` a new start on the same data.
+    ///
+    /// # Errors
+    /// As [`Milvus::start`].
+    pub async fn restart_alone(&mut self, down: Duration, progress: &Progress) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.kill9().await?;
+        }
+        tokio::time::sleep(down).await;
+        self.launch(progress).await
+    }
+
+    /// How it ended, if it was started and has ended by itself.
+    ///
+    /// # Errors
+    /// The operating system refuses to tell.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        match &mut self.process {
+            Some(process) => process.ended(),
+            None => Ok(None),
+        }
     }
 
     /// From now on dropping it leaves it running.

@@ -30,6 +30,10 @@ pub struct Plan {
     pub ddl: bool,
     /// Begins the names of databases (but `default`) and collections.
     pub prefix: &'static str,
+    /// Rows of one insert, at most.
+    pub batch: u64,
+    /// Rows written in a second, at most, as [`Done::rows_written`] counts them; 0: as fast as the server takes them.
+    pub rate: u64,
 }
 
 impl Default for Plan {
@@ -41,6 +45,8 @@ impl Default for Plan {
             collections: 8,
             ddl: true,
             prefix: "",
+            batch: 500,
+            rate: 0,
         }
     }
 }
@@ -193,6 +199,7 @@ impl<'a> Workload<'a> {
     /// As [`Workload::run`].
     pub async fn go_on(&mut self, enough: impl Fn(&Self) -> bool) -> Result<Done> {
         let seed = self.plan.seed;
+        let begun = tokio::time::Instant::now();
         let mut deck: Vec<Op> = Vec::new();
         while !enough(self) {
             if deck.is_empty() {
@@ -209,6 +216,9 @@ impl<'a> Workload<'a> {
             self.step(op)
                 .await
                 .with_context(|| format!("the workload with seed {seed}, operation {op:?}"))?;
+            if let Some(seconds) = self.done.rows_written().checked_div(self.plan.rate) {
+                tokio::time::sleep_until(begun + Duration::from_secs(seconds)).await;
+            }
         }
         Ok(self.done)
     }

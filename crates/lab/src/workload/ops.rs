@@ -88,7 +88,7 @@ impl Workload<'_> {
         };
         // Once the rows of the plan are there, the other operations are what is missing.
         let most = if self.done.rows_inserted < self.plan.rows {
-            500
+            self.plan.batch.max(1)
         } else {
             5
         };
@@ -313,7 +313,7 @@ impl Workload<'_> {
 
     pub(super) async fn load(&mut self, at: usize) -> Result<()> {
         let c = &mut self.collections[at];
-        self.client.load(&c.db, c.name()).await?;
+        self.client.load_rest(&c.db, c.name()).await?;
         self.client
             .wait_loaded(&c.db, c.name(), &[], LOAD_DEADLINE)
             .await?;
@@ -407,7 +407,7 @@ impl Workload<'_> {
     async fn create_database(&mut self) -> Result<()> {
         // Few names: the same one comes again after a drop.
         let Some(name) = (0..2)
-            .map(|n| format!("guest{n}"))
+            .map(|n| format!("{}guest{n}", self.plan.prefix))
             .find(|n| !self.databases.contains(n))
         else {
             return Ok(());

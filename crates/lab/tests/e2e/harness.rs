@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use cdc_lab::audit::verdict::TargetsFault;
 use futures::future::LocalBoxFuture;
 use libtest_mimic::{Arguments, Failed, Trial};
 use parking_lot::Mutex;
@@ -13,7 +14,6 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::runtime::Runtime;
 
-use crate::books::TargetsFault;
 use crate::lab::{Kind, Lab};
 
 /// A test on a lab.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use cdc_lab::audit::verdict;
 use cdc_lab::cdc::Cdc;
 use cdc_lab::client::Client;
 use cdc_lab::compare::{Options, Report, compare};
@@ -11,7 +12,6 @@ use cdc_lab::progress::Progress;
 use cdc_lab::proxy::{Faults, Proxy};
 use cdc_lab::servers::{Milvus, Mq, Spec};
 
-use crate::books;
 use crate::harness::{say, shown};
 
 pub(crate) const DB: &str = "default";
@@ -173,8 +173,8 @@ impl Lab {
         let report = compare(&self.from, &self.to, options).await?;
         say(&report.to_string());
         if !report.is_equal() {
-            let verdict = books::verdict(&self.from, &self.to, &self.target, &report).await;
-            return Err(verdict.unwrap_or_else(|e| {
+            let why = verdict::verdict(&self.from, &self.to, &self.target, &report).await;
+            return Err(why.unwrap_or_else(|e| {
                 e.context(format!(
                     "source and target differ\n{report}\nthe target's log cannot be read"
                 ))
@@ -219,14 +219,14 @@ impl Lab {
                 )
             })?;
         }
-        books::keep_the_rules(&self.target)
+        verdict::keep_the_rules(&self.target)
     }
 
     /// SIGTERM to milvus-cdc, which has to end well in time; then the servers and the folder go.
     pub(crate) async fn end(mut self) -> Result<()> {
         self.stop_cdc().await?;
         tokio::try_join!(self.source.kill9(), self.target.kill9())?;
-        books::keep_the_rules(&self.target)?;
+        verdict::keep_the_rules(&self.target)?;
         std::fs::remove_dir_all(&self.dir)?;
         Ok(())
     }

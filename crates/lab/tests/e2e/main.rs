@@ -4,7 +4,6 @@
 //! Consecutive tests on the same kind of lab share it. `CDC_E2E_SEED` repeats a run; `--nocapture` shows what happens;
 //! how long each test took is in `e2e-times.txt` in the temporary folder of the build (`target/tmp`).
 
-mod books;
 mod broker;
 mod databases;
 mod demo;
@@ -22,6 +21,7 @@ mod partitions;
 mod plain;
 mod refusals;
 mod replies;
+mod restarts;
 mod rows;
 mod schemas;
 mod secured;
@@ -61,6 +61,7 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("secured", secured::TESTS),
     ("owners", owners::TESTS),
     ("doctor", doctor::TESTS),
+    ("restarts", restarts::TESTS),
     ("failover", failover::TESTS),
     ("verify", verify::TESTS),
     ("demo", demo::TESTS),

@@ -18,6 +18,7 @@ tests![Test:
     pausing_or_deleting_one_never_blinds_another,
     deleted_and_created_again_over_what_is_there,
     rows_that_are_not_flushed_are_seen_by_the_next_task,
+    an_empty_one_on_channels_without_ticks_is_gone_on_with,
     each_is_after_a_restart_as_a_person_left_it,
     edited_while_rows_are_written,
 ];
@@ -182,6 +183,23 @@ async fn rows_that_are_not_flushed_are_seen_by_the_next_task(
     c.load(&from).await?;
     c.round(&from, random).await?;
     lab.equal_rows(c.keys.len()).await?;
+    lab.cdc.delete(&task).await
+}
+
+/// What a kill between a creation and its answer leaves behind, too. The target watches a new channel only once that has
+/// had a tick, and only we send ticks: it must not be asked for what it can say only then.
+async fn an_empty_one_on_channels_without_ticks_is_gone_on_with(
+    lab: &mut Lab,
+    random: &mut StdRng,
+) -> Result<()> {
+    let from = lab.from.clone();
+    let replicator = lab.to.clone().replicating(lab.to.alloc_timestamp().await?);
+    Plain::bare(&replicator, DB, "there", 2).await?;
+    let mut there = Plain::create(&from, "there", 2).await?;
+    let task = lab.cdc.create(some(lab, &["there"])).await?;
+    lab.wait_state(&task, "there", "Streaming").await?;
+    there.round(&from, random).await?;
+    lab.equal_rows(there.keys.len()).await?;
     lab.cdc.delete(&task).await
 }
 

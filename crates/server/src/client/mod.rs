@@ -1,6 +1,7 @@
 //! The command line's side of `/api/v1`.
 
 pub(crate) mod http;
+mod quarantine;
 mod table;
 mod task;
 mod watch;

@@ -93,6 +93,56 @@ pub(super) fn task(task: &Value, collections: &[Value]) -> String {
     lines.join("\n")
 }
 
+/// Messages that could not be carried.
+pub(super) fn quarantine(messages: &[Value]) -> String {
+    let mut out = table(&["KEY", "STATE", "COLLECTION", "KIND", "SIZE", "ERROR"]);
+    for m in messages {
+        let state = match m["by"].as_str() {
+            Some(by) => format!("{} by {by}", text(&m["state"])),
+            None => text(&m["state"]),
+        };
+        out.add_row([
+            text(&m["key"]),
+            state,
+            format!("{}.{}", text(&m["database"]), text(&m["name"])),
+            text(&m["kind"]),
+            text(&m["size"]),
+            text(&m["error"]["message"]),
+        ]);
+    }
+    out.to_string()
+}
+
+/// One of them, line by line.
+pub(super) fn quarantined(message: &Value) -> String {
+    let mut lines = Vec::new();
+    let mut line = |name: &str, value: &Value| {
+        if !value.is_null() {
+            lines.push(format!("{name:<13} {}", text(value)));
+        }
+    };
+    for name in [
+        "key",
+        "state",
+        "by",
+        "database",
+        "name",
+        "collection_id",
+        "channel",
+        "position",
+        "kind",
+        "size",
+        "not_kept",
+    ] {
+        line(name, &message[name]);
+    }
+    line("error", &message["error"]["message"]);
+    for (name, value) in message["header"].as_object().into_iter().flatten() {
+        line(&format!("its {name}"), value);
+    }
+    lines.join("\n")
+}
+
 fn problem_line(problem: &Value) -> String {
     match (text(&problem["message"]), problem["hint"].as_str()) {
         (message, None | Some("")) => message,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use ureq::http::Method;
 
 use super::http::{Client, secret};
-use super::{Failure, say, table, watch};
+use super::{Failure, quarantine, say, table, watch};
 use crate::cli::{Create, Edit, NamedAnswer, OnConflict, Output, Start, TaskCommand};
 use crate::http::v1::body;
 
@@ -61,6 +61,7 @@ pub(super) fn run(client: &Client, command: &TaskCommand) -> Result<(), Failure>
             });
             Ok(())
         }
+        TaskCommand::Quarantine { command } => quarantine::run(client, command),
         TaskCommand::Watch {
             id,
             until_streaming,
@@ -71,16 +72,20 @@ pub(super) fn run(client: &Client, command: &TaskCommand) -> Result<(), Failure>
 }
 
 /// The address of a task. What is not an id is not let through to become part of another address.
-fn path(id: &str) -> String {
+pub(super) fn path(id: &str) -> String {
+    format!("/api/v1/tasks/{}", part(id))
+}
+
+/// What was given as one part of an address.
+pub(super) fn part(given: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-    let escaped: String = id
+    given
         .bytes()
         .map(|b| match plain(b) {
             true => char::from(b).to_string(),
             false => format!("%{b:02X}"),
         })
-        .collect();
-    format!("/api/v1/tasks/{escaped}")
+        .collect()
 }
 
 /// A task and all its collections.
@@ -94,7 +99,7 @@ pub(super) fn whole(client: &Client, id: &str) -> Result<(Value, Vec<Value>), Fa
 }
 
 /// Every page of a list.
-fn all(client: &Client, path: &str) -> Result<Vec<Value>, Failure> {
+pub(super) fn all(client: &Client, path: &str) -> Result<Vec<Value>, Failure> {
     let mut found = Vec::new();
     let mut after = String::new();
     loop {
@@ -258,7 +263,7 @@ fn change(client: &Client, id: &str, patch: body::Patch) -> Result<(), Failure> 
     Ok(())
 }
 
-fn show(client: &Client, value: &Value, table: impl Fn(&Value) -> String) {
+pub(super) fn show(client: &Client, value: &Value, table: impl Fn(&Value) -> String) {
     match client.output {
         Output::Json => print(value),
         Output::Table => say(table(value)),

@@ -40,6 +40,7 @@ async fn registry(api: &Api) -> Registry {
     let collections = Family::<Labels, Gauge>::default();
     let lag = Family::<Labels, Float>::default();
     let age = Family::<Labels, Float>::default();
+    let durable = Family::<Labels, Float>::default();
     let in_flight = Family::<Labels, Gauge>::default();
     let errors = Family::<Labels, Counter>::default();
     let unreadable = Gauge::<i64>::default();
@@ -100,6 +101,9 @@ async fn registry(api: &Api) -> Registry {
                 if let Some(seconds) = status.lag_seconds {
                     lag.get_or_create(&label).set(seconds);
                 }
+                if let Some(seconds) = status.durable_lag_seconds {
+                    durable.get_or_create(&label).set(seconds);
+                }
                 if let Some(seconds) = status.checkpoint_age_seconds {
                     age.get_or_create(&label).set(seconds);
                 }
@@ -145,6 +149,11 @@ async fn registry(api: &Api) -> Registry {
     );
     registry.register("collections", "Collections by state", collections);
     registry.register("lag_seconds", "Source time not applied yet", lag);
+    registry.register(
+        "durable_lag_seconds",
+        "Source time that the target has not flushed yet",
+        durable,
+    );
     registry.register(
         "checkpoint_age_seconds",
         "Since the stored checkpoint last moved",

@@ -47,6 +47,13 @@ pub struct Parts {
     pub stop: CancellationToken,
 }
 
+/// Whether the body of a `POST /cdc` can be carried out as far as its form goes; else what is answered.
+pub(crate) fn read_cdc(limits: &Limits, body: &[u8]) -> Result<(), String> {
+    go::parse(limits, body)
+        .map(drop)
+        .map_err(|(_, message)| message)
+}
+
 /// What the handlers share.
 #[derive(Clone)]
 struct Api {

@@ -144,6 +144,10 @@ impl From<TaskError> for Refusal {
         match error {
             TaskError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "task_not_found", message)
                 .hint("GET /api/v1/tasks shows what there is"),
+            TaskError::NoMessage(_) => {
+                Self::new(StatusCode::NOT_FOUND, "message_not_found", message)
+                    .hint("GET the task's quarantine shows what there is")
+            }
             TaskError::Refused(problem) => refused(problem),
             TaskError::Conflict(problem) => {
                 Self::new(StatusCode::CONFLICT, "conflict", problem.message).hint(problem.hint)

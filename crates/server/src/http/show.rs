@@ -89,6 +89,7 @@ pub(super) fn full(
         Some(status) => {
             put("problems", json!(status.problems));
             put("lag_seconds", json!(status.lag_seconds));
+            put("durable_lag_seconds", json!(status.durable_lag_seconds));
             put(
                 "checkpoint_age_seconds",
                 json!(status.checkpoint_age_seconds),
@@ -163,6 +164,8 @@ pub(super) fn stored_ids(progress: &TaskProgress) -> BTreeSet<CollectionId> {
     objects
         .chain(detached)
         .chain(progress.notes.keys().copied())
+        // Below zero are the notes of the task itself.
+        .filter(|id| id.0 >= 0)
         .collect()
 }
 
@@ -279,4 +282,22 @@ pub(super) fn positions(
         found.push(position(-10, &PChannel::new(replicate), at, Tso::ZERO));
     }
     json!({ "positions": found, "op_positions": [], "target_positions": [] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_notes_of_the_task_itself_are_no_collections() {
+        let notes = [(-3, "ended"), (-1, "{}"), (7, "{}")];
+        let progress = TaskProgress {
+            notes: notes
+                .map(|(id, note)| (CollectionId(id), note.to_owned()))
+                .into(),
+            ..TaskProgress::default()
+        };
+        assert_eq!(stored_ids(&progress), [CollectionId(7)].into());
+        assert_eq!(stored_states(&progress).count(), 1);
+    }
 }

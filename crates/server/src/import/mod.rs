@@ -88,6 +88,28 @@ impl Plan {
     }
 }
 
+/// What is kept of one task, or of one collection's places, by itself; `Err` is what a person is told.
+pub(crate) fn read_kept(limits: &Limits, json: &[u8]) -> Result<(), String> {
+    let of_tasks = TaskLimits {
+        max_task_num: 1,
+        memory_budget: 1 << 20,
+        durable_every: Duration::from_secs(300),
+        call_timeout: LEASE,
+        answer_deadline: LEASE,
+    };
+    let said = |left: Vec<Left>| {
+        let all: Vec<String> = left.into_iter().map(|l| l.what).collect();
+        all.join("; ")
+    };
+    let places = kept::parse::<kept::Positions>("places", json).map_err(|e| e.to_string());
+    let info: TaskInfo = kept::parse("task", json).map_err(|e| e.to_string())?;
+    let (_, left) = wish::read(&info, limits, &of_tasks).map_err(said)?;
+    match (left.is_empty(), places) {
+        (false, _) => Err(said(left)),
+        (true, places) => places.map(drop),
+    }
+}
+
 /// Looks at everything and changes nothing. `from`: the Go server's own configuration.
 ///
 /// # Errors

@@ -208,6 +208,7 @@ mod tests {
         let of_tasks = TaskLimits {
             max_task_num: 9,
             memory_budget: 1,
+            durable_every: Duration::from_secs(300),
             call_timeout: Duration::from_secs(1),
             answer_deadline: Duration::from_secs(1),
         };

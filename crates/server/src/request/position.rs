@@ -198,6 +198,8 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -242,6 +244,31 @@ mod tests {
             "x_99999999999999999999v0",
         ] {
             assert_eq!(parse_vchannel(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        /// What one answer gives out, another request takes, of every queue.
+        #[test]
+        fn every_position_is_read_as_it_is_written(
+            channel in "[a-z0-9_-]{0,40}", applied in any::<u64>(),
+            n in any::<i64>(), ledger in any::<u64>(), entry in any::<u64>(), batch in -1i32..1000,
+        ) {
+            let name = Some(channel.clone()).filter(|name| !name.is_empty());
+            for position in [
+                Position::Natsmq(n as u64),
+                Position::Rocksmq(n),
+                Position::Kafka(n),
+                Position::Pulsar { ledger, entry, batch },
+            ] {
+                let applied = Tso(applied);
+                let text = encode_position(&PChannel::new(channel.as_str()), &position, applied);
+                let given = GivenPosition { position, applied };
+                prop_assert_eq!(decode_position(position.kind(), &text), Ok((given, name.clone())));
+                let bare = STANDARD.encode(position.to_bytes());
+                let given = GivenPosition { position, applied: Tso::ZERO };
+                prop_assert_eq!(decode_position(position.kind(), &bare), Ok((given, None)));
+            }
         }
     }
 }

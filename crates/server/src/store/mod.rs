@@ -10,6 +10,7 @@ pub mod seal;
 mod sql;
 mod sqlite;
 pub mod switch;
+pub mod told;
 
 pub use sql::{OpenSqlError, SqlServer, SqlStore};
 pub(crate) use sql::{explain_mysql, is_no_table, mysql_options};

@@ -211,6 +211,10 @@ macro_rules! pass_on {
                 self.inner.floors(target).await
             }
 
+            async fn message(&self, task: &TaskId, message: &str) -> Result<Vec<u8>, StoreError> {
+                self.inner.message(task, message).await
+            }
+
             async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
                 self.inner.commit(changes).await
             }

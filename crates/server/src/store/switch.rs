@@ -69,6 +69,10 @@ impl ProgressStore for Switch {
         self.backend.floors(target).await
     }
 
+    async fn message(&self, task: &TaskId, message: &str) -> Result<Vec<u8>, StoreError> {
+        self.backend.message(task, message).await
+    }
+
     async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         self.writing()?.commit(changes).await
     }

@@ -146,6 +146,7 @@ mod tests {
             collections: states.into_iter().map(collection).collect(),
             problems: Vec::new(),
             lag_seconds: None,
+            durable_lag_seconds: None,
             checkpoint_age_seconds: None,
             counters: Counters::default(),
             errors: Default::default(),

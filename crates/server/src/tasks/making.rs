@@ -31,6 +31,7 @@ pub(crate) fn task(request: CreateTask, id: TaskId, now: u64, limits: &TaskLimit
         on_conflict: request.on_conflict,
         created: Tso::from_millis(now),
         memory_budget: limits.memory_budget,
+        durable_every: limits.durable_every,
     };
     Task {
         spec,

@@ -7,6 +7,7 @@ mod edit;
 mod making;
 mod patients;
 mod promote;
+mod quarantine;
 mod stored;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 pub struct TaskLimits {
     pub max_task_num: usize,
     pub memory_budget: usize,
+    pub durable_every: Duration,
     pub call_timeout: Duration,
     /// How long a person's answer waits for its collection to ask, and again for its confirmation.
     pub answer_deadline: Duration,
@@ -52,6 +54,7 @@ impl TaskLimits {
         Self {
             max_task_num: config.max_task_num,
             memory_budget: config.memory_budget,
+            durable_every: config.durable_every,
             call_timeout: config.call_timeout,
             answer_deadline: ANSWER_DEADLINE,
         }
@@ -73,6 +76,9 @@ pub struct Task {
 pub enum TaskError {
     #[error("no task {0}")]
     NotFound(String),
+    /// Of those that could not be carried.
+    #[error("no message {0} is kept")]
+    NoMessage(String),
     /// What was asked for cannot work: cause and way out.
     #[error("{0}")]
     Refused(Problem),

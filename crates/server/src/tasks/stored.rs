@@ -107,6 +107,7 @@ pub(super) fn decode(stored: StoredTask, limits: &TaskLimits) -> Result<Task, St
         on_conflict: spec.on_conflict,
         created: Tso::from_millis(stored.created),
         memory_budget: limits.memory_budget,
+        durable_every: limits.durable_every,
     };
     Ok(Task {
         spec: spec_of_core,

@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 
 use crate::server::{Server, access, collection, start, start_with};
 
-struct Done {
-    code: i32,
-    out: String,
-    err: String,
+pub(crate) struct Done {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Done {
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         assert_eq!(self.code, 0, "{}", self.err);
         serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {}", self.out))
     }
@@ -47,7 +47,7 @@ async fn run(args: &[&str], environment: &[(&str, &str)]) -> Done {
     }
 }
 
-async fn task(server: &Server, args: &[&str]) -> Done {
+pub(crate) async fn task(server: &Server, args: &[&str]) -> Done {
     let address = format!("http://{}", server.address);
     let mut all = vec!["task", "--server", &address];
     all.extend(args);

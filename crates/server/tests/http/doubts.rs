@@ -46,6 +46,9 @@ impl ProgressStore for Moody {
     async fn floors(&self, target: &TargetKey) -> Result<BTreeMap<PChannel, Tso>, StoreError> {
         self.inner.floors(target).await
     }
+    async fn message(&self, task: &TaskId, message: &str) -> Result<Vec<u8>, StoreError> {
+        self.inner.message(task, message).await
+    }
     async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         self.inner.commit(changes).await
     }

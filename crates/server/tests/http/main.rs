@@ -13,6 +13,7 @@ mod go;
 mod go_shape;
 mod limits;
 mod promote;
+mod quarantine;
 mod server;
 mod show;
 mod standing;

@@ -13,7 +13,7 @@ use cdc_core::ids::{CollectionId, TaskId};
 use cdc_core::position::QueueKind;
 use cdc_core::promote::TriedOut;
 use cdc_core::task::{
-    Choice, CollectionState, CollectionStatus, Counters, TargetSpec, TaskSpec, TaskStatus,
+    Choice, CollectionState, CollectionStatus, Counters, TargetSpec, TaskSpec, TaskStatus, Verdict,
 };
 use cdc_core::tso::Tso;
 use milvus_cdc::config::access::Access;
@@ -40,6 +40,9 @@ pub(crate) struct Fake {
     /// By the collection's name.
     pub(crate) refuse_choice: Mutex<BTreeMap<String, Problem>>,
     pub(crate) lose_choice: Mutex<BTreeSet<String>>,
+    /// Key, verdict, who.
+    pub(crate) judged: Mutex<Vec<(String, Verdict, String)>>,
+    pub(crate) refuse_verdict: Mutex<Option<Problem>>,
     pub(crate) never_stops: Mutex<bool>,
     /// The target's time.
     pub(crate) time: Mutex<Tso>,
@@ -61,6 +64,8 @@ impl Default for Fake {
             chosen: Mutex::default(),
             refuse_choice: Mutex::default(),
             lose_choice: Mutex::default(),
+            judged: Mutex::default(),
+            refuse_verdict: Mutex::default(),
             never_stops: Mutex::default(),
             time: Mutex::default(),
             standby: Mutex::new(true),
@@ -99,6 +104,7 @@ impl Replication for Fake {
             collections: self.collections.lock().clone(),
             problems: vec![],
             lag_seconds: Some(1.5),
+            durable_lag_seconds: Some(2.5),
             checkpoint_age_seconds: Some(0.25),
             counters: Counters {
                 messages_in: 5,
@@ -127,6 +133,20 @@ impl Replication for Fake {
         }
         let taken = (db.to_owned(), name.to_owned(), choice);
         self.chosen.lock().push(taken);
+        Ok(())
+    }
+    async fn judge(
+        &self,
+        _: &TaskId,
+        key: &str,
+        verdict: Verdict,
+        by: &str,
+    ) -> Result<(), Problem> {
+        if let Some(problem) = self.refuse_verdict.lock().clone() {
+            return Err(problem);
+        }
+        let judged = (key.to_owned(), verdict, by.to_owned());
+        self.judged.lock().push(judged);
         Ok(())
     }
     async fn target_time(&self, _: &TargetSpec) -> Result<Tso, Problem> {
@@ -218,6 +238,7 @@ pub(crate) async fn start_on(
     let limits = TaskLimits {
         max_task_num: 2,
         memory_budget: 1 << 20,
+        durable_every: Duration::from_secs(300),
         call_timeout: Duration::from_secs(1),
         answer_deadline: Duration::from_millis(400),
     };

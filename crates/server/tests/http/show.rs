@@ -132,6 +132,7 @@ pub(crate) async fn filled(path: &std::path::Path) -> (Server, String) {
     let here = ChannelPosition {
         position: Position::Natsmq(21),
         applied: NOW,
+        durable: None,
     };
     all[1].positions = BTreeMap::from([(PChannel::new("ch"), here)]);
     all[2].last_error = Some(LastError {
@@ -328,6 +329,7 @@ async fn the_metrics_say_it_too() {
         ("bytes_out_total", 400.0),
         ("in_flight_bytes", 99.0),
         ("lag_seconds", 1.5),
+        ("durable_lag_seconds", 2.5),
         ("checkpoint_age_seconds", 0.25),
     ] {
         assert_eq!(of(name, &id, ""), Some(value), "{name} in {text}");

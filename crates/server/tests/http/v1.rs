@@ -448,16 +448,20 @@ async fn the_document_describes_every_operation() {
             "changeTask",
             "createTask",
             "deleteTask",
+            "dropQuarantined",
             "getDoctor",
             "getPositions",
             "getPromotion",
+            "getQuarantined",
             "getTask",
             "getVersion",
             "listCollections",
             "listEvents",
+            "listQuarantine",
             "listTaskEvents",
             "listTasks",
-            "promoteTarget"
+            "promoteTarget",
+            "retryQuarantined"
         ]
     );
     // Every reference leads somewhere.

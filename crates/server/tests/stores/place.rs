@@ -157,6 +157,9 @@ impl ProgressStore for Handle {
     async fn floors(&self, target: &TargetKey) -> Result<BTreeMap<PChannel, Tso>, StoreError> {
         self.0.floors(target).await
     }
+    async fn message(&self, task: &TaskId, message: &str) -> Result<Vec<u8>, StoreError> {
+        self.0.message(task, message).await
+    }
     async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         self.0.commit(changes).await
     }

@@ -115,6 +115,7 @@ impl Conductor<'_> {
             }
             self.stored.detached.remove(&key);
             let (channel, collection) = key;
+            self.ctx.durable.lock().forget(&channel, collection);
             changes.push(Change::DeleteDetached {
                 task: task.clone(),
                 channel,

@@ -9,6 +9,7 @@ use crate::backoff::Backoff;
 use crate::catalog::ObjectState;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::CollectionId;
+use crate::lane::Poison;
 use crate::pipeline::objects::Obstacle;
 use crate::pipeline::opening::{Ready, Stop};
 use crate::store::{Change, ObjectPhase};
@@ -118,6 +119,10 @@ impl Conductor<'_> {
                 progress: *progress,
             })
             .collect();
+        for (channel, _) in &records {
+            // It begins here; what is known of an earlier stretch of it means nothing any more.
+            self.ctx.durable.lock().forget(channel, id);
+        }
         let answer = entry.answer.done();
         if answer != entry.answer {
             changes.push(note(&self.ctx, id, &answer));
@@ -184,7 +189,14 @@ impl Conductor<'_> {
                 continue;
             };
             entry.route = None;
-            if let Some((channel, position)) = route.stream.poison() {
+            if let Some(poison) = route.stream.poison() {
+                self.keep(id, &poison, &problem).await;
+                let Poison {
+                    channel, position, ..
+                } = poison;
+                let Some(entry) = self.entries.get_mut(&id) else {
+                    continue;
+                };
                 entry.phase = Phase::Held(Held::Quarantined);
                 entry.poison = Some((channel.clone(), position));
                 let position = position.to_string();
@@ -198,6 +210,19 @@ impl Conductor<'_> {
                 board.error(id, problem);
             } else {
                 entry.poison = route.stream.refused();
+                // It may have been taken since, and the stream fail for another reason.
+                let refused = route.stream.refused().filter(|(channel, position)| {
+                    let goes_on = self.stored.detached.get(&(channel.clone(), id));
+                    goes_on.is_none_or(|p| (p.position, p.after) <= (*position, false))
+                });
+                if let Some((channel, position)) = refused {
+                    let poison = Poison {
+                        channel,
+                        position,
+                        payload: None,
+                    };
+                    self.keep(id, &poison, &problem).await;
+                }
                 self.failed(id, problem);
             }
         }

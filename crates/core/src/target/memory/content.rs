@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::flushed::Flushes;
 use super::{Key, Row};
 use crate::catalog::Collection;
 use crate::ids::{PChannel, PartitionId, VChannel};
@@ -15,6 +16,8 @@ pub(super) struct TargetPartition {
 
 /// One physical row.
 pub(super) struct Copy {
+    /// In the order of writing, over all keys.
+    pub(super) number: usize,
     pub(super) version: i64,
     pub(super) partition: PartitionId,
     pub(super) vchannel: VChannel,
@@ -22,6 +25,8 @@ pub(super) struct Copy {
 }
 
 pub(super) struct Kill {
+    /// In the order of writing, over all keys.
+    pub(super) number: usize,
     /// `None`: in all partitions.
     pub(super) partition: Option<PartitionId>,
     pub(super) vchannel: VChannel,
@@ -48,6 +53,10 @@ pub(super) struct Content {
     pub(super) partition_ids: Vec<PartitionId>,
     /// Channels that have read the drop of a partition or of the collection (`None`).
     pub(super) drops: Vec<(VChannel, Option<PartitionId>)>,
+    /// Rows and deletes that were written so far.
+    pub(super) inserts: usize,
+    pub(super) deletes: usize,
+    pub(super) flushes: Flushes,
 }
 
 impl Content {
@@ -72,6 +81,9 @@ impl Content {
             kills: BTreeMap::new(),
             partition_ids: Vec::new(),
             drops: Vec::new(),
+            inserts: 0,
+            deletes: 0,
+            flushes: Flushes::default(),
         }
     }
 
@@ -83,6 +95,32 @@ impl Content {
 
     pub(super) fn holds_rows(&self) -> bool {
         !self.copies.is_empty()
+    }
+
+    /// Rows and deletes so far.
+    pub(super) fn written(&self) -> (usize, usize) {
+        (self.inserts, self.deletes)
+    }
+
+    /// Whether rows and deletes up to `up_to` are among the first that were written.
+    pub(super) fn all_below(&self, copies: usize, kills: usize, up_to: Tso) -> bool {
+        let mut inserts = self.copies.values().flatten();
+        let mut deletes = self.kills.values().flatten();
+        inserts.all(|c| c.number < copies || c.ts > up_to)
+            && deletes.all(|k| k.number < kills || k.ts > up_to)
+    }
+
+    /// Forgets all rows and deletes but the first that were written.
+    pub(super) fn keep(&mut self, copies: usize, kills: usize) {
+        self.copies.retain(|_, of_key| {
+            of_key.retain(|c| c.number < copies);
+            !of_key.is_empty()
+        });
+        for of_key in self.kills.values_mut() {
+            of_key.retain(|k| k.number < kills);
+        }
+        self.inserts = self.inserts.min(copies);
+        self.deletes = self.deletes.min(kills);
     }
 
     fn is_dropped(&self, copy: &Copy) -> bool {

@@ -1,5 +1,6 @@
 //! The calls of one connection, with what the test made of the way there and back.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -473,8 +474,36 @@ impl Target for Session {
         .await
     }
 
-    async fn flush(&self, _database: &str, _names: &[String]) -> Result<(), TargetError> {
-        self.call("Flush", true, |_| Ok(())).await
+    async fn flush(&self, database: &str, names: &[String]) -> Result<(), TargetError> {
+        let (database, names) = (database.to_owned(), names.to_vec());
+        self.call("Flush", true, move |state| {
+            for name in &names {
+                state.flush(&database, name);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn is_flushed(
+        &self,
+        database: &str,
+        name: &str,
+        up_to: Tso,
+    ) -> Result<bool, TargetError> {
+        let (database, name) = (database.to_owned(), name.to_owned());
+        self.call("GetFlushState", false, move |state| {
+            let flushed = state.is_flushed(&database, &name, up_to);
+            flushed.ok_or_else(|| not_found(&name))
+        })
+        .await
+    }
+
+    async fn nodes(&self) -> Result<Option<BTreeSet<String>>, TargetError> {
+        self.call("GetMetrics", false, |state| {
+            Ok(Some([format!("node {}", state.incarnation)].into()))
+        })
+        .await
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) struct State {
     channels: BTreeMap<PChannel, Channel>,
     next_id: i64,
     pub(super) clock: Tso,
+    /// Restarts so far.
+    pub(super) incarnation: u64,
     pub(super) violations: Vec<String>,
     pub(super) refused: Vec<(String, String)>,
     pub(super) written: Written,
@@ -431,7 +433,10 @@ impl State {
         let vchannel = VChannel::new(insert.shard_name);
         for (row, ts) in insert.timestamps.iter().enumerate() {
             let key = columns.keys[row].clone();
+            let number = content.inserts;
+            content.inserts += 1;
             content.copies.entry(key).or_default().push(Copy {
+                number,
                 version: columns.versions.get(row).copied().unwrap_or_default(),
                 partition,
                 vchannel: vchannel.clone(),
@@ -482,7 +487,10 @@ impl State {
         }
         let vchannel = VChannel::new(delete.shard_name);
         for (key, ts) in keys.iter().zip(&delete.timestamps) {
+            let number = content.deletes;
+            content.deletes += 1;
             content.kills.entry(key.clone()).or_default().push(Kill {
+                number,
                 partition,
                 vchannel: vchannel.clone(),
                 ts: Tso(*ts),
@@ -526,6 +534,14 @@ impl State {
             }
             _ => self.violation(format!("{name}: {what}: not one that lives here")),
         }
+    }
+
+    /// The last tick of each channel.
+    pub(super) fn ticks(&self) -> HashMap<PChannel, Tso> {
+        let ticks = self.channels.iter();
+        ticks
+            .map(|(name, channel)| (name.clone(), channel.last_tick))
+            .collect()
     }
 
     /// All that was written for one key, for the message of a test that fails.

@@ -7,6 +7,7 @@ mod verify;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use cdc_lab::audit::verdict;
 use cdc_lab::cdc::{Addresses, Cdc};
 use cdc_lab::client::Client;
 use cdc_lab::compare::{Options, compare};
@@ -18,7 +19,6 @@ use serde_json::{Value, json};
 
 use self::certs::{Authority, Files};
 use self::etcd::{Etcd, ROOT};
-use crate::books;
 use crate::harness::{say, tests};
 use crate::lab::{PATIENCE, folder, progress, until};
 use crate::plain::Plain;
@@ -153,7 +153,7 @@ impl World {
         cdc.kill9().await?;
         tokio::try_join!(self.source.kill9(), self.target.kill9())?;
         self.etcd.kill9().await?;
-        books::keep_the_rules(&self.target)?;
+        verdict::keep_the_rules(&self.target)?;
         std::fs::remove_dir_all(&self.dir)?;
         Ok(())
     }

@@ -68,7 +68,7 @@ pub(super) async fn cdc(
 }
 
 /// A request that can be carried out as far as its form goes.
-enum Request {
+pub(super) enum Request {
     Create(Box<request::CreateTask>),
     Delete { id: String, ignore_not_found: bool },
     Pause(String),
@@ -85,7 +85,7 @@ impl Request {
     }
 }
 
-fn parse(limits: &request::Limits, bytes: &[u8]) -> Result<Request, Failure> {
+pub(super) fn parse(limits: &request::Limits, bytes: &[u8]) -> Result<Request, Failure> {
     let body: Value =
         serde_json::from_slice(bytes).map_err(|e| bad(format!("malformed JSON: {e}")))?;
     let Value::Object(map) = &body else {
@@ -302,6 +302,7 @@ pub(super) fn failure(error: TaskError) -> Failure {
             StatusCode::NOT_FOUND,
             format!("{error}; list shows what there is"),
         ),
+        TaskError::NoMessage(_) => (StatusCode::NOT_FOUND, error.to_string()),
         TaskError::Refused(problem) => (refused(problem), with_hint(problem)),
         TaskError::Conflict(problem) => (StatusCode::CONFLICT, with_hint(problem)),
         TaskError::Unreadable { .. } => (

@@ -4,6 +4,7 @@ pub(crate) mod body;
 mod doctor;
 mod events;
 mod promote;
+mod quarantine;
 mod query;
 pub(crate) mod shape;
 mod tasks;
@@ -31,6 +32,10 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(tasks::collections))
         .routes(routes!(tasks::positions))
         .routes(routes!(promote::look, promote::promote))
+        .routes(routes!(quarantine::list))
+        .routes(routes!(quarantine::get))
+        .routes(routes!(quarantine::retry))
+        .routes(routes!(quarantine::leave_out))
         .routes(routes!(events::of_task))
         .routes(routes!(events::all))
         .routes(routes!(doctor::look, doctor::look_further))

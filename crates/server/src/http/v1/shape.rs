@@ -92,6 +92,9 @@ pub(crate) struct Selected {
 pub(crate) struct Progress {
     /// Seconds between now and the oldest thing on the source that is not applied; null before the first message.
     pub(crate) lag_seconds: Option<f64>,
+    /// Seconds between now and the oldest thing that the target has not flushed: if it restarts, all from there is sent
+    /// again. Null if the task does not run, or nothing was flushed yet.
+    pub(crate) durable_lag_seconds: Option<f64>,
     /// Seconds since the stored checkpoint last moved; null if the task does not run.
     pub(crate) checkpoint_age_seconds: Option<f64>,
     /// How many collections are in which state.
@@ -172,6 +175,87 @@ pub(crate) struct Position {
     pub(crate) applied: String,
     /// The same in unix milliseconds.
     pub(crate) applied_at: u64,
+    /// The source's timestamp up to which the target has flushed everything, in unix milliseconds; null if that is not
+    /// known.
+    pub(crate) durable_at: Option<u64>,
+}
+
+/// A message that a collection stopped at.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Quarantined {
+    /// Always the same for the same collection and message.
+    #[schema(example = "445811557825249939-08be0d8f3a1cd5a7")]
+    pub(crate) key: String,
+    pub(crate) state: QuarantineState,
+    /// Who had it tried again or left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) by: Option<String>,
+    /// When it came to be `retried`, `dropped`, `carried` or `gone`, in unix milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) at: Option<u64>,
+    /// The source's id.
+    #[schema(example = "445811557825249939")]
+    pub(crate) collection_id: String,
+    pub(crate) database: String,
+    pub(crate) name: String,
+    /// The source's physical channel.
+    #[schema(example = "by-dev-rootcoord-dml_0")]
+    pub(crate) channel: String,
+    /// The message's id in the queue.
+    pub(crate) position: String,
+    /// `Insert`, `Delete`, …; null if it cannot be read.
+    pub(crate) kind: Option<String>,
+    /// In bytes; null if the queue no longer had it.
+    pub(crate) size: Option<u64>,
+    pub(crate) error: Trouble,
+    /// When it was found first, in unix milliseconds.
+    pub(crate) since: u64,
+    /// Why its bytes are not kept, if they are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) not_kept: Option<String>,
+}
+
+/// `waiting`: its collection does not go past it. `retried`: tried again, and it is not known yet what comes of it.
+/// `dropped`: its collection went on without it. `carried`: taken in the end. `gone`: its collection is.
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum QuarantineState {
+    Waiting,
+    Retried,
+    Dropped,
+    Carried,
+    Gone,
+}
+
+/// A message that a collection stopped at, with what there is of it.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct QuarantinedMessage {
+    #[serde(flatten)]
+    pub(crate) record: Quarantined,
+    /// What can be read of it; null if its bytes are not kept.
+    pub(crate) header: Option<MessageHeader>,
+    /// Base64 of its first bytes, as many as were asked for; null if they are not kept, or for a token that may only
+    /// read.
+    pub(crate) bytes: Option<String>,
+}
+
+/// The head of a message of Milvus, as far as it could be read.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct MessageHeader {
+    /// The number of its type (`common.MsgType`).
+    pub(crate) msg_type: Option<i32>,
+    pub(crate) msg_id: Option<String>,
+    pub(crate) timestamp: Option<String>,
+    pub(crate) source_id: Option<String>,
+    pub(crate) database: Option<String>,
+    pub(crate) collection: Option<String>,
+    pub(crate) collection_id: Option<String>,
+    pub(crate) partition: Option<String>,
+    pub(crate) partition_id: Option<String>,
+    /// The virtual channel it names.
+    pub(crate) shard: Option<String>,
+    /// Where and why reading ended before the end of the message.
+    pub(crate) broken: Option<String>,
 }
 
 /// One line of the history.
@@ -182,7 +266,7 @@ pub(crate) struct Event {
     pub(crate) task_id: String,
     /// Unix milliseconds.
     pub(crate) at: u64,
-    /// `created`, `paused`, `resumed`, `answered`, `promoting`, `promoted`, `deleted`.
+    /// `created`, `paused`, `resumed`, `answered`, `quarantined`, `retried`, `dropped`, `promoting`, `promoted`, `deleted`.
     #[schema(example = "paused")]
     pub(crate) kind: String,
     pub(crate) text: String,

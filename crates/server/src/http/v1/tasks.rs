@@ -57,7 +57,11 @@ pub(super) async fn list(State(api): State<Api>, uri: Uri) -> Answer {
 }
 
 /// The items behind the window's `after`, and where the next page begins. `all` is in order.
-fn page<T>(all: Vec<(String, T)>, window: &Window, before: impl Fn(&str, &str) -> bool) -> Page<T> {
+pub(super) fn page<T>(
+    all: Vec<(String, T)>,
+    window: &Window,
+    before: impl Fn(&str, &str) -> bool,
+) -> Page<T> {
     let mut rest = all.into_iter().filter(|(id, _)| {
         window
             .after

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use cdc_core::decode::header::Header;
 use cdc_core::error::Problem;
 use cdc_core::ids::{CollectionId, PChannel};
+use cdc_core::quarantine::{Kept, Record, State};
 use cdc_core::store::TaskProgress;
 use cdc_core::task::{
     CollectionState, CollectionStatus, OnConflict, Pattern, Selection, StartPoint, TaskSpec,
@@ -15,8 +17,8 @@ use serde_json::json;
 
 use super::body;
 use super::shape::{
-    Check, Collection, Counters, Event, Position, Progress, Report, Selected, Target, Task,
-    TaskState, Trouble, Verdict,
+    Check, Collection, Counters, Event, MessageHeader, Position, Progress, QuarantineState,
+    Quarantined, Report, Selected, Target, Task, TaskState, Trouble, Verdict,
 };
 use crate::doctor;
 use crate::http::show;
@@ -114,6 +116,7 @@ pub(super) fn progress(
     }
     Progress {
         lag_seconds: status.map_or_else(|| show::stored_lag(stored), |s| s.lag_seconds),
+        durable_lag_seconds: status.and_then(|s| s.durable_lag_seconds),
         checkpoint_age_seconds: status.and_then(|s| s.checkpoint_age_seconds),
         collections: by_state,
         problems: status
@@ -211,7 +214,10 @@ fn collection(c: &CollectionStatus, stored: &TaskProgress) -> Collection {
         } else {
             c.positions
                 .iter()
-                .map(|(channel, p)| position(Some(c.source_id), channel, &p.position, p.applied))
+                .map(|(channel, p)| Position {
+                    durable_at: p.durable.map(Tso::millis),
+                    ..position(Some(c.source_id), channel, &p.position, p.applied)
+                })
                 .collect()
         },
     }
@@ -243,6 +249,53 @@ fn position(
         position: encode_position(channel, position, applied),
         applied: applied.to_string(),
         applied_at: applied.millis(),
+        durable_at: None,
+    }
+}
+
+pub(super) fn quarantined(record: &Record) -> Quarantined {
+    let (state, by, at) = match &record.state {
+        State::Waiting => (QuarantineState::Waiting, None, None),
+        State::Retried { by, at } => (QuarantineState::Retried, Some(by), Some(*at)),
+        State::Dropped { by, at } => (QuarantineState::Dropped, Some(by), Some(*at)),
+        State::Carried { at } => (QuarantineState::Carried, None, Some(*at)),
+        State::Gone { at } => (QuarantineState::Gone, None, Some(*at)),
+    };
+    Quarantined {
+        key: record.key(),
+        state,
+        by: by.cloned(),
+        at,
+        collection_id: record.collection.to_string(),
+        database: record.database.clone(),
+        name: record.name.clone(),
+        channel: record.channel.to_string(),
+        position: record.position.to_string(),
+        kind: record.kind.clone(),
+        size: record.size,
+        error: trouble(&record.problem, None),
+        since: record.since,
+        not_kept: match &record.kept {
+            Kept::Whole => None,
+            Kept::Not(why) => Some(why.clone()),
+        },
+    }
+}
+
+pub(super) fn header(head: Header) -> MessageHeader {
+    let id = |n: Option<i64>| n.map(|n| n.to_string());
+    MessageHeader {
+        msg_type: head.msg_type,
+        msg_id: id(head.msg_id),
+        timestamp: head.timestamp.map(|n| n.to_string()),
+        source_id: id(head.source_id),
+        database: head.database,
+        collection: head.collection,
+        collection_id: id(head.collection_id),
+        partition: head.partition,
+        partition_id: id(head.partition_id),
+        shard: head.shard,
+        broken: head.broken,
     }
 }
 

@@ -114,6 +114,27 @@ impl Keys {
         format!("{}replicate", self.progress(task))
     }
 
+    /// Messages that could not be carried. Not below `progress`: what is read at every start stays small.
+    pub(super) fn quarantine(&self, task: &TaskId) -> String {
+        format!("{}quarantine/{}/", self.root, part(task.as_str()))
+    }
+
+    pub(super) fn quarantined(&self, task: &TaskId) -> String {
+        format!("{}records/", self.quarantine(task))
+    }
+
+    pub(super) fn quarantined_one(&self, task: &TaskId, key: &str) -> String {
+        format!("{}{}", self.quarantined(task), part(key))
+    }
+
+    pub(super) fn message(&self, task: &TaskId, message: &str) -> String {
+        format!("{}messages/{}/", self.quarantine(task), part(message))
+    }
+
+    pub(super) fn message_part(&self, task: &TaskId, message: &str, part: u32) -> String {
+        format!("{}{part:06}", self.message(task, message))
+    }
+
     pub(super) fn floors(&self, target: &TargetKey) -> String {
         format!("{}floors/{}/", self.root, part(target.as_str()))
     }

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use cdc_core::ids::TaskId;
 use cdc_core::store::{Change, Progress, StoreError};
 use cdc_core::tso::Tso;
@@ -133,6 +135,12 @@ impl Plan<'_> {
         Ok(())
     }
 
+    /// Everything of a task but the task.
+    async fn forget(&mut self, task: &TaskId) -> Result<(), StoreError> {
+        self.delete_below(&self.keys.quarantine(task)).await?;
+        self.delete_below(&self.keys.progress(task)).await
+    }
+
     async fn task(&mut self, write: &TaskWrite) -> Result<(), StoreError> {
         match write {
             TaskWrite::Create(task) => {
@@ -187,7 +195,7 @@ impl Plan<'_> {
                         self.delete(key);
                     }
                 }
-                self.delete_below(&self.keys.progress(task)).await
+                self.forget(task).await
             }
             TaskWrite::Event { task, event } => self.event(task, event).await,
         }
@@ -318,6 +326,26 @@ impl Plan<'_> {
                 }
                 Ok(())
             }
+            Change::PutQuarantined { task, key, record } => {
+                self.put_json(self.keys.quarantined_one(task, key), record)
+            }
+            Change::DeleteQuarantined { task, key } => {
+                self.delete(self.keys.quarantined_one(task, key));
+                Ok(())
+            }
+            Change::PutMessagePart {
+                task,
+                message,
+                part,
+                bytes,
+            } => {
+                let key = self.keys.message_part(task, message, *part);
+                self.put(key, STANDARD.encode(bytes));
+                Ok(())
+            }
+            Change::DeleteMessage { task, message } => {
+                self.delete_below(&self.keys.message(task, message)).await
+            }
             Change::RaiseFloor {
                 target,
                 channel,
@@ -332,7 +360,7 @@ impl Plan<'_> {
                 self.put(key, floor.max(&there).0.to_string());
                 Ok(())
             }
-            Change::ForgetTask { task } => self.delete_below(&self.keys.progress(task)).await,
+            Change::ForgetTask { task } => self.forget(task).await,
         }
     }
 }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use cdc_core::ids::{CollectionId, PChannel, PartitionId};
+use cdc_core::quarantine::Record;
 use cdc_core::store::{StoreError, TaskProgress};
 use cdc_core::tso::Tso;
 use etcd_client::{GetOptions, GetResponse, Txn, TxnOp, TxnOpResponse};
@@ -148,6 +151,45 @@ pub(super) fn progress(
         }
     }
     Ok(all)
+}
+
+/// `found`: everything below the prefix of the records.
+pub(super) fn quarantine(
+    prefix: &str,
+    found: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, Record>, StoreError> {
+    let records = found.iter().map(|(key, value)| {
+        let key = name(key.get(prefix.len()..).unwrap_or(""));
+        Ok((key, json(value)?))
+    });
+    records.collect()
+}
+
+/// The parts of a message below `prefix`, put together.
+pub(super) async fn parts(link: &Link, keys: &Keys, prefix: &str) -> Result<Vec<u8>, StoreError> {
+    let mut whole = Vec::new();
+    // The parts are counted from 0 and may have gaps; their keys end with 6 digits.
+    let mut next = prefix.to_owned();
+    loop {
+        let options = GetOptions::new()
+            .with_range(format!("{prefix}:"))
+            .with_limit(1);
+        let get = TxnOp::get(next.as_str(), Some(options));
+        let (found, journal) = with_journal(link, keys, get).await?;
+        if journal.contains_key(&keys.journal_commit()) {
+            // It may be about these.
+            whole.clear();
+            for part in below(link, keys, prefix).await?.values() {
+                whole.extend(STANDARD.decode(part).map_err(corrupt)?);
+            }
+            return Ok(whole);
+        }
+        let Some((key, part)) = found.into_iter().next() else {
+            return Ok(whole);
+        };
+        whole.extend(STANDARD.decode(part).map_err(corrupt)?);
+        next = key + "\0";
+    }
 }
 
 /// `found`: everything below the target's prefix.

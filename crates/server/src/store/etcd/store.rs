@@ -112,7 +112,16 @@ impl EtcdStore {
 impl ProgressStore for EtcdStore {
     async fn load(&self, task: &TaskId) -> Result<TaskProgress, StoreError> {
         let prefix = self.keys.progress(task);
-        read::progress(&prefix, &self.below(&prefix).await?)
+        let mut progress = read::progress(&prefix, &self.below(&prefix).await?)?;
+        let prefix = self.keys.quarantined(task);
+        progress.quarantine = read::quarantine(&prefix, &self.below(&prefix).await?)?;
+        Ok(progress)
+    }
+
+    /// Part by part: no answer of etcd is larger than one.
+    async fn message(&self, task: &TaskId, message: &str) -> Result<Vec<u8>, StoreError> {
+        let prefix = self.keys.message(task, message);
+        read::parts(&self.link, &self.keys, &prefix).await
     }
 
     async fn floors(&self, target: &TargetKey) -> Result<BTreeMap<PChannel, Tso>, StoreError> {

@@ -2,6 +2,8 @@
 
 use std::vec;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use cdc_core::ids::{CollectionId, PChannel, PartitionId, TaskId};
 use cdc_core::store::{Progress, StoreError, TaskProgress};
 use cdc_core::tso::Tso;
@@ -86,6 +88,7 @@ pub(super) fn progress_statements(d: &Dialect, task: &TaskId) -> Vec<Statement> 
         ("collections", &["source", "object"][..]),
         ("partitions", &["source", "object"][..]),
         ("notes", &["collection", "note"][..]),
+        ("quarantine", &["id", "record"][..]),
     ]
     .map(|(table, columns)| d.select(table, columns, &of, ""))
     .to_vec()
@@ -113,14 +116,37 @@ pub(super) fn progress(tables: Vec<Vec<Row>>) -> Result<TaskProgress, StoreError
                     let id = PartitionId(row.number()?);
                     all.partitions.insert(id, row.json()?);
                 }
-                _ => {
+                5 => {
                     let id = CollectionId(row.number()?);
                     all.notes.insert(id, row.text()?);
+                }
+                _ => {
+                    let id = row.text()?;
+                    all.quarantine.insert(id, row.json()?);
                 }
             }
         }
     }
     Ok(all)
+}
+
+/// What [`message`] reads, in its order.
+pub(super) fn message_statement(d: &Dialect, task: &TaskId, message: &str) -> Statement {
+    let of = [
+        ("task", Value::from(task.as_str())),
+        ("message", Value::from(message)),
+    ];
+    let in_order = format!(" ORDER BY {}", d.name("part"));
+    d.select("messages", &["body"], &of, &in_order)
+}
+
+pub(super) fn message(parts: Vec<Row>) -> Result<Vec<u8>, StoreError> {
+    let mut whole = Vec::new();
+    for mut part in parts.into_iter().map(Cells::of) {
+        let part = STANDARD.decode(part.text()?).map_err(corrupt)?;
+        whole.extend(part);
+    }
+    Ok(whole)
 }
 
 pub(super) fn floor(row: Row) -> Result<(PChannel, Tso), StoreError> {

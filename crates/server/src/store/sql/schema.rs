@@ -51,7 +51,8 @@ pub enum OpenSqlError {
 ///
 /// `{p}` is the prefix with a quote before it, `{q}` the quote, `{name}` a name (compared byte by byte), `{ts}` 20
 /// digits, `{long}` any text, `{seq}` a counter, `{end}` what follows a table.
-const STEPS: &[&[&str]] = &[&[
+const STEPS: &[&[&str]] = &[
+&[
     "CREATE TABLE IF NOT EXISTS {p}tasks{q} (id {name} PRIMARY KEY, spec {long} NOT NULL, desired {long} NOT NULL,
         created BIGINT NOT NULL, updated BIGINT NOT NULL){end}",
     "CREATE TABLE IF NOT EXISTS {p}events{q} ({q}seq{q} {seq}, task {name} NOT NULL, {q}at{q} BIGINT NOT NULL,
@@ -74,6 +75,13 @@ const STEPS: &[&[&str]] = &[&[
     // One row. `beat` counts while the owner lives, `held` is 0 after a clean end.
     "CREATE TABLE IF NOT EXISTS {p}owner{q} (id BIGINT PRIMARY KEY, epoch BIGINT NOT NULL, beat BIGINT NOT NULL,
         held BIGINT NOT NULL, lease_ms BIGINT NOT NULL, name {name} NOT NULL){end}",
+],
+&[
+    "CREATE TABLE IF NOT EXISTS {p}quarantine{q} (task {name} NOT NULL, id {name} NOT NULL, record {long} NOT NULL,
+        PRIMARY KEY (task, id)){end}",
+    // Base64: the other columns are text and numbers, too.
+    "CREATE TABLE IF NOT EXISTS {p}messages{q} (task {name} NOT NULL, {q}message{q} {name} NOT NULL, {q}part{q} BIGINT NOT NULL,
+        body {long} NOT NULL, PRIMARY KEY (task, {q}message{q}, {q}part{q})){end}",
 ]];
 
 pub(crate) const VERSION: i64 = STEPS.len() as i64;

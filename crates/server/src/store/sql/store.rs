@@ -194,6 +194,11 @@ impl ProgressStore for SqlStore {
             .collect()
     }
 
+    async fn message(&self, task: &TaskId, message: &str) -> Result<Vec<u8>, StoreError> {
+        let parts = read::message_statement(&self.dialect, task, message);
+        read::message(self.fetch(parts).await?)
+    }
+
     async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         self.run(changes.into_iter().map(Write::Progress).collect())
             .await

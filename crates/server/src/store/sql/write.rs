@@ -1,5 +1,7 @@
 //! What one change does to the tables.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use cdc_core::ids::TaskId;
 use cdc_core::position::Position;
 use cdc_core::store::{Change, Progress, StoreError};
@@ -22,13 +24,15 @@ fn json<T: Serialize>(value: &T) -> Result<Value, StoreError> {
 }
 
 /// The tables of a task's progress.
-pub(crate) const PROGRESS: [&str; 6] = [
+pub(crate) const PROGRESS: [&str; 8] = [
     "channels",
     "detached",
     "replicate",
     "collections",
     "partitions",
     "notes",
+    "quarantine",
+    "messages",
 ];
 
 pub(crate) fn statements(d: &Dialect, write: &Write) -> Result<Vec<Statement>, StoreError> {
@@ -214,6 +218,31 @@ fn progress(d: &Dialect, change: &Change) -> Result<Vec<Statement>, StoreError> 
                 note => d.upsert("notes", &keys, &[("note", note.into(), Keep::New)]),
             }
         }
+        Change::PutQuarantined { task, key, record } => {
+            let keys = [of(task), ("id", key.as_str().into())];
+            d.upsert("quarantine", &keys, &[("record", json(record)?, Keep::New)])
+        }
+        Change::DeleteQuarantined { task, key } => {
+            d.delete("quarantine", &[of(task), ("id", key.as_str().into())])
+        }
+        Change::PutMessagePart {
+            task,
+            message,
+            part,
+            bytes,
+        } => {
+            let keys = [
+                of(task),
+                ("message", message.as_str().into()),
+                ("part", i64::from(*part).into()),
+            ];
+            let body = ("body", STANDARD.encode(bytes).into(), Keep::New);
+            d.upsert("messages", &keys, &[body])
+        }
+        Change::DeleteMessage { task, message } => d.delete(
+            "messages",
+            &[of(task), ("message", message.as_str().into())],
+        ),
         Change::RaiseFloor {
             target,
             channel,

@@ -37,6 +37,11 @@ const STEPS: &[&str] = &["
         PRIMARY KEY (task, collection)) STRICT, WITHOUT ROWID;
     CREATE TABLE floors (target TEXT NOT NULL, channel TEXT NOT NULL, floor TEXT NOT NULL,
         PRIMARY KEY (target, channel)) STRICT, WITHOUT ROWID;
+", "
+    CREATE TABLE quarantine (task TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL,
+        PRIMARY KEY (task, id)) STRICT, WITHOUT ROWID;
+    CREATE TABLE messages (task TEXT NOT NULL, message TEXT NOT NULL, part INTEGER NOT NULL, body TEXT NOT NULL,
+        PRIMARY KEY (task, message, part)) STRICT;
 "];
 
 /// The schema this program writes.

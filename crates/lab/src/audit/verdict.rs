@@ -4,15 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use anyhow::{Error, Result, bail, ensure};
-use cdc_lab::audit::Log;
-use cdc_lab::client::{Client, Key, Query};
-use cdc_lab::compare::Report;
-use cdc_lab::servers::Milvus;
 use milvus::proto::common::ConsistencyLevel;
 use milvus::proto::schema::DataType;
 
+use super::Log;
+use crate::client::{Client, Key, Query};
+use crate::compare::Report;
+use crate::servers::Milvus;
+
 /// Time and message ids on the target go by the rules.
-pub(crate) fn keep_the_rules(target: &Milvus) -> Result<()> {
+///
+/// # Errors
+/// They do not, or the log cannot be read.
+pub fn keep_the_rules(target: &Milvus) -> Result<()> {
     let log = Log::read(&target.rocksmq_path())?;
     ensure!(
         log.violations().is_empty(),
@@ -25,7 +29,7 @@ pub(crate) fn keep_the_rules(target: &Milvus) -> Result<()> {
 /// Source and target differ although the target was given the right rows: its own log has them, by key and by copies,
 /// each below a tick, and keeps the rules.
 #[derive(Debug)]
-pub(crate) struct TargetsFault(String);
+pub struct TargetsFault(String);
 
 impl fmt::Display for TargetsFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -37,7 +41,10 @@ impl std::error::Error for TargetsFault {}
 
 /// Of each collection whose rows differ: whether the target's log has the rows of the source. A [`TargetsFault`] if that
 /// alone explains the report.
-pub(crate) async fn verdict(
+///
+/// # Errors
+/// The log cannot be read.
+pub async fn verdict(
     source: &Client,
     target: &Client,
     server: &Milvus,

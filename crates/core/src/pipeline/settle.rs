@@ -1,0 +1,245 @@
+//! Moves the durable checkpoint: asks the target what it has flushed, makes it flush what it has not, and watches for its
+//! restarts. Beside the readers; nothing waits for it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use tokio::time::Instant;
+
+use super::TaskContext;
+use super::durable::{Durable, Point};
+use super::objects::Route;
+use super::reader::{Reader, Scope};
+use crate::error::{ErrorClass, Problem};
+use crate::ids::{CollectionId, PChannel};
+use crate::target::TargetError;
+use crate::tso::Tso;
+
+/// How often the target is asked whether it has restarted.
+const WATCH_EVERY: Duration = Duration::from_secs(5);
+/// A proxy answers from what it has kept for so long (`metricsCacheManager`, 5 s).
+const NODES_KEPT: Duration = Duration::from_secs(6);
+/// Collections asked for at the same time.
+const AT_ONCE: usize = 4;
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A lane shows what it has sent within this, or another time.
+const SHOWN_WITHIN: Duration = Duration::from_secs(30);
+const FLUSHED_WITHIN: Duration = Duration::from_secs(60);
+/// A target that has started has nodes for all its channels by then.
+const WATCHED_WITHIN: Duration = Duration::from_secs(60);
+/// After a start nothing is known to be flushed, and most is: data nodes flush by themselves within ten minutes
+/// (`dataNode.segment.syncPeriod`). Until then what nothing came for is asked for, and not made to flush.
+const GENTLE_FOR: Duration = Duration::from_secs(660);
+
+/// A collection as a round finds it.
+pub(super) struct Carried {
+    pub(super) route: Arc<Route>,
+    /// Rows acknowledged by now.
+    pub(super) rows: u64,
+    /// Target timestamp at or above everything acknowledged of it by now.
+    up_to: Tso,
+    way: Way,
+}
+
+/// How a collection is brought to where all of it is flushed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    /// It is: nothing came since an earlier round.
+    Settled,
+    /// In a later round: the target may not have a node for each of its channels yet, and answers for those that have
+    /// one.
+    Wait,
+    /// Nothing came since the start: it may be.
+    Ask,
+    Flush,
+}
+
+impl Carried {
+    /// `settled_at`: the rows it had when all of it was flushed. `age`: of the task's present beginning.
+    pub(super) fn new(route: &Arc<Route>, settled_at: Option<u64>, age: Duration) -> Self {
+        let rows = route.stream.rows.load(Ordering::Acquire);
+        let lanes = route.shards.iter().map(|s| s.lane.max_acknowledged());
+        Self {
+            route: route.clone(),
+            rows,
+            up_to: lanes.max().unwrap_or_default(),
+            way: match rows {
+                _ if settled_at == Some(rows) => Way::Settled,
+                0 if age < WATCHED_WITHIN => Way::Wait,
+                0 if age < GENTLE_FOR => Way::Ask,
+                _ => Way::Flush,
+            },
+        }
+    }
+}
+
+/// Where a reader stood, and what it carried. The place is read before what is acknowledged.
+pub(super) struct Stood {
+    pub(super) reader: Arc<Reader>,
+    pub(super) at: Point,
+    pub(super) carried: Vec<CollectionId>,
+}
+
+pub(super) struct Round {
+    pub(super) readers: Vec<Stood>,
+    pub(super) collections: Vec<Carried>,
+}
+
+/// What came of a round.
+pub(super) struct Settled {
+    pub(super) round: Round,
+    /// By the round's collections: everything of it up to then is flushed.
+    pub(super) flushed: Vec<bool>,
+    pub(super) problems: Vec<Problem>,
+}
+
+pub(super) async fn settle(ctx: Arc<TaskContext>, round: Round) -> Settled {
+    let asked: Vec<_> = round.collections.iter().map(|c| confirm(&ctx, c)).collect();
+    let outcomes: Vec<_> = stream::iter(asked).buffered(AT_ONCE).collect().await;
+    let mut problems = Vec::new();
+    let mut flushed: Vec<bool> = Vec::with_capacity(outcomes.len());
+    for (carried, outcome) in round.collections.iter().zip(outcomes) {
+        let to = &carried.route.shards[0].to;
+        flushed.push(match outcome {
+            Ok(flushed) => flushed,
+            Err(error) => {
+                let problem = error.problem();
+                let why = format!(
+                    "{}.{} cannot be flushed: {}",
+                    to.database, to.name, problem.message
+                );
+                problems.push(Problem::new(problem.class, why, problem.hint));
+                false
+            }
+        });
+    }
+    // A target that restarted meanwhile may have moved on without some of it.
+    let nodes = ctx.durable.lock().nodes.clone();
+    if nodes.is_some() && flushed.iter().any(|f| *f) {
+        let asked = round.collections.iter().any(|c| c.way != Way::Settled);
+        if asked {
+            tokio::time::sleep(NODES_KEPT).await;
+        }
+        match ctx.hub.target.nodes().await {
+            Ok(now) if now == nodes => {}
+            _ => flushed.fill(false),
+        }
+    }
+    problems.extend(out_of_reach(&ctx).await);
+    Settled {
+        round,
+        flushed,
+        problems,
+    }
+}
+
+/// Whether everything of a collection is flushed, flushing it if need be.
+async fn confirm(ctx: &TaskContext, carried: &Carried) -> Result<bool, TargetError> {
+    match carried.way {
+        Way::Settled => return Ok(true),
+        Way::Wait => return Ok(false),
+        Way::Ask | Way::Flush => {}
+    }
+    let target = &ctx.hub.target;
+    let to = &carried.route.shards[0].to;
+    // What no tick has shown its nodes have not read yet.
+    let lanes = || carried.route.shards.iter().map(|s| &s.lane);
+    let shown = || lanes().all(|lane| lane.acknowledged_tick() >= carried.up_to);
+    let deadline = Instant::now() + SHOWN_WITHIN;
+    while !shown() {
+        if Instant::now() > deadline || carried.route.stream.failed() {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    let is_flushed = || target.is_flushed(&to.database, &to.name, carried.up_to);
+    if carried.way == Way::Ask {
+        return is_flushed().await;
+    }
+    // Also where it may be flushed already: a flush is taken only if each of the channels has a node, and only then the
+    // checkpoints of all of them are asked.
+    target
+        .flush(&to.database, std::slice::from_ref(&to.name))
+        .await?;
+    let deadline = Instant::now() + FLUSHED_WITHIN;
+    while Instant::now() < deadline {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if is_flushed().await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Channels whose queue no longer holds what a restart of the target would need.
+async fn out_of_reach(ctx: &TaskContext) -> Vec<Problem> {
+    let needed = ctx.durable.lock().needed();
+    let mut problems = Vec::new();
+    for (channel, position) in needed {
+        let Ok(Some(bounds)) = ctx.parts.source.bounds(&channel).await else {
+            continue;
+        };
+        if bounds.first > position {
+            let why = format!(
+                "{channel}: the queue begins at {}, behind the durable checkpoint at {position}: if the target restarts now, what it has not flushed cannot be sent again",
+                bounds.first
+            );
+            let hint = "raise the retention of the source's queue, or lower target.durableSeconds";
+            problems.push(Problem::new(ErrorClass::Transient, why, hint));
+        }
+    }
+    problems
+}
+
+/// Returns when the target has restarted: its nodes have been others twice in a row.
+pub(super) async fn watch(ctx: &TaskContext) {
+    let mut other = None;
+    let mut every = tokio::time::interval(WATCH_EVERY);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let Ok(Some(now)) = ctx.hub.target.nodes().await else {
+            continue;
+        };
+        if ctx.durable.lock().nodes.as_ref() == Some(&now) {
+            other = None;
+        } else if other.as_ref() == Some(&now) {
+            return;
+        } else {
+            other = Some(now);
+        }
+    }
+}
+
+/// Puts a round's outcome into the checkpoint. `carries`: the collections that this reader carries now, if it still is the
+/// reader of its channel or collection.
+pub(super) fn put(
+    durable: &mut Durable,
+    settled: &Settled,
+    carries: impl Fn(&Reader) -> Option<BTreeSet<CollectionId>>,
+) {
+    let flushed = |c: &CollectionId| {
+        let mut all = settled.round.collections.iter().zip(&settled.flushed);
+        all.any(|(carried, flushed)| carried.route.source == *c && *flushed)
+    };
+    for stood in &settled.round.readers {
+        let Some(now) = carries(&stood.reader) else {
+            continue;
+        };
+        if !stood.carried.iter().all(flushed) {
+            continue;
+        }
+        let channel: &PChannel = &stood.reader.channel;
+        match &stood.reader.scope {
+            // What was taken off meanwhile has its own place, and keeps it.
+            Scope::Main => {
+                let here = stood.carried.iter().copied();
+                durable.settled(channel, stood.at, here.filter(|c| now.contains(c)));
+            }
+            Scope::One(route) => durable.settled_alone(channel, route.source, stood.at),
+        }
+    }
+}
