@@ -128,6 +128,9 @@ pub(super) struct Conductor<'a> {
     inbox: &'a mut mpsc::Receiver<Command>,
     /// Stored collections that have not been opened or read for the first time.
     first: Option<BTreeSet<CollectionId>>,
+    /// Gone on the source, met in the first round: dropped from the table once the readers have begun. The drop's tick
+    /// would show what they have to send anew, an upsert of which only half was sent, say.
+    pub(super) gone_first: BTreeSet<CollectionId>,
     /// As loaded at the start; its records of detached collections are kept as they are stored.
     pub(super) stored: TaskProgress,
     pub(super) mains: BTreeMap<PChannel, Arc<Reader>>,
@@ -158,6 +161,7 @@ impl<'a> Conductor<'a> {
             board,
             inbox,
             first: None,
+            gone_first: BTreeSet::new(),
             stored,
             mains: BTreeMap::new(),
             catching: BTreeMap::new(),
@@ -271,6 +275,7 @@ impl<'a> Conductor<'a> {
         if self.first_round && self.first.as_ref().is_some_and(BTreeSet::is_empty) {
             self.first_round = false;
             self.begin().await;
+            self.gone_first.clear();
         }
         if !self.first_round {
             self.attach_ready().await;
@@ -369,6 +374,9 @@ impl<'a> Conductor<'a> {
                 break;
             }
             let key = (entry.database.clone(), entry.source.name.clone());
+            if self.gone_first.contains(id) {
+                continue;
+            }
             match entry.phase {
                 Phase::Unread(at) if at <= now => {}
                 // Two of one name would find each other's half on the target.

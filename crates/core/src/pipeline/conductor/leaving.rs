@@ -85,6 +85,15 @@ impl Conductor<'_> {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
+        if self.first_round {
+            // Asked for again by the first round that follows the readers' begin.
+            entry.phase = Phase::Due;
+            self.gone_first.insert(id);
+            if let Some(first) = &mut self.first {
+                first.remove(&id);
+            }
+            return;
+        }
         entry.phase = Phase::Dropping;
         if let Some(route) = entry.route.take() {
             self.detach(id, &route).await;
