@@ -372,7 +372,10 @@ impl Run {
                 return Ok(());
             }
             if self.now > since + STOPPED {
-                let text = format!("a clean stop takes too long\n{}", self.world.report_of(&engine));
+                let text = format!(
+                    "a clean stop takes too long\n{}",
+                    self.world.report_of(&engine)
+                );
                 return Err(Failure::new("stop", text));
             }
         }

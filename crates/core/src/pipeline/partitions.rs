@@ -33,37 +33,35 @@ impl Objects {
             .partitions(&to.database, &to.name)
             .await
             .map_err(|e| e.problem())?;
+        // Those that were made, whatever the source says of them by now: their drops are still to be carried.
+        let made: Vec<PartitionObject> = self.partitions.lock().values().cloned().collect();
+        for object in made {
+            if object.collection == route.source
+                && matches!(object.phase, ObjectPhase::Live | ObjectPhase::Dropping)
+                && let Some(target) = object.target
+                && found.iter().any(|(_, id)| *id == target)
+            {
+                let entry = PartitionRoute {
+                    target,
+                    name: object.name,
+                };
+                route.partitions.write().insert(object.source, entry);
+            }
+        }
         for partition in source.partitions.values() {
-            let known = self.partitions.lock().get(&partition.id).cloned();
-            match known {
-                Some(object)
-                    if matches!(object.phase, ObjectPhase::Live | ObjectPhase::Dropping) =>
-                {
-                    if let Some(target) = object.target
-                        && found.iter().any(|(_, id)| *id == target)
-                    {
-                        let entry = PartitionRoute {
-                            target,
-                            name: object.name,
-                        };
-                        route.partitions.write().insert(partition.id, entry);
-                    }
-                }
-                Some(_) => {}
-                None if partition.state == ObjectState::Created => {
-                    let owned = self.partitions.lock().values().any(|o| {
-                        o.collection == route.source
-                            && o.name == partition.name
-                            && o.phase != ObjectPhase::Dropped
-                    });
-                    if !owned
-                        && let Some((name, id)) =
-                            found.iter().find(|(name, _)| *name == partition.name)
-                    {
-                        self.adopt_partition(route, partition.id, name, *id).await;
-                    }
-                }
-                None => {}
+            let known = self.partitions.lock().contains_key(&partition.id);
+            if known || partition.state != ObjectState::Created {
+                continue;
+            }
+            let owned = self.partitions.lock().values().any(|o| {
+                o.collection == route.source
+                    && o.name == partition.name
+                    && o.phase != ObjectPhase::Dropped
+            });
+            if !owned
+                && let Some((name, id)) = found.iter().find(|(name, _)| *name == partition.name)
+            {
+                self.adopt_partition(route, partition.id, name, *id).await;
             }
         }
         Ok(())
@@ -157,6 +155,16 @@ impl Objects {
         let _guard = self.making.lock().await;
         if let Some(known) = self.known_partition(route, id) {
             return Some(known);
+        }
+        // Not by this way, but it was made: the mark below must not take the place of what is known of it.
+        let made = self.partitions.lock().get(&id).cloned();
+        if let Some(made) = made.filter(|o| o.phase != ObjectPhase::Dropped)
+            && let Some(target) = made.target
+        {
+            return Some(PartitionRoute {
+                target,
+                name: made.name,
+            });
         }
         self.put_partition(PartitionObject {
             source: id,

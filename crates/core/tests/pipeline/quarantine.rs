@@ -9,9 +9,9 @@ use cdc_core::store::ProgressStore;
 use cdc_core::task::{CollectionState, Verdict};
 use rand::Rng;
 
-use cdc_sim::world::{PATIENCE, World, seeds};
 use super::choices::{quarantined, truncated};
 use super::writes;
+use cdc_sim::world::{PATIENCE, World, seeds};
 
 async fn records(world: &World) -> Vec<Record> {
     let task = &world.tasks[0].id;

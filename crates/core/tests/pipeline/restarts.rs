@@ -6,8 +6,8 @@ use cdc_core::ids::CollectionId;
 use cdc_core::target::memory::Weather;
 use rand::Rng;
 
-use cdc_sim::world::{World, seeds};
 use crate::writes;
+use cdc_sim::world::{World, seeds};
 
 async fn target_restarts(seed: u64) {
     let mut world = World::new(seed, 3, 2);
