@@ -148,6 +148,12 @@ impl Books {
         self.stretches.is_empty() && self.above.is_empty() && self.progress.applied >= self.joined
     }
 
+    /// Nothing is in flight: of a reader that reads no more, nothing else comes.
+    pub(crate) fn is_settled(&mut self) -> bool {
+        self.progress();
+        self.stretches.is_empty() && self.cell.is_done()
+    }
+
     /// What is true after a clean stop: nothing is in doubt but what was so at the start and is not replayed yet.
     pub(crate) fn clean(&mut self) -> Progress {
         let mut progress = self.progress();

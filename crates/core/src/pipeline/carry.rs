@@ -254,8 +254,10 @@ impl Reader {
             return;
         };
         // Never made on the target: nothing to drop there.
-        let Some(known) = self.objects.bury(&route, partition).await else {
-            return;
+        let known = match self.objects.bury(&route, partition).await {
+            Ok(Some(known)) => known,
+            Ok(None) => return,
+            Err(problem) => return self.stick(inner, &route, &problem),
         };
         for shard in route.shards_on(&self.channel).collect::<Vec<_>>() {
             let times = || vec![ts.0];

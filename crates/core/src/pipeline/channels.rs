@@ -45,7 +45,9 @@ impl Conductor<'_> {
             self.checkpoint(true).await;
             let all = self.mains.values().chain(self.catching.values());
             let ended = all.clone().all(|r| r.over.load(Ordering::Acquire));
-            if self.readers.is_empty() && ended && all.clone().all(|r| r.books.lock().is_clean()) {
+            // Not only clean ones: one that could not read to its tick has something in doubt, which its W says.
+            if self.readers.is_empty() && ended && all.clone().all(|r| r.books.lock().is_settled())
+            {
                 break;
             }
         }

@@ -140,9 +140,21 @@ impl Objects {
         id: PartitionId,
     ) -> Result<(), Problem> {
         let _one = self.clearing.lock().await;
-        let Some(object) = self.partitions.lock().get(&id).cloned() else {
+        let Some(mut object) = self.partitions.lock().get(&id).cloned() else {
             return Ok(());
         };
+        if object.phase == ObjectPhase::Creating {
+            let _guard = self.making.lock().await;
+            match self.found(route, object.clone()).await? {
+                Some(found) => object = found,
+                None => {
+                    object.phase = ObjectPhase::Dropped;
+                    self.put_partition(object).await;
+                    self.freed.notify_waiters();
+                    return Ok(());
+                }
+            }
+        }
         let (Some(target), false) = (object.target, object.phase == ObjectPhase::Dropped) else {
             return Ok(());
         };

@@ -9,7 +9,7 @@ use crate::store::{Change, ObjectPhase, PartitionObject};
 use crate::tso::Tso;
 
 impl Objects {
-    async fn put_partition(&self, object: PartitionObject) {
+    pub(super) async fn put_partition(&self, object: PartitionObject) {
         self.ctx
             .commit(vec![Change::PutPartition {
                 task: self.ctx.spec.id.clone(),
@@ -49,12 +49,14 @@ impl Objects {
             }
         }
         for partition in source.partitions.values() {
-            let known = self.partitions.lock().contains_key(&partition.id);
+            let known = self.partitions.lock().get(&partition.id).map(|o| o.phase);
+            let known = known.is_some_and(|phase| phase != ObjectPhase::Creating);
             if known || partition.state != ObjectState::Created {
                 continue;
             }
             let owned = self.partitions.lock().values().any(|o| {
                 o.collection == route.source
+                    && o.source != partition.id
                     && o.name == partition.name
                     && o.phase != ObjectPhase::Dropped
             });
@@ -134,7 +136,7 @@ impl Objects {
                 o.collection == route.source
                     && o.source != id
                     && o.name == partition.name
-                    && matches!(o.phase, ObjectPhase::Live | ObjectPhase::Dropping)
+                    && o.phase != ObjectPhase::Dropped
             })
             .map(|o| o.source);
         if let Some(holder) = taken {
@@ -149,22 +151,25 @@ impl Objects {
         }
     }
 
-    /// The drop of a partition passes that is not on the target: it must not be made there any more. `Some` if it was
-    /// made in the meantime.
-    pub(crate) async fn bury(&self, route: &Route, id: PartitionId) -> Option<PartitionRoute> {
+    /// The drop of a partition passes that no row went to: it must not be made any more. `Some` if it is on the target, or
+    /// its creation was under way.
+    pub(crate) async fn bury(
+        &self,
+        route: &Route,
+        id: PartitionId,
+    ) -> Result<Option<PartitionRoute>, Problem> {
         let _guard = self.making.lock().await;
         if let Some(known) = self.known_partition(route, id) {
-            return Some(known);
+            return Ok(Some(known));
         }
         // Not by this way, but it was made: the mark below must not take the place of what is known of it.
         let made = self.partitions.lock().get(&id).cloned();
         if let Some(made) = made.filter(|o| o.phase != ObjectPhase::Dropped)
+            && let Some(made) = self.found(route, made).await?
             && let Some(target) = made.target
         {
-            return Some(PartitionRoute {
-                target,
-                name: made.name,
-            });
+            let name = made.name;
+            return Ok(Some(PartitionRoute { target, name }));
         }
         self.put_partition(PartitionObject {
             source: id,
@@ -175,7 +180,31 @@ impl Objects {
             dropped_shards: Vec::new(),
         })
         .await;
-        None
+        Ok(None)
+    }
+
+    /// A partition that was made. If only its intent is known, as it is found on the target; `None`: it is not there.
+    pub(super) async fn found(
+        &self,
+        route: &Route,
+        made: PartitionObject,
+    ) -> Result<Option<PartitionObject>, Problem> {
+        if made.target.is_some() {
+            return Ok(Some(made));
+        }
+        let to = &route.shards[0].to;
+        let target = &self.ctx.hub.target;
+        let there = target.partitions(&to.database, &to.name).await;
+        let there = match there {
+            Err(e) if e.is_not_found() => return Ok(None),
+            there => there.map_err(|e| e.problem())?,
+        };
+        // Of this name there is one intent or partition at a time.
+        let Some((name, id)) = there.into_iter().find(|(name, _)| *name == made.name) else {
+            return Ok(None);
+        };
+        self.adopt_partition(route, made.source, &name, id).await;
+        Ok(self.partitions.lock().get(&made.source).cloned())
     }
 
     async fn make_partition(
@@ -189,6 +218,16 @@ impl Objects {
         let target = &self.ctx.hub.target;
         let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
         if !route.has_partition_key {
+            // The intent first: of a call whose answer is lost it is not known whether there is something to drop.
+            let intent = PartitionObject {
+                source,
+                collection: route.source,
+                name: name.to_owned(),
+                phase: ObjectPhase::Creating,
+                target: None,
+                dropped_shards: Vec::new(),
+            };
+            self.put_partition(intent).await;
             target
                 .create_partition(&to.database, &to.name, name, ts.min(now))
                 .await

@@ -256,10 +256,13 @@ impl Reader {
                     if last_read.elapsed() > PATIENCE {
                         self.stop_holding(&mut *self.gate.lock().await);
                     }
+                    // Where the task ends, what is read to a tick leaves nothing in doubt: worth some patience.
+                    let over = self.books.lock().is_clean() || last_read.elapsed() > PATIENCE;
+                    let drain = &self.ctx.drain;
                     tokio::select! {
                         () = backoff.wait() => {}
                         () = self.cancel.cancelled() => return End::Stopped,
-                        () = self.ctx.drain.cancelled() => return End::Stopped,
+                        () = drain.cancelled(), if over => return End::Stopped,
                     }
                 }
             }
@@ -303,6 +306,9 @@ impl Reader {
                     // A channel in use has ticks: this one is not, or its source is down. Others need not wait for it.
                     Err(_) => {
                         self.stop_holding(&mut *self.gate.lock().await);
+                        if draining {
+                            return Ok(End::Stopped);
+                        }
                         continue;
                     }
                 },
