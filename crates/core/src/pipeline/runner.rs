@@ -195,7 +195,7 @@ async fn conduct(
         spec,
     });
     board.lock().attach(ctx.clone());
-    if begun {
+    if begun || stored.notes.contains_key(&ENDED_WELL) {
         ctx.commit(vec![ended_well(&ctx.spec.id, false)]).await;
     }
     let objects = Arc::new(Objects::new(ctx.clone(), &stored));
