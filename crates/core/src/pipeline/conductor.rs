@@ -444,7 +444,10 @@ impl<'a> Conductor<'a> {
                     );
                 }
                 Phase::Streaming => {
-                    let raised = self.catching.keys().any(|(_, c)| c == id);
+                    let alone = self.catching.keys().any(|(_, c)| c == id);
+                    let is_raised =
+                        |route: &Arc<Route>| self.mains.values().any(|m| m.is_raised(route));
+                    let raised = alone || entry.route.as_ref().is_some_and(is_raised);
                     board.streaming(*id, raised);
                 }
                 _ => {}

@@ -258,6 +258,7 @@ impl Reader {
         if matches!(self.scope, Scope::Main) {
             let near = inner.edges.behind() < NEAR;
             self.hold(inner, near);
+            self.note_raised(inner);
         }
         let books = self.books.lock();
         let at_rest = draining && !books.has_above() && tick >= books.joined;

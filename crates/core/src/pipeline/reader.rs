@@ -1,6 +1,6 @@
 //! Carries one source channel to its lanes: for every collection attached to it, or for one that catches up by itself.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -89,6 +89,8 @@ pub(crate) struct Reader {
     pub(crate) gate: tokio::sync::Mutex<Inner>,
     pub(crate) cancel: CancellationToken,
     pub(crate) problem: Mutex<Option<Problem>>,
+    /// Lanes on which it is not at the source's times, as of the last tick.
+    raised: Mutex<BTreeSet<String>>,
     /// C and W at the start: what lies between is in doubt.
     pub(super) applied: Tso,
     pub(super) in_doubt: Tso,
@@ -136,6 +138,7 @@ impl Reader {
             books: Mutex::new(Books::new(progress)),
             gate: tokio::sync::Mutex::new(inner),
             problem: Mutex::default(),
+            raised: Mutex::default(),
             applied: progress.applied,
             start: progress.position,
             in_doubt: progress.sent,
@@ -149,6 +152,7 @@ impl Reader {
         for shard in route.shards_on(&self.channel) {
             inner.edges.join(&route.shards[shard]);
         }
+        self.note_raised(inner);
         let dropped = false;
         inner.attached.insert(
             route.source,
@@ -158,6 +162,17 @@ impl Reader {
                 dropped,
             },
         );
+    }
+
+    pub(super) fn note_raised(&self, inner: &Inner) {
+        *self.raised.lock() = inner.edges.raised();
+    }
+
+    /// Whether rows of this collection come to the target at other times than the source's.
+    pub(crate) fn is_raised(&self, route: &Route) -> bool {
+        let raised = self.raised.lock();
+        let mut shards = route.shards_on(&self.channel);
+        shards.any(|i| raised.contains(route.shards[i].lane.channel().as_str()))
     }
 
     /// Whether a new collection, created at `position` with timestamp `ts`, lies wholly before this main reader.

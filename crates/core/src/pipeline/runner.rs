@@ -177,7 +177,10 @@ async fn conduct(
     };
     board.lock().task_problem(None);
     // What was sent last may still be carried out, unless the task ended by itself.
-    let begun = !stored.channels.is_empty() || !stored.detached.is_empty();
+    // Drops of what no channel carries any more are sent, too.
+    let begun = !stored.channels.is_empty()
+        || !stored.detached.is_empty()
+        || !stored.collections.is_empty();
     if begun && !stored.notes.contains_key(&ENDED_WELL) {
         hub.earlier_process_was_cut_off();
     }

@@ -279,6 +279,13 @@ impl Edges {
             .all(|e| e.waiting.is_empty() && e.lane.is_natural(e.id, self.tick))
     }
 
+    /// Lanes on which what it sends next, or has sent last, has other times than the source's.
+    pub(crate) fn raised(&self) -> BTreeSet<String> {
+        let raised = |edge: &Edge| !edge.lane.is_natural(edge.id, self.tick);
+        let edges = self.edges.iter().filter(|(_, edge)| raised(edge));
+        edges.map(|(lane, _)| lane.clone()).collect()
+    }
+
     /// How far this reader lies behind the last tick of its foremost lane.
     pub(crate) fn behind(&self) -> std::time::Duration {
         self.edges

@@ -226,7 +226,9 @@ impl Hub {
     /// Whether messages of a call whose answer was not seen may still be carried out, on any channel.
     pub(crate) fn is_hushed(&self) -> bool {
         let now = Instant::now();
-        if self.unanswered.lock().values().any(|until| *until > now) {
+        // Also where this process has sent nothing itself: a start that is stopped at once.
+        let earlier = self.was_cut_off() && self.earlier_calls_end() > now;
+        if earlier || self.unanswered.lock().values().any(|until| *until > now) {
             return true;
         }
         let lanes = self.lanes.lock();
