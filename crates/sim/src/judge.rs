@@ -54,6 +54,8 @@ pub struct Judge {
     pub compared: u64,
     /// Raised windows of collections whose state did not tell of them.
     pub untold: u64,
+    /// Keys that were there twice for a while, in a window of which the collection's state told.
+    pub exposed: u64,
 }
 
 impl Judge {
@@ -78,6 +80,14 @@ impl Judge {
             let rows = key.rows.iter().filter(|row| is_there(source, row));
             let versions: Vec<i64> = rows.map(|row| row.version).collect();
             let Key::Int(number) = key.key else { continue };
+            if versions.len() > 1 && !steady().contains(&key.source) {
+                // What was sent in part is in place again at the end of its window, of which its state tells.
+                self.exposed += 1;
+                let shard = self.shard(key.source, key.target, key.shard);
+                shard.mirror.insert(number, i64::MIN);
+                shard.natural = false;
+                continue;
+            }
             if versions.len() > 1 {
                 let text = format!(
                     "{} copies of key {number} of collection {} at tick {} of {}: versions {versions:?}",

@@ -116,7 +116,7 @@ fn many(arguments: &Arguments) -> Result<ExitCode> {
             .is_some_and(|s| of.elapsed() > Duration::from_secs(s))
     };
     let (mut counted, mut failures, mut ran) = (0u64, 0usize, 0u64);
-    let (mut kills, mut cut, mut ms, mut compared, mut untold) = (0, 0, 0, 0, 0);
+    let (mut kills, mut cut, mut ms, mut compared, mut untold, mut exposed) = (0, 0, 0, 0, 0, 0);
     let mut next = from;
     while next < to && failures < arguments.failures && !over(&begun) {
         let plan = Plan::of(next);
@@ -128,6 +128,7 @@ fn many(arguments: &Arguments) -> Result<ExitCode> {
         ms += outcome.ms;
         compared += outcome.compared;
         untold += outcome.untold;
+        exposed += outcome.exposed;
         if outcome.failure.is_some() {
             failures += 1;
             tell(&plan, &outcome, arguments);
@@ -135,7 +136,7 @@ fn many(arguments: &Arguments) -> Result<ExitCode> {
     }
     let seconds = begun.elapsed().as_secs_f64();
     println!(
-        "seeds {from}..{next}: {ran} runs, {counted} count, {failures} failed; {kills} kills, {cut} calls cut, {compared} shards compared at ticks, {untold} raised windows not told, {} s simulated; {seconds:.1} s, {:.1} seeds/s",
+        "seeds {from}..{next}: {ran} runs, {counted} count, {failures} failed; {kills} kills, {cut} calls cut, {compared} shards compared at ticks, {untold} raised windows not told, {exposed} keys seen twice in told windows, {} s simulated; {seconds:.1} s, {:.1} seeds/s",
         ms / 1000,
         ran as f64 / seconds
     );

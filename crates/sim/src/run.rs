@@ -38,6 +38,8 @@ pub struct Outcome {
     pub compared: u64,
     /// Raised windows that the state of their collection did not tell of.
     pub untold: u64,
+    /// Keys that were there twice for a while, in a window that was told of.
+    pub exposed: u64,
     /// In the run's own time.
     pub ms: u64,
 }
@@ -125,6 +127,7 @@ impl Run {
             rows: source.history.values().map(|h| h.written()).sum(),
             compared: run.judge.compared,
             untold: run.judge.untold,
+            exposed: run.judge.exposed,
             ms: run.now,
             ..run.outcome
         }

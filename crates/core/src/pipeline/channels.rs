@@ -52,6 +52,9 @@ impl Conductor<'_> {
             }
         }
         self.checkpoint(true).await;
+        // A drop under way must not be sent behind the look below.
+        self.jobs.shutdown().await;
+        self.side.shutdown().await;
         // Of any lane: drops made from the table go to lanes that no collection here has any more.
         if !self.ctx.hub.is_hushed() {
             let task = &self.ctx.spec.id;

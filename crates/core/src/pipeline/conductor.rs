@@ -39,6 +39,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A collection that the source has dropped and whose drop is not read from the queue by then is dropped all the same.
 const DROP_PATIENCE: Duration = Duration::from_secs(60);
+/// At the start the readers wait this long for collections that cannot be opened at the moment.
+const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 /// A collection that streamed for this long has left its earlier failures behind.
 const STEADY: Duration = Duration::from_secs(60);
 
@@ -108,6 +110,8 @@ pub(super) struct Entry {
     pub(super) poison: Option<(PChannel, Position)>,
     backoff: Backoff,
     failing_since: Option<SystemTime>,
+    /// Its last failure heals by itself.
+    is_transient: bool,
     pub(super) streaming_since: Option<Instant>,
     /// First seen as dropped on the source.
     dropping_since: Option<Instant>,
@@ -136,9 +140,9 @@ pub(super) struct Conductor<'a> {
     pub(super) mains: BTreeMap<PChannel, Arc<Reader>>,
     pub(super) catching: BTreeMap<(PChannel, CollectionId), Arc<Reader>>,
     pub(super) entries: BTreeMap<CollectionId, Entry>,
-    jobs: JoinSet<Outcome>,
+    pub(super) jobs: JoinSet<Outcome>,
     pub(super) readers: JoinSet<(Arc<Reader>, End)>,
-    side: JoinSet<&'static str>,
+    pub(super) side: JoinSet<&'static str>,
     pub(super) first_round: bool,
     /// A round that moves the durable checkpoint, if one is under way.
     rounds: JoinSet<Settled>,
@@ -272,6 +276,16 @@ impl<'a> Conductor<'a> {
         self.failures().await;
         self.drops(view).await;
         self.open_due();
+        if self.begun.elapsed() >= FIRST_PATIENCE
+            && let Some(first) = &mut self.first
+        {
+            let entries = &self.entries;
+            first.retain(|id| {
+                entries
+                    .get(id)
+                    .is_some_and(|e| !matches!(e.phase, Phase::Retry(_)))
+            });
+        }
         if self.first_round && self.first.as_ref().is_some_and(BTreeSet::is_empty) {
             self.first_round = false;
             self.begin().await;
@@ -350,6 +364,7 @@ impl<'a> Conductor<'a> {
             poison: None,
             backoff: Backoff::new(),
             failing_since: None,
+            is_transient: false,
             streaming_since: None,
             dropping_since: None,
             source,

@@ -10,12 +10,33 @@ use super::objects::{Objects, Route};
 use crate::catalog::ObjectState;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PartitionId};
-use crate::lane::{Lane, Outgoing, StreamCtl, Ticket};
+use crate::lane::{EdgeId, Lane, Outgoing, StreamCtl, Ticket};
 use crate::route::encode;
 use crate::store::{Change, ObjectPhase};
 use crate::target::TargetCollection;
 use crate::target::hub::store_problem;
 use crate::tso::Tso;
+
+/// A message that is to be shown. Dropped without [`Waiting::done`], it is taken back, if it is not sent yet.
+struct Waiting<'a> {
+    lane: &'a Lane,
+    edge: EdgeId,
+    stream: &'a Arc<StreamCtl>,
+}
+
+impl Waiting<'_> {
+    fn done(self) {
+        self.lane.leave(self.edge);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.lane.leave(self.edge);
+        self.lane.purge(self.stream);
+    }
+}
 
 /// How long a drop message may take to be shown on its lane before the drop is tried again.
 const SHOWN_WITHIN: Duration = Duration::from_secs(60);
@@ -209,13 +230,14 @@ impl Objects {
             ticked: Some(ticked),
         });
         lane.passed(edge, Tso(1));
+        // Whoever stops waiting takes it back.
+        let waiting = Waiting { lane, edge, stream };
         let shown = tokio::time::timeout(SHOWN_WITHIN, shown).await;
-        lane.leave(edge);
-        if matches!(shown, Ok(Ok(_))) {
-            return true;
+        let is_shown = matches!(shown, Ok(Ok(_)));
+        if is_shown {
+            waiting.done();
         }
-        lane.purge(stream);
-        false
+        is_shown
     }
 
     async fn forget_partitions(&self, id: CollectionId) -> Result<(), Problem> {

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::{Conductor, Held, Outcome, Phase, STEADY, broke_off, note};
+use super::{Conductor, FIRST_PATIENCE, Held, Outcome, Phase, STEADY, broke_off, note};
 use crate::backoff::Backoff;
 use crate::catalog::ObjectState;
 use crate::error::{ErrorClass, Problem};
@@ -46,7 +46,16 @@ impl Conductor<'_> {
             }
             Outcome::BrokeOff(_) => self.failed(id, broke_off("the work on this collection")),
         }
-        if let Some(first) = &mut self.first {
+        // One whose opening failed for the moment is waited for a little: what its earlier process had sent in part would
+        // be shown by the ticks of the others, which begin without it.
+        let again = self.begun.elapsed() < FIRST_PATIENCE
+            && self
+                .entries
+                .get(&id)
+                .is_some_and(|e| matches!(e.phase, Phase::Retry(_)) && e.is_transient);
+        if let Some(first) = &mut self.first
+            && !again
+        {
             first.remove(&id);
         }
     }
@@ -152,6 +161,7 @@ impl Conductor<'_> {
             entry.backoff = Backoff::new();
             entry.failing_since = None;
         }
+        entry.is_transient = problem.class == ErrorClass::Transient;
         let since = *entry.failing_since.get_or_insert_with(SystemTime::now);
         entry.phase = Phase::Retry(Instant::now() + entry.backoff.step());
         let attempt = entry.backoff.attempt;
