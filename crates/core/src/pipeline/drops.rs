@@ -45,7 +45,7 @@ impl Objects {
     /// Drops the target's collection by RPC, if it still is the one that was made for this source collection. Its drop
     /// messages are through.
     pub(crate) async fn finish_drop(&self, id: CollectionId) -> Result<(), Problem> {
-        let Some(mut object) = self.get(id) else {
+        let Some(object) = self.get(id) else {
             return Ok(());
         };
         let target = &self.ctx.hub.target;
@@ -60,8 +60,8 @@ impl Objects {
                 .await
                 .map_err(|e| e.problem())?;
         }
-        object.phase = ObjectPhase::Dropped;
-        self.put(object).await;
+        self.change(id, |object| object.phase = ObjectPhase::Dropped)
+            .await;
         self.routes.write().remove(&id);
         self.forget_partitions(id).await
     }
@@ -70,6 +70,10 @@ impl Objects {
     ///
     /// Asks the source once more, for what was dropped there never comes back under its id.
     pub(crate) async fn drop_from_table(&self, id: CollectionId) -> Result<(), Problem> {
+        // Its name may be a newer one's by now.
+        if self.get(id).is_some_and(|o| o.phase == ObjectPhase::Dropped) {
+            return self.forget_partitions(id).await;
+        }
         let source = self.ctx.catalog().read_collection(id).await;
         if let Some(source) = source.map_err(|e| e.problem())?
             && source.state != ObjectState::Dropping
@@ -81,7 +85,7 @@ impl Objects {
                 "tried again by itself",
             ));
         }
-        let Some(mut object) = self.get(id) else {
+        let Some(object) = self.get(id) else {
             return Ok(());
         };
         let target = &self.ctx.hub.target;
@@ -99,8 +103,8 @@ impl Objects {
                     .map_err(|e| e.problem())?,
             };
             if ours {
-                object.target = Some(found.id);
-                self.put(object.clone()).await;
+                self.change(id, |object| object.target = Some(found.id))
+                    .await;
                 self.drop_on_target(&object.database, &found, &object.dropped_shards)
                     .await?;
             }
@@ -263,6 +267,7 @@ impl Objects {
 
     /// Forgets a collection, so that it is met anew, together with `also`: at once or not at all.
     pub(crate) async fn forget(&self, id: CollectionId, also: Vec<Change>) {
+        let _guard = self.changing.lock().await;
         let mut changes = also;
         changes.push(Change::DeleteCollection {
             task: self.ctx.spec.id.clone(),

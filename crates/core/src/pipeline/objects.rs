@@ -100,6 +100,8 @@ pub(crate) struct Objects {
     pub(super) routes: RwLock<BTreeMap<CollectionId, Arc<Route>>>,
     /// Shards of one object may report their drop at the same moment.
     pub(super) dropping: tokio::sync::Mutex<()>,
+    /// Held while what is known of a collection changes.
+    pub(super) changing: tokio::sync::Mutex<()>,
     /// Held from the look at the source to the partition's being known: a drop that passes meanwhile waits.
     pub(super) making: tokio::sync::Mutex<()>,
     /// Source timestamps up to which the channels' main readers have applied everything.
@@ -166,6 +168,7 @@ impl Objects {
             skipped: Mutex::default(),
             routes: RwLock::default(),
             dropping: tokio::sync::Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
             making: tokio::sync::Mutex::default(),
             applied: Mutex::default(),
             moved: Notify::new(),
@@ -471,20 +474,33 @@ impl Objects {
         shard: usize,
         shards: usize,
     ) -> bool {
-        let _guard = self.dropping.lock().await;
-        let Some(mut object) = self.get(id) else {
-            return false;
+        let all = |object: &CollectionObject| {
+            object.phase == ObjectPhase::Dropped || object.dropped_shards.len() >= shards
         };
-        if object.phase == ObjectPhase::Dropped {
-            return true;
-        }
-        object.phase = ObjectPhase::Dropping;
-        if !object.dropped_shards.contains(&shard) {
-            object.dropped_shards.push(shard);
-        }
-        let all = object.dropped_shards.len() >= shards;
-        self.put(object).await;
-        all
+        let changed = self.change(id, |object| {
+            if object.phase == ObjectPhase::Dropped {
+                return;
+            }
+            object.phase = ObjectPhase::Dropping;
+            if !object.dropped_shards.contains(&shard) {
+                object.dropped_shards.push(shard);
+            }
+        });
+        changed.await.as_ref().is_some_and(all)
+    }
+
+    /// Changes what is known of a collection, on disk first. One change after the other: a drop that ends and a shard's
+    /// drop that is shown must not undo each other. `None` if nothing is known of it.
+    pub(super) async fn change(
+        &self,
+        id: CollectionId,
+        how: impl FnOnce(&mut CollectionObject),
+    ) -> Option<CollectionObject> {
+        let _guard = self.changing.lock().await;
+        let mut object = self.get(id)?;
+        how(&mut object);
+        self.put(object.clone()).await;
+        Some(object)
     }
 }
 
