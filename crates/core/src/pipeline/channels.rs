@@ -81,6 +81,10 @@ impl Conductor<'_> {
         let mut changes = Vec::new();
         for reader in self.mains.values().chain(self.catching.values()) {
             let mut books = reader.books.lock();
+            // The main reader it joined goes on from its own record: a second one would be read, and sent, once more.
+            if books.retired {
+                continue;
+            }
             // W is lowered only where nothing can be sent any more.
             if clean && reader.over.load(Ordering::Acquire) && books.is_clean() {
                 let progress = books.clean();

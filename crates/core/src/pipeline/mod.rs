@@ -77,6 +77,7 @@ impl TaskContext {
     /// Commits, and tries until it succeeds: nothing can go on while the store does not take it.
     pub(crate) async fn commit(&self, mut changes: Vec<Change>) {
         changes.extend(self.durable.lock().note(&self.spec.id));
+        tracing::trace!(task = %self.spec.id, ?changes, "to the store");
         let mut backoff = crate::backoff::Backoff::new();
         while let Err(error) = self.parts.store.commit(changes.clone()).await {
             tracing::warn!(task = %self.spec.id, %error, "cannot store progress; trying again");
