@@ -67,8 +67,6 @@ struct Shared {
     problem: Mutex<Option<Problem>>,
     /// No tick before: a call of unknown outcome may still arrive.
     quiet_until: Mutex<Instant>,
-    /// A call with messages is under way.
-    sending: AtomicBool,
 }
 
 impl Lane {
@@ -84,7 +82,6 @@ impl Lane {
             wake: Notify::new(),
             problem: Mutex::default(),
             quiet_until: Mutex::new(quiet_until),
-            sending: AtomicBool::new(false),
         });
         let stop = CancellationToken::new();
         let sender = Sender {
@@ -150,7 +147,7 @@ impl Lane {
     /// Whether a call whose answer was not seen may still be carried out, or one with messages is under way.
     pub fn is_hushed(&self) -> bool {
         *self.shared.quiet_until.lock() > Instant::now()
-            || self.shared.sending.load(Ordering::Acquire)
+            || self.shared.state.lock().under_way
     }
 
     /// The last tick sent.
@@ -344,14 +341,11 @@ impl Sender {
         let until = Instant::now() + carried_out_within(self.hub.call_timeout);
         // Dropped without an answer, it leaves word for the next lane to this channel.
         let unanswered = self.hub.unanswered(&self.shared.channel, until);
-        let sending = &self.shared.sending;
-        sending.store(!messages.is_empty(), Ordering::Release);
         let result = self
             .hub
             .target
             .replicate(&self.shared.channel, entries, begin, end)
             .await;
-        sending.store(false, Ordering::Release);
         match &result {
             Err(error) if error.outcome_unknown() => {
                 let mut quiet = self.shared.quiet_until.lock();

@@ -117,6 +117,8 @@ pub(super) struct State {
     next_edge: u64,
     queue: VecDeque<Item>,
     waiting: Vec<(Tso, oneshot::Sender<Ticket>, Option<Ticket>)>,
+    /// A call with messages was gathered and is not done: it is being sent, or about to be.
+    pub(super) under_way: bool,
     /// Messages on the channel that the target's own readers may not have taken yet.
     ///
     /// A consumer of 2.3.5's RocksMQ is woken by each message, takes as many as its buffer holds (16), and the rest when
@@ -137,6 +139,7 @@ impl State {
             next_edge: 0,
             queue: VecDeque::new(),
             waiting: Vec::new(),
+            under_way: false,
             unheard: 0,
         }
     }
@@ -298,11 +301,13 @@ impl State {
             self.last_tick = tick;
             self.max_sent = self.max_sent.max(tick);
         }
+        self.under_way = !call.messages.is_empty();
         let nothing = call.tick.is_none() && call.messages.is_empty() && call.marks.is_empty();
         (!nothing).then_some(call)
     }
 
     pub(super) fn acknowledged(&mut self, call: Call) {
+        self.under_way = false;
         let written = call.messages.len() + usize::from(call.tick.is_some());
         self.unheard = (self.unheard + written)
             .saturating_sub(HEARD)
