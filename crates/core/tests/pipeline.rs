@@ -23,6 +23,8 @@ mod quarantine;
 mod restarts;
 #[path = "pipeline/source.rs"]
 mod source;
+#[path = "pipeline/starts.rs"]
+mod starts;
 #[path = "pipeline/tasks.rs"]
 mod tasks;
 #[path = "pipeline/world.rs"]
