@@ -19,6 +19,8 @@ mod found;
 mod quarantine;
 #[path = "pipeline/restarts.rs"]
 mod restarts;
+#[path = "pipeline/starts.rs"]
+mod starts;
 #[path = "pipeline/tasks.rs"]
 mod tasks;
 

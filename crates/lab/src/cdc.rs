@@ -590,7 +590,7 @@ fn config_with(source: &Addresses, port: u16, store: &str) -> String {
     };
     format!(
         "address: \"127.0.0.1:{port}\"\n\
-         logLevel: info\n\
+         logLevel: info,cdc_core::pipeline=debug\n\
          {store}\
          sourceConfig:\n  etcd:\n    address: [\"{etcd}\"]\n    rootPath: \"{root}\"\n    metaSubPath: meta\n\
          \x20 replicateChan: \"{channel}\"\n\

@@ -65,6 +65,9 @@ enum Command {
         /// Rows written in a second, about.
         #[arg(long, default_value_t = 50)]
         rate: u64,
+        /// The longest time between the end of a fault and the next one, in seconds.
+        #[arg(long, default_value_t = chaos::plan::LONGEST_GAP.as_secs_f64())]
+        gap: f64,
         /// Adds the last line to the end of this file, too.
         #[arg(long)]
         append: Option<PathBuf>,
@@ -244,6 +247,7 @@ async fn run(command: Command) -> Result<()> {
             queue,
             faults,
             rate,
+            gap,
             append,
             dir,
         } => {
@@ -253,6 +257,7 @@ async fn run(command: Command) -> Result<()> {
                 queue: queue.into(),
                 faults,
                 rate,
+                gap: Duration::try_from_secs_f64(gap).context("--gap")?,
                 append,
                 dir,
             };

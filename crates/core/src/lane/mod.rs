@@ -146,8 +146,7 @@ impl Lane {
 
     /// Whether a call whose answer was not seen may still be carried out, or one with messages is under way.
     pub fn is_hushed(&self) -> bool {
-        *self.shared.quiet_until.lock() > Instant::now()
-            || self.shared.state.lock().under_way
+        *self.shared.quiet_until.lock() > Instant::now() || self.shared.state.lock().under_way
     }
 
     /// The last tick sent.

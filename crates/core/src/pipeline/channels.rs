@@ -119,8 +119,8 @@ impl Conductor<'_> {
                 let Some(entry) = self.entries.get_mut(&id) else {
                     continue;
                 };
-                // Of one whose metadata cannot be read it is not known which channels it is on.
-                let unread = matches!(entry.phase, Phase::Unread(_));
+                // Of one whose metadata was not read it is not known which channels it is on.
+                let unread = entry.source.shards.is_empty();
                 let here = unread || entry.source.shards.iter().any(|s| s.pchannel == channel);
                 let anew = entry.answer.reset.contains_key(&channel);
                 if !here

@@ -35,6 +35,8 @@ use crate::task::{Choice, CollectionState, Verdict};
 
 /// Collections made or dropped on the target at the same time.
 const JOBS: usize = 8;
+/// Of these, drops that are made from the table: each may wait for a tick for long, and what is new has to be opened.
+const DROPS: usize = JOBS / 2;
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A collection that the source has dropped and whose drop is not read from the queue by then is dropped all the same.
@@ -130,7 +132,7 @@ pub(super) struct Conductor<'a> {
     pub(super) objects: Arc<Objects>,
     pub(super) board: Arc<Mutex<Board>>,
     inbox: &'a mut mpsc::Receiver<Command>,
-    /// Stored collections that have not been opened or read for the first time.
+    /// Stored collections that have not been opened or read for the first time, and are not being dropped.
     first: Option<BTreeSet<CollectionId>>,
     /// Gone on the source, met in the first round: dropped from the table once the readers have begun. The drop's tick
     /// would show what they have to send anew, an upsert of which only half was sent, say.
@@ -197,6 +199,7 @@ impl<'a> Conductor<'a> {
             }
         }
         self.board.lock().task_problem(None);
+        self.took("the source's metadata is read");
         self.start_side("the convergence");
         self.start_side("the flushes");
         self.start_side("the watch on the target");
@@ -237,6 +240,12 @@ impl<'a> Conductor<'a> {
                 }
             }
         }
+    }
+
+    /// What a start waits for, for the log.
+    fn took(&self, what: &str) {
+        let (task, ms) = (&self.ctx.spec.id, self.begun.elapsed().as_millis());
+        tracing::debug!(%task, ms, "{what}");
     }
 
     /// Work beside the conductor. It ends only with the task; if it breaks off, it is begun again after a moment.
@@ -288,8 +297,10 @@ impl<'a> Conductor<'a> {
         }
         if self.first_round && self.first.as_ref().is_some_and(BTreeSet::is_empty) {
             self.first_round = false;
+            self.took("what is stored is found on the target");
             self.begin().await;
             self.gone_first.clear();
+            self.took("reading begins");
         }
         if !self.first_round {
             self.attach_ready().await;

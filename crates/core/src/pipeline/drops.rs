@@ -71,7 +71,10 @@ impl Objects {
     /// Asks the source once more, for what was dropped there never comes back under its id.
     pub(crate) async fn drop_from_table(&self, id: CollectionId) -> Result<(), Problem> {
         // Its name may be a newer one's by now.
-        if self.get(id).is_some_and(|o| o.phase == ObjectPhase::Dropped) {
+        if self
+            .get(id)
+            .is_some_and(|o| o.phase == ObjectPhase::Dropped)
+        {
             return self.forget_partitions(id).await;
         }
         let source = self.ctx.catalog().read_collection(id).await;

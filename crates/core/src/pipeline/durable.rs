@@ -97,6 +97,21 @@ pub(crate) enum Asked {
     NotNow,
 }
 
+impl Asked {
+    /// An answer that nobody has compared with a second one. Fewer nodes than before may all be there: a proxy leaves out
+    /// the one that could not answer it, because its own caller was gone (seen on 2.3.5: a kill -9 of us within
+    /// GetMetrics), and gives that to others for 5 s. So that does not tell yet. Others than before do.
+    pub(crate) fn once(self, stored: &TaskProgress) -> Self {
+        let known = Durable::known(stored).and_then(|durable| durable.nodes);
+        match (&self, known) {
+            (Asked::Told(Some(now)), Some(before)) if *now != before && now.is_subset(&before) => {
+                Asked::NotNow
+            }
+            _ => self,
+        }
+    }
+}
+
 /// How a task begins on a target.
 pub(crate) struct Beginning {
     pub(crate) durable: Durable,
@@ -107,15 +122,18 @@ pub(crate) struct Beginning {
 }
 
 impl Durable {
+    /// As it is stored; `None` before a task's first beginning.
+    pub(crate) fn known(stored: &TaskProgress) -> Option<Self> {
+        let note = stored.notes.get(&NOTE)?;
+        serde_json::from_str(note).ok()
+    }
+
     /// What is stored, brought in line with the target's nodes as they are now.
     ///
     /// If these are not those of before, or cannot be told, everything goes back to its durable place. A task that has
     /// no such place yet has it where it stands.
     pub(crate) fn begin(task: &TaskId, stored: &TaskProgress, asked: Asked) -> Beginning {
-        let known: Option<Self> = stored
-            .notes
-            .get(&NOTE)
-            .and_then(|note| serde_json::from_str(note).ok());
+        let known = Self::known(stored);
         let mut changes = Vec::new();
         let mut replayed = None;
         let mut durable = match known {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::conductor::{Command, Conductor, Ended, Said, broke_off};
@@ -19,9 +20,12 @@ use crate::engine::Parts;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, TaskId};
 use crate::lane::Budget;
-use crate::store::Change;
-use crate::target::hub::{Hubs, store_problem};
+use crate::store::{Change, TaskProgress};
+use crate::target::hub::{Hub, Hubs, store_problem};
 use crate::task::{Choice, TaskSpec, TaskStatus, Verdict};
+
+/// How long a start waits for the target to name its nodes: one that takes long over it can take rows all the same.
+const NODES_WITHIN: Duration = Duration::from_millis(500);
 
 /// A running task.
 pub(crate) struct TaskRunner {
@@ -50,12 +54,14 @@ impl TaskRunner {
         );
         tokio::spawn(async move {
             let mut backoff = Backoff::new();
+            let mut watched = false;
             while !cancel.is_cancelled() {
                 // Ends what this conductor has started, and no other's.
                 let own = cancel.child_token();
                 let objects = Arc::new(Mutex::new(None));
                 let conducted = AssertUnwindSafe(conduct(
                     spec.clone(),
+                    watched,
                     parts.clone(),
                     hubs.clone(),
                     (own.clone(), drain.clone()),
@@ -77,7 +83,10 @@ impl TaskRunner {
                 }
                 match outcome {
                     Ok(Ended::Drained) => break,
-                    Ok(Ended::TargetRestarted) => continue,
+                    Ok(Ended::TargetRestarted) => {
+                        watched = true;
+                        continue;
+                    }
                     Err(_) => {}
                 }
                 board.lock().task_problem(Some(broke_off("the task")));
@@ -138,9 +147,32 @@ pub(super) fn ended_well(task: &TaskId, well: bool) -> Change {
     }
 }
 
+/// The target's nodes at a beginning. `watched`: this task has seen them twice, and ended for that.
+async fn nodes(hub: &Hub, stored: &TaskProgress, watched: bool) -> Asked {
+    let target = hub.target.clone();
+    // Not dropped when it is waited for no longer: cancelled, it would leave a node out of what the next one hears.
+    let asking = tokio::spawn(async move { target.nodes().await });
+    // Where nothing is known of them yet, or they have changed, there is nothing to go by meanwhile.
+    let first = Durable::known(stored).is_none();
+    let answer = if watched || first {
+        asking.await
+    } else {
+        match tokio::time::timeout(NODES_WITHIN, asking).await {
+            Ok(answer) => answer,
+            Err(_) => return Asked::NotNow,
+        }
+    };
+    let asked = match answer {
+        Ok(Ok(nodes)) => Asked::Told(nodes),
+        _ => Asked::NotNow,
+    };
+    if watched { asked } else { asked.once(stored) }
+}
+
 /// Connects, loads what is stored, conducts. Returns when the task is drained.
 async fn conduct(
     spec: TaskSpec,
+    watched: bool,
     parts: Arc<Parts>,
     hubs: Arc<Hubs>,
     (cancel, drain): (CancellationToken, CancellationToken),
@@ -149,12 +181,18 @@ async fn conduct(
     slot: Arc<Mutex<Option<Arc<Objects>>>>,
 ) -> Ended {
     let mut backoff = Backoff::new();
+    let since = Instant::now();
+    let took = |what: &str| {
+        let ms = since.elapsed().as_millis();
+        tracing::debug!(task = %spec.id, ms, "{what}");
+    };
     let (hub, stored, durable) = loop {
         let ready = async {
             let hub = hubs.get(&spec.target).await?;
-            let nodes = hub.target.nodes().await;
-            let nodes = nodes.map_or(Asked::NotNow, Asked::Told);
+            took("the target is connected");
             let stored = parts.store.load(&spec.id).await.map_err(store_problem)?;
+            let nodes = nodes(&hub, &stored, watched).await;
+            took("the target was asked for its nodes");
             let begun = Durable::begin(&spec.id, &stored, nodes);
             let stored = parts.store.commit(begun.changes).await;
             stored.map_err(store_problem)?;
@@ -175,6 +213,7 @@ async fn conduct(
             () = drain.cancelled() => return Ended::Drained,
         }
     };
+    took("what is stored is loaded");
     board.lock().task_problem(None);
     // What was sent last may still be carried out, unless the task ended by itself.
     // Drops of what no channel carries any more are sent, too.

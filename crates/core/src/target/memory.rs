@@ -267,6 +267,11 @@ impl MemoryTarget {
         self.inner.state.lock().restart_losing();
     }
 
+    /// It leaves one of its nodes out of its topology from now on, or no longer.
+    pub fn leave_out_a_node(&self, silent: bool) {
+        self.inner.state.lock().node_is_silent = silent;
+    }
+
     /// The next `n` calls do not get out.
     pub fn fail_next(&self, n: usize) {
         self.inner.faults.lock().fail = n;

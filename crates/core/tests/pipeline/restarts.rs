@@ -92,3 +92,42 @@ async fn target_restarts(seed: u64) {
 fn a_target_that_loses_what_it_has_not_flushed_gets_it_again() {
     seeds(6, target_restarts);
 }
+
+/// A node that the target does not name for a moment is not gone; one that it does not name any more is.
+async fn a_node_is_left_out(seed: u64) {
+    let mut world = World::new(seed, 2, 2);
+    let ids: Vec<CollectionId> = (0..3)
+        .map(|i| world.source.create(&format!("c{i}"), 1 + i))
+        .collect();
+    world.start();
+    world.run(2_000, writes(&ids)).await;
+    world.equal().await;
+    world.run(2_000, |_| {}).await;
+    let before = world.target.written();
+    for _ in 0..3 {
+        world.kill();
+        world.target.leave_out_a_node(true);
+        world.start();
+        // The first look of the watch is at once, the second one in 5 s.
+        world.run(4_000, |_| {}).await;
+        world.target.leave_out_a_node(false);
+        world.run(11_000, |_| {}).await;
+    }
+    world.equal().await;
+    let after = world.target.written();
+    assert_eq!(before.inserts, after.inserts, "it has not restarted");
+    world.kill();
+    world.target.leave_out_a_node(true);
+    world.start();
+    world.run(20_000, |_| {}).await;
+    let again = world.target.written();
+    assert!(again.inserts > after.inserts, "nothing was sent again");
+    world.run(20_000, |_| {}).await;
+    assert_eq!(again.inserts, world.target.written().inserts, "once");
+    world.equal().await;
+}
+
+#[test]
+fn a_node_that_is_left_out_for_a_moment_is_not_gone() {
+    seeds(3, a_node_is_left_out);
+}

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::Chaos;
 use super::bench::Happened;
+use super::starts::{Start, median};
 use crate::servers::Mq;
 
 /// How a run ended; only the first one is good.
@@ -65,7 +66,7 @@ pub(super) struct Figures {
     /// Calls of the workload that the source refused.
     pub(super) refused: u32,
     ended: Vec<String>,
-    starts: Vec<Duration>,
+    starts: Vec<Start>,
     pub(super) outcome: Outcome,
     pub(super) detail: Vec<String>,
 }
@@ -112,7 +113,8 @@ impl Figures {
     }
 
     pub(super) fn line(&self) -> String {
-        let ms = |d: Option<&Duration>| d.map(|d| d.as_millis() as u64);
+        let ms = |d: Option<Duration>| d.map(|d| d.as_millis() as u64);
+        let rows = self.starts.iter().filter(|start| !start.cut_short);
         let faults: u64 = self.faults.values().sum();
         json!({
             "seed": self.seed,
@@ -130,9 +132,10 @@ impl Figures {
             "ended_by_themselves": self.ended,
             "kills_of_milvus_cdc": {
                 "count": self.faults.get("kill-cdc").copied().unwrap_or_default(),
-                "starts_with_a_row": self.starts.len(),
-                "start_to_first_row_ms_median": ms(self.starts.get(self.starts.len() / 2)),
-                "start_to_first_row_ms_max": ms(self.starts.last()),
+                "starts_with_a_row": rows.clone().count(),
+                "starts_cut_short": self.starts.len() - rows.clone().count(),
+                "start_to_first_row_ms_median": ms(median(&self.starts)),
+                "start_to_first_row_ms_max": ms(rows.map(|start| start.lasted).max()),
             },
             "outcome": self.outcome.name(),
             "detail": self.detail,
@@ -199,6 +202,7 @@ mod tests {
             queue: Mq::Kafka,
             faults: Vec::new(),
             rate: 50,
+            gap: Duration::from_secs(9),
             append: None,
             dir: None,
         })
@@ -207,7 +211,12 @@ mod tests {
     #[test]
     fn a_line_is_one_and_appended() {
         let mut figures = figures();
-        figures.starts = [10, 20, 900].map(Duration::from_millis).to_vec();
+        figures.starts = [(10, false), (20, false), (900, false), (1_000, true)]
+            .map(|(ms, cut_short)| Start {
+                lasted: Duration::from_millis(ms),
+                cut_short,
+            })
+            .to_vec();
         let line = figures.line();
         assert!(!line.contains('\n'));
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -219,6 +228,7 @@ mod tests {
             value["kills_of_milvus_cdc"]["start_to_first_row_ms_max"],
             900
         );
+        assert_eq!(value["kills_of_milvus_cdc"]["starts_cut_short"], 1);
         assert_eq!(value["outcome"], "not finished");
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("runs");

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail};
 use self::bench::Bench;
 use self::figures::{Figures, Outcome};
 use self::plan::{Chosen, Schedule, choose};
-use self::writer::write;
+use self::writer::{beat, write};
 use crate::cdc::Status;
 use crate::client::Client;
 use crate::compare::{Options, Report, compare};
@@ -40,6 +40,8 @@ pub struct Chaos {
     pub faults: Vec<String>,
     /// Rows written in a second, about.
     pub rate: u64,
+    /// The longest time between the end of a fault and the next one.
+    pub gap: Duration,
     /// The last line goes to the end of this file, too.
     pub append: Option<PathBuf>,
     /// For data and logs; a temporary one if `None`.
@@ -134,20 +136,25 @@ async fn inside(
         enough.store(true, Ordering::Relaxed);
         outcome
     };
-    let (written, struck) = tokio::join!(
+    let (written, beaten, struck) = tokio::join!(
         async {
             let written = write(&source, chaos.seed, chaos.rate, &enough, rare).await;
             enough.store(true, Ordering::Relaxed);
             written
+        },
+        async {
+            let beaten = beat(&source, chaos.seed, &enough).await;
+            enough.store(true, Ordering::Relaxed);
+            beaten
         },
         strike
     );
     bench.happened.starts.ended();
     figures.take(&bench.happened);
     struck?;
-    let written = written?;
-    figures.rows_written = written.done.rows_written();
-    figures.operations = written.done.operations;
+    let (written, beaten) = (written?, beaten?);
+    figures.rows_written = written.done.rows_written() + beaten.done.rows_written();
+    figures.operations = written.done.operations + beaten.done.operations;
     figures.refused = written.refused;
     say("the faults are over and nothing is written any more");
     judge(&bench, &source, &target, figures, progress).await?;
@@ -175,7 +182,7 @@ async fn strike(
     say: impl Fn(&str),
 ) -> Result<()> {
     let end = Instant::now() + chaos.lasts;
-    for planned in Schedule::new(chaos.seed, &chosen.kinds) {
+    for planned in Schedule::new(chaos.seed, &chosen.kinds, chaos.gap) {
         if Instant::now() + planned.after >= end {
             break;
         }

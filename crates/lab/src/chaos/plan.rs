@@ -79,8 +79,9 @@ const DECK: [(Kind, usize); 22] = [
 
 /// A group of kinds, for `--faults`.
 const PROXY: &str = "proxy";
-/// Between the end of a fault and the next one, in milliseconds.
-const GAP: std::ops::Range<u64> = 500..9_000;
+/// Between the end of a fault and the next one, in milliseconds, at least; and at most, if nothing else is asked for.
+const SHORTEST_GAP: u64 = 500;
+pub const LONGEST_GAP: Duration = Duration::from_secs(9);
 /// Of so many SIGSTOPs one lasts [`LONG`]: longer than every deadline.
 const LONG_ONE_OF: u32 = 6;
 const LONG: Duration = Duration::from_secs(60);
@@ -239,14 +240,18 @@ pub struct Schedule {
     random: StdRng,
     kinds: Vec<Kind>,
     deck: VecDeque<Kind>,
+    /// Of the gaps, in milliseconds.
+    longest: u64,
 }
 
 impl Schedule {
-    pub fn new(seed: u64, kinds: &[Kind]) -> Self {
+    /// `longest`: between the end of a fault and the next one.
+    pub fn new(seed: u64, kinds: &[Kind], longest: Duration) -> Self {
         Self {
             random: StdRng::seed_from_u64(seed),
             kinds: kinds.to_vec(),
             deck: VecDeque::new(),
+            longest: (longest.as_millis() as u64).max(SHORTEST_GAP + 1),
         }
     }
 
@@ -269,7 +274,7 @@ impl Iterator for Schedule {
             self.deck = deck.into();
         }
         let kind = self.deck.pop_front()?;
-        let after = self.millis(GAP);
+        let after = self.millis(SHORTEST_GAP..self.longest);
         let lasts = match kind {
             Kind::KillCdc => self.millis(0..2_000),
             Kind::FreezeCdc if self.random.random_ratio(1, LONG_ONE_OF) => LONG,
@@ -304,7 +309,7 @@ mod tests {
     const QUEUES: [Mq; 4] = [Mq::Natsmq, Mq::Rocksmq, Mq::Kafka, Mq::Pulsar];
 
     fn plan(seed: u64, kinds: &[Kind]) -> Vec<Planned> {
-        Schedule::new(seed, kinds).take(200).collect()
+        Schedule::new(seed, kinds, LONGEST_GAP).take(200).collect()
     }
 
     #[test]
@@ -312,6 +317,19 @@ mod tests {
         let kinds = choose(&[], Mq::Natsmq).unwrap().kinds;
         assert_eq!(plan(7, &kinds), plan(7, &kinds));
         assert_ne!(plan(7, &kinds), plan(8, &kinds));
+    }
+
+    #[test]
+    fn gaps_are_as_long_as_asked_for() {
+        let longest = Duration::from_secs(2);
+        let gaps = Schedule::new(5, &[Kind::KillCdc], longest).take(200);
+        let gaps: Vec<Duration> = gaps.map(|p| p.after).collect();
+        let shortest = Duration::from_millis(SHORTEST_GAP);
+        assert!(gaps.iter().all(|gap| (shortest..longest).contains(gap)));
+        assert!(gaps.iter().any(|gap| *gap > longest.mul_f64(0.9)));
+        // As short as can be.
+        let none = Schedule::new(5, &[Kind::KillCdc], Duration::ZERO).next();
+        assert_eq!(none.unwrap().after, shortest);
     }
 
     #[test]

@@ -12,6 +12,8 @@ use crate::workload::{Done, Plan, Workload};
 const COLLECTIONS: usize = 6;
 /// Rows of one insert.
 const BATCH: u64 = 60;
+/// Of the small workload beside it: single rows, so many a second.
+const BEATS: u64 = 10;
 /// What a source may take to come back.
 const COME_BACK: Duration = Duration::from_secs(180);
 /// A source that refuses more often does not work.
@@ -36,19 +38,49 @@ pub(super) async fn write(
     enough: &AtomicBool,
     say: impl Fn(&str) + Send + Sync,
 ) -> Result<Written> {
+    let plan = Plan {
+        seed,
+        collections: COLLECTIONS,
+        ddl: true,
+        batch: BATCH,
+        rate,
+        ..Plan::default()
+    };
+    go_on(source, plan, "g", enough, say).await
+}
+
+/// As [`write`], and beside it: single rows into one collection, all the time. While the other one waits for a load, or
+/// writes many rows at once, a server that was started has nothing to carry, and its time to the first row would be that
+/// of the workload.
+pub(super) async fn beat(source: &Client, seed: u64, enough: &AtomicBool) -> Result<Written> {
+    let plan = Plan {
+        seed: !seed,
+        collections: 1,
+        ddl: false,
+        batch: 1,
+        rate: BEATS,
+        ..Plan::default()
+    };
+    go_on(source, plan, "beat", enough, |_| {}).await
+}
+
+async fn go_on(
+    source: &Client,
+    plan: Plan,
+    name: &str,
+    enough: &AtomicBool,
+    say: impl Fn(&str) + Send + Sync,
+) -> Result<Written> {
     let mut written = Written::default();
     for n in 0..=REFUSALS {
         // Once for each refusal of the source: a few bytes.
-        let prefix: &'static str = format!("g{n}_").leak();
+        let prefix: &'static str = format!("{name}{n}_").leak();
         let plan = Plan {
             rows: u64::MAX,
             operations: u64::MAX,
-            seed: seed.wrapping_add(u64::from(n)),
-            collections: COLLECTIONS,
-            ddl: true,
+            seed: plan.seed.wrapping_add(u64::from(n)),
             prefix,
-            batch: BATCH,
-            rate,
+            ..plan
         };
         let mut workload = Workload::new(source, plan, |what: &str, _| say(what));
         let outcome = async {
@@ -71,8 +103,9 @@ pub(super) async fn write(
         if enough.load(Ordering::Relaxed) {
             return Ok(written);
         }
-        // Room for the next ones; two stay, with what nobody writes to any more.
-        for (db, name) in workload.names().into_iter().skip(2) {
+        // Room for the next ones; of several two stay, with what nobody writes to any more.
+        let stay = plan.collections.saturating_sub(1).min(2);
+        for (db, name) in workload.names().into_iter().skip(stay) {
             if let Err(e) = source.drop_collection(&db, &name).await {
                 say(&format!("drop collection {db}.{name}: {e:#}"));
             }

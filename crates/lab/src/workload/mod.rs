@@ -216,8 +216,9 @@ impl<'a> Workload<'a> {
             self.step(op)
                 .await
                 .with_context(|| format!("the workload with seed {seed}, operation {op:?}"))?;
-            if let Some(seconds) = self.done.rows_written().checked_div(self.plan.rate) {
-                tokio::time::sleep_until(begun + Duration::from_secs(seconds)).await;
+            if self.plan.rate > 0 {
+                let seconds = self.done.rows_written() as f64 / self.plan.rate as f64;
+                tokio::time::sleep_until(begun + Duration::from_secs_f64(seconds)).await;
             }
         }
         Ok(self.done)

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Conductor, DROP_PATIENCE, JOBS, Outcome, Phase};
+use super::{Conductor, DROP_PATIENCE, DROPS, JOBS, LOOK_EVERY, Outcome, Phase};
 use crate::catalog::{ObjectState, View};
 use crate::ids::CollectionId;
 use crate::store::{Change, ObjectPhase};
@@ -57,14 +57,29 @@ impl Conductor<'_> {
         for id in finish {
             self.finish_drop(id).await;
         }
+        let under_way = self.entries.values();
+        let mut under_way = under_way.filter(|e| e.phase == Phase::Dropping).count();
         for id in from_table {
-            if self.jobs.len() < JOBS {
+            // In the first round they are only noted.
+            if self.first_round || (under_way < DROPS && self.jobs.len() < JOBS) {
+                under_way += 1;
                 self.drop_from_table(id).await;
+                continue;
+            }
+            self.do_not_wait_for(id);
+            // Nor is it opened in between.
+            if let Some(entry) = self.entries.get_mut(&id)
+                && matches!(entry.phase, Phase::Due | Phase::Retry(_))
+            {
+                entry.phase = Phase::Retry(Instant::now() + LOOK_EVERY);
+                let why = "it is dropped on the target when others are".to_owned();
+                self.board.lock().set(id, CollectionState::Waiting { why });
             }
         }
     }
 
     async fn finish_drop(&mut self, id: CollectionId) {
+        self.do_not_wait_for(id);
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
@@ -81,7 +96,16 @@ impl Conductor<'_> {
         });
     }
 
+    /// A drop needs ticks, which after a crash wait for the deadline of the calls before it: the readers, and the rows of
+    /// the other collections, do not wait for that. It is read by nobody while it is being dropped.
+    fn do_not_wait_for(&mut self, id: CollectionId) {
+        if let Some(first) = &mut self.first {
+            first.remove(&id);
+        }
+    }
+
     pub(super) async fn drop_from_table(&mut self, id: CollectionId) {
+        self.do_not_wait_for(id);
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
@@ -89,9 +113,6 @@ impl Conductor<'_> {
             // Asked for again by the first round that follows the readers' begin.
             entry.phase = Phase::Due;
             self.gone_first.insert(id);
-            if let Some(first) = &mut self.first {
-                first.remove(&id);
-            }
             return;
         }
         entry.phase = Phase::Dropping;

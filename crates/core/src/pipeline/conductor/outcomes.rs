@@ -39,7 +39,12 @@ impl Conductor<'_> {
                     return;
                 }
             }
-            Outcome::Read(_, Ok(None)) => self.drop_from_table(id).await,
+            // Gone: its drop is made, when there is room for it.
+            Outcome::Read(_, Ok(None)) => {
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.phase = Phase::Retry(Instant::now());
+                }
+            }
             Outcome::Read(_, Err(error)) => {
                 let mut board = self.board.lock();
                 board.error(id, error.problem());

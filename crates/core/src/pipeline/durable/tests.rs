@@ -201,3 +201,18 @@ fn a_target_that_cannot_tell_now_is_judged_later() {
     let (_, changes) = begin(&mut stored, nodes("b"));
     assert_eq!(changes.len(), 1);
 }
+
+#[test]
+fn fewer_nodes_at_one_look_do_not_tell() {
+    let told = |of: &[&str]| Asked::Told(Some(of.iter().map(|n| (*n).to_owned()).collect()));
+    let mut stored = TaskProgress::default();
+    // Nothing to compare it with.
+    assert_eq!(told(&["a"]).once(&stored), told(&["a"]));
+    begin_asked(&mut stored, told(&["a", "b"]));
+    assert_eq!(told(&["a"]).once(&stored), Asked::NotNow);
+    for all in [&["a", "b"][..], &["a", "c"], &["a", "b", "c"]] {
+        assert_eq!(told(all).once(&stored), told(all));
+    }
+    assert_eq!(Asked::Told(None).once(&stored), Asked::Told(None));
+    assert_eq!(Asked::NotNow.once(&stored), Asked::NotNow);
+}

@@ -501,7 +501,11 @@ impl Target for Session {
 
     async fn nodes(&self) -> Result<Option<BTreeSet<String>>, TargetError> {
         self.call("GetMetrics", false, |state| {
-            Ok(Some([format!("node {}", state.incarnation)].into()))
+            let answer = ["datanode", "querynode"]
+                .iter()
+                .take(if state.node_is_silent { 1 } else { 2 })
+                .map(|kind| format!("{kind} {}", state.incarnation));
+            Ok(Some(answer.collect()))
         })
         .await
     }

@@ -47,6 +47,8 @@ pub(super) struct State {
     pub(super) clock: Tso,
     /// Restarts so far.
     pub(super) incarnation: u64,
+    /// It leaves a node out of its topology.
+    pub(super) node_is_silent: bool,
     pub(super) violations: Vec<String>,
     pub(super) refused: Vec<(String, String)>,
     pub(super) written: Written,
