@@ -30,7 +30,8 @@ cargo xtask chaos [OPTIONS]  The same servers and a workload, while milvus-cdc i
     --audit                          read the target's own log, too, and say who lost (compiles RocksDB)
     --dir FOLDER
 
-cargo xtask test [--quick]   fmt, clippy, all tests, end-to-end tests on real servers included; --quick leaves those out
+cargo xtask test [--quick|--long]   fmt, clippy, all tests, end-to-end tests on real servers included; --quick leaves
+                             those out, --long has a few more of them, which show what others show too
 cargo xtask schemathesis [--seed N]   the OpenAPI document against the running server (schemathesis, from PyPI)
 cargo xtask fuzz [--seconds N] [--seed N] [--target NAME]   mutated bytes to everything that reads bytes from outside
 cargo xtask env              prints the environment in which these commands build, as shell exports
