@@ -30,7 +30,8 @@ cargo xtask chaos [OPTIONS]  The same servers and a workload, while milvus-cdc i
     --audit                          read the target's own log, too, and say who lost (compiles RocksDB)
     --dir FOLDER
 
-cargo xtask test [--quick]   fmt, clippy, all tests, end-to-end tests on real servers included; --quick leaves those out
+cargo xtask test [--quick|--long]   fmt, clippy, all tests, end-to-end tests on real servers included; --quick leaves
+                             those out, --long has a few more of them, which show what others show too
 cargo xtask simulate [OPTIONS]   the corelib between models of a source and a target, one run a seed, the same again
     --seeds FROM..TO, --seconds N    which seeds, and for how long (0..1000)
     --seed N                         one, with all that happens in it; RUST_LOG=cdc_core=debug shows the rest

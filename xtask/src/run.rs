@@ -85,14 +85,15 @@ fn lab(env: &Env, command: &str, queue: &str, more: &[&str], args: &[String]) ->
     finish(lab, &format!("cdc-lab {command}"))
 }
 
-/// Everything; `--quick`: what needs no servers.
+/// Everything; `--quick`: what needs no servers; `--long`: also what other tests show as well.
 pub(crate) fn test(args: &[String]) -> Outcome {
-    let quick = match args {
-        [] => false,
-        [one] if one == "--quick" => true,
+    let (quick, long) = match args {
+        [] => (false, false),
+        [one] if one == "--quick" => (true, false),
+        [one] if one == "--long" => (false, true),
         other => {
             return Err(format!(
-                "test: unknown arguments {other:?}; only --quick is known"
+                "test: unknown arguments {other:?}; --quick or --long is known"
             ));
         }
     };
@@ -145,6 +146,11 @@ pub(crate) fn test(args: &[String]) -> Outcome {
     e2e.args(["test", "--workspace"])
         .args(FEATURES)
         .args(["--test", "e2e"])
+        .args(if long {
+            &["--", "--include-ignored"][..]
+        } else {
+            &[]
+        })
         .envs(env)
         .env("MILVUS_CDC_BIN", built("milvus-cdc")?)
         .env("CDC_LAB_BIN", built("cdc-lab")?);

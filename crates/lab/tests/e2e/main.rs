@@ -1,6 +1,8 @@
 //! Every promise on real servers, one test at a time: `cargo xtask test`, or
 //! `cargo test -p cdc-lab --features e2e,audit --test e2e -- natsmq::kills`.
 //!
+//! A few that others show as well run only with `--include-ignored`.
+//!
 //! Consecutive tests on the same kind of lab share it. `CDC_E2E_SEED` repeats a run; `--nocapture` shows what happens;
 //! how long each test took is in `e2e-times.txt` in the temporary folder of the build (`target/tmp`).
 
