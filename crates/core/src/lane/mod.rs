@@ -138,6 +138,11 @@ impl Lane {
         self.shared.state.lock().is_natural(edge, tick)
     }
 
+    /// Whether a tick has shown what this reader has raised, and what it joined above.
+    pub(crate) fn is_shown(&self, edge: EdgeId) -> bool {
+        self.shared.state.lock().is_shown(edge)
+    }
+
     /// Re-stamps a whole stretch of a reader above the lane's time; `in_doubt`: also above everything ever sent here.
     /// Until [`Lane::passed`] is called for the stretch, no tick goes above its first message.
     pub fn raise(&self, edge: EdgeId, sources: Vec<u64>, in_doubt: bool) -> TsMap {

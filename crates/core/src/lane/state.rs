@@ -212,6 +212,12 @@ impl State {
         })
     }
 
+    /// Whether a tick has shown what this reader has raised, and what it joined above.
+    pub(super) fn is_shown(&self, edge: EdgeId) -> bool {
+        let edge = self.edges.get(&edge);
+        edge.is_some_and(|e| self.acknowledged_tick >= e.raised)
+    }
+
     pub(super) fn raise(&mut self, id: EdgeId, sources: Vec<u64>, in_doubt: bool) -> TsMap {
         let Some(edge) = self.edges.get_mut(&id) else {
             return TsMap::raise(sources, self.max_sent);

@@ -279,9 +279,10 @@ impl Edges {
             .all(|e| e.waiting.is_empty() && e.lane.is_natural(e.id, self.tick))
     }
 
-    /// Lanes on which what it sends next, or has sent last, has other times than the source's.
+    /// Lanes on which what it sends next has other times than the source's, or what had is not shown yet.
     pub(crate) fn raised(&self) -> BTreeSet<String> {
-        let raised = |edge: &Edge| !edge.lane.is_natural(edge.id, self.tick);
+        let raised =
+            |edge: &Edge| !edge.lane.is_natural(edge.id, self.tick) || !edge.lane.is_shown(edge.id);
         let edges = self.edges.iter().filter(|(_, edge)| raised(edge));
         edges.map(|(lane, _)| lane.clone()).collect()
     }
