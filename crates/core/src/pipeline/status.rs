@@ -253,10 +253,13 @@ impl Board {
                     .reduce(f64::max);
                 lag_seconds = lag_seconds.into_iter().chain(worst).reduce(f64::max);
             }
+            // Ticks go on without it from that moment, before the conductor has taken it off.
+            let route = line.route.as_ref();
+            let failed = route.is_some_and(|r| r.stream.failed());
             let state = match &line.state {
                 CollectionState::Streaming { raised, .. } => CollectionState::Streaming {
                     lag_seconds: worst.unwrap_or_default(),
-                    raised: *raised,
+                    raised: *raised || failed,
                 },
                 other => other.clone(),
             };
