@@ -10,7 +10,7 @@ use futures::{StreamExt, stream};
 use tokio::time::Instant;
 
 use super::TaskContext;
-use super::durable::{Durable, Point};
+use super::durable::{Durable, Nodes, Point};
 use super::objects::Route;
 use super::reader::{Reader, Scope};
 use crate::error::{ErrorClass, Problem};
@@ -20,6 +20,11 @@ use crate::tso::Tso;
 
 /// How often the target is asked whether it has restarted.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
+/// Nodes that are others have to be so in as many looks in a row.
+const OTHER_TIMES: u32 = 2;
+/// Where nodes are only missing, a minute: a query node of 2.3.5 that has no ticks for long does not answer, and is left
+/// out as if it were not there (seen: for minutes, under kills of ours so frequent that no tick was sent).
+const FEWER_TIMES: u32 = 12;
 /// A proxy answers from what it has kept for so long (`metricsCacheManager`, 5 s).
 const NODES_KEPT: Duration = Duration::from_secs(6);
 /// Collections asked for at the same time.
@@ -194,9 +199,34 @@ async fn out_of_reach(ctx: &TaskContext) -> Vec<Problem> {
     problems
 }
 
-/// Returns when the target has restarted: its nodes have been others twice in a row.
+/// What the watch makes of the nodes it is told.
+#[derive(Default)]
+struct Looks {
+    /// Others than those the durable places were found with, and how often in a row.
+    other: Option<Nodes>,
+    times: u32,
+}
+
+impl Looks {
+    /// One more look. Whether the target has restarted.
+    fn look(&mut self, known: Option<&Nodes>, now: Nodes) -> bool {
+        if known == Some(&now) {
+            *self = Self::default();
+            return false;
+        }
+        let fewer = known.is_some_and(|known| now.is_subset(known));
+        if self.other.as_ref() == Some(&now) {
+            self.times += 1;
+        } else {
+            (self.other, self.times) = (Some(now), 1);
+        }
+        self.times >= if fewer { FEWER_TIMES } else { OTHER_TIMES }
+    }
+}
+
+/// Returns when the target has restarted, by its nodes.
 pub(super) async fn watch(ctx: &TaskContext) {
-    let mut other = None;
+    let mut looks = Looks::default();
     let mut every = tokio::time::interval(WATCH_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -204,12 +234,9 @@ pub(super) async fn watch(ctx: &TaskContext) {
         let Ok(Some(now)) = ctx.hub.target.nodes().await else {
             continue;
         };
-        if ctx.durable.lock().nodes.as_ref() == Some(&now) {
-            other = None;
-        } else if other.as_ref() == Some(&now) {
+        let known = ctx.durable.lock().nodes.clone();
+        if looks.look(known.as_ref(), now) {
             return;
-        } else {
-            other = Some(now);
         }
     }
 }
@@ -241,5 +268,39 @@ pub(super) fn put(
             }
             Scope::One(route) => durable.settled_alone(channel, route.source, stood.at),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_are_believed_at_the_second_look_and_missing_ones_after_a_minute() {
+        let nodes = |of: &[&str]| -> Nodes { of.iter().map(|n| (*n).to_owned()).collect() };
+        let known = nodes(&["d1", "q1"]);
+        let looks_until = |now: &[&str]| {
+            let mut looks = Looks::default();
+            (1..100).find(|_| looks.look(Some(&known), nodes(now)))
+        };
+        assert_eq!(looks_until(&["d1", "q1"]), None);
+        assert_eq!(looks_until(&["d1", "q2"]), Some(OTHER_TIMES));
+        assert_eq!(looks_until(&["d1", "q1", "q2"]), Some(OTHER_TIMES));
+        assert_eq!(looks_until(&["d1"]), Some(FEWER_TIMES));
+        // Missing in between, and then another one in its place.
+        let mut looks = Looks::default();
+        let seen = [&["d1"][..], &["d1"], &["d1"], &["d1", "q2"], &["d1", "q2"]];
+        let told = seen.map(|now| looks.look(Some(&known), nodes(now)));
+        assert_eq!(told, [false, false, false, false, true]);
+        // Back again: counted anew.
+        let mut looks = Looks::default();
+        for _ in 0..5 {
+            assert!(!looks.look(Some(&known), nodes(&["d1", "q2"])));
+            assert!(!looks.look(Some(&known), known.clone()));
+        }
+        // Never told before: the first answer may be of another process than what was sent to.
+        let mut looks = Looks::default();
+        assert!(!looks.look(None, known.clone()));
+        assert!(looks.look(None, known));
     }
 }
