@@ -306,7 +306,7 @@ impl Sender {
             if refused >= REFUSALS {
                 // Tried again from its record, ever more rarely, unless a person says skip.
                 let stream = &message.stream;
-                let since = stream.suspect(message.origin.as_ref());
+                let since = stream.suspect(&self.shared.channel, message.origin.as_ref());
                 if error.class() == ErrorClass::Data || since.elapsed() > REFUSAL_PATIENCE {
                     stream.fail(error.problem());
                 }
