@@ -25,6 +25,8 @@ mod restarts;
 mod source;
 #[path = "pipeline/tasks.rs"]
 mod tasks;
+#[path = "pipeline/traps.rs"]
+mod traps;
 #[path = "pipeline/world.rs"]
 mod world;
 

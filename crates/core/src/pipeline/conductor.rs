@@ -411,12 +411,13 @@ impl<'a> Conductor<'a> {
         board.source(&health);
         let unequal = self.objects.unequal();
         for (id, entry) in &self.entries {
+            let renamed = renamed(entry);
             board.collection(
                 *id,
                 &entry.database,
                 &entry.source,
                 entry.route.as_ref(),
-                unequal.get(id),
+                unequal.get(id).or(renamed.as_ref()),
             );
             let waits = matches!(entry.phase, Phase::Held(_) | Phase::Retry(_));
             let stored = self
@@ -449,6 +450,20 @@ impl<'a> Conductor<'a> {
         self.objects.moved.notify_waiters();
         board.readers(self.mains.values().chain(self.catching.values()));
     }
+}
+
+/// What is to be said of a collection that has another name on the target than on the source by now.
+fn renamed(entry: &Entry) -> Option<Problem> {
+    let to = &entry.route.as_ref()?.shards.first()?.to;
+    if to.name == entry.source.name {
+        return None;
+    }
+    let why = format!(
+        "it was renamed on the source; on the target it still is {}.{}: renames are not carried yet",
+        to.database, to.name
+    );
+    let hint = "its rows go on there; to have it under the new name, drop it on the source and make it anew";
+    Some(Problem::new(ErrorClass::Conflict, why, hint))
 }
 
 /// A person's answer as the store keeps it.
