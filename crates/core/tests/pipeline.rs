@@ -15,6 +15,10 @@ mod budget;
 mod choices;
 #[path = "pipeline/found.rs"]
 mod found;
+#[path = "pipeline/lag.rs"]
+mod lag;
+#[path = "pipeline/leaks.rs"]
+mod leaks;
 #[path = "pipeline/quarantine.rs"]
 mod quarantine;
 #[path = "pipeline/restarts.rs"]
@@ -23,6 +27,8 @@ mod restarts;
 mod starts;
 #[path = "pipeline/tasks.rs"]
 mod tasks;
+#[path = "pipeline/traps.rs"]
+mod traps;
 
 use std::time::Duration;
 

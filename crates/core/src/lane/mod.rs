@@ -169,6 +169,12 @@ impl Lane {
         self.shared.state.lock().acknowledged_tick
     }
 
+    /// The oldest row that is acknowledged and that no tick has shown yet, as a target timestamp: the source's own, or a
+    /// later one where it was raised.
+    pub(crate) fn hidden(&self) -> Option<Tso> {
+        self.shared.state.lock().hidden
+    }
+
     pub fn push(&self, message: Outgoing) {
         self.shared.state.lock().push(message);
         self.shared.wake.notify_one();
@@ -307,7 +313,7 @@ impl Sender {
             if refused >= REFUSALS {
                 // Tried again from its record, ever more rarely, unless a person says skip.
                 let stream = &message.stream;
-                let since = stream.suspect(message.origin.as_ref());
+                let since = stream.suspect(&self.shared.channel, message.origin.as_ref());
                 if error.class() == ErrorClass::Data || since.elapsed() > REFUSAL_PATIENCE {
                     stream.fail(error.problem());
                 }

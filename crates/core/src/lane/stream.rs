@@ -1,5 +1,6 @@
 //! What a message in flight belongs to: its collection, its reader's books, the memory budget.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -32,6 +33,14 @@ pub struct Sent {
     pub rows: AtomicU64,
 }
 
+/// Messages that the target refuses for no clear reason: one a lane, and since when. A stream has several lanes, and
+/// each counts for itself.
+#[derive(Debug, Default)]
+struct Suspects {
+    since: HashMap<PChannel, (Option<Origin>, Instant)>,
+    last: Option<Origin>,
+}
+
 /// One collection's stream within a task, from its attachment to its detachment.
 #[derive(Debug)]
 pub struct StreamCtl {
@@ -41,8 +50,7 @@ pub struct StreamCtl {
     problem: Mutex<Option<Problem>>,
     /// The message that cannot be carried, if that is why it failed.
     poison: Mutex<Option<Poison>>,
-    /// The message that the target refuses for no clear reason, and since when.
-    suspect: Mutex<Option<(Option<Origin>, Instant)>>,
+    suspects: Mutex<Suspects>,
     /// Rows acknowledged by the target.
     pub rows: AtomicU64,
     /// The same of the whole task.
@@ -59,7 +67,7 @@ impl StreamCtl {
             released: AtomicBool::new(false),
             problem: Mutex::default(),
             poison: Mutex::default(),
-            suspect: Mutex::default(),
+            suspects: Mutex::default(),
             rows: AtomicU64::new(0),
             sent,
             wake,
@@ -90,25 +98,23 @@ impl StreamCtl {
         self.poison.lock().clone()
     }
 
-    /// Notes that the target refused this message for no clear reason; since when it does.
-    pub(super) fn suspect(&self, origin: Option<&Origin>) -> Instant {
-        let mut suspect = self.suspect.lock();
-        match suspect.as_ref() {
-            Some((noted, since)) if noted.as_ref() == origin => *since,
-            _ => {
-                let now = Instant::now();
-                *suspect = Some((origin.cloned(), now));
-                now
-            }
+    /// Notes that the target refused this message for no clear reason on this lane; since when it does.
+    pub(super) fn suspect(&self, lane: &PChannel, origin: Option<&Origin>) -> Instant {
+        let mut suspects = self.suspects.lock();
+        suspects.last = origin.cloned();
+        let (noted, since) = suspects
+            .since
+            .entry(lane.clone())
+            .or_insert_with(|| (origin.cloned(), Instant::now()));
+        if noted.as_ref() != origin {
+            (*noted, *since) = (origin.cloned(), Instant::now());
         }
+        *since
     }
 
     /// The message that the target refuses for no clear reason: one that a person may say skip to.
     pub fn refused(&self) -> Option<Origin> {
-        self.suspect
-            .lock()
-            .as_ref()
-            .and_then(|(origin, _)| origin.clone())
+        self.suspects.lock().last.clone()
     }
 
     pub fn failed(&self) -> bool {
@@ -221,5 +227,31 @@ impl Drop for Ticket {
         self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
         self.cell.open.fetch_sub(1, Ordering::AcqRel);
         self.budget.freed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_one_lane_refuses_is_not_forgotten_for_another_ones() {
+        let stream = StreamCtl::new(CollectionId(1), Arc::default(), Arc::default());
+        let lanes = [PChannel::new("l0"), PChannel::new("l1")];
+        let origins = [1, 2].map(|n| (PChannel::new("s"), Position::Natsmq(n)));
+        let begun = Instant::now();
+        for _ in 0..5 {
+            for (lane, origin) in lanes.iter().zip(&origins) {
+                assert_eq!(stream.suspect(lane, Some(origin)), begun);
+                assert_eq!(stream.refused().as_ref(), Some(origin));
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        // Another message of the same lane begins anew.
+        let later = (PChannel::new("s"), Position::Natsmq(3));
+        assert_eq!(stream.suspect(&lanes[0], Some(&later)), Instant::now());
+        assert_eq!(stream.suspect(&lanes[1], Some(&origins[1])), begun);
     }
 }

@@ -26,6 +26,8 @@ const DATABASES_NOTE: CollectionId = CollectionId(-1);
 /// And under this one the collections that were loaded and still have to be flushed.
 const LOADED_NOTE: CollectionId = CollectionId(-2);
 const LOOK_EVERY: Duration = Duration::from_millis(300);
+/// How often the target is asked which collections it has: one call a database.
+const MISS_EVERY: Duration = Duration::from_secs(30);
 /// The database that every Milvus has and nobody can drop.
 const DEFAULT: &str = "default";
 
@@ -43,7 +45,12 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
         loaded: read_note(&ctx, LOADED_NOTE).await,
         ctx: ctx.clone(),
     };
+    let mut next_miss = Instant::now() + MISS_EVERY;
     loop {
+        if Instant::now() >= next_miss {
+            missing(&ctx, &objects).await;
+            next_miss = Instant::now() + MISS_EVERY;
+        }
         let view = views.borrow_and_update().clone();
         databases.made.extend(objects.take_made_databases());
         if let Err(problem) = databases.converge(&ctx, &view).await {
@@ -94,6 +101,44 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
             changed = views.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(LOOK_EVERY) => {}
             () = ctx.drain.cancelled() => return,
+        }
+    }
+}
+
+/// Ends the streams of collections that someone has dropped on the target: they are opened again, which finds out what
+/// there is to ask a person. One with rows would fail by itself, one without would be gone without a word.
+async fn missing(ctx: &TaskContext, objects: &Objects) {
+    let target = &ctx.hub.target;
+    let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for route in objects.routes() {
+        let to = &route.shards[0].to;
+        if !names.contains_key(&to.database) {
+            // A database that is gone has none.
+            let found = match target.collections(&to.database).await {
+                Err(error) if error.is_not_found() => Vec::new(),
+                Err(_) => return,
+                Ok(found) => found,
+            };
+            names.insert(to.database.clone(), found.into_iter().collect());
+        }
+        let there = names
+            .get(&to.database)
+            .is_some_and(|n| n.contains(&to.name));
+        let live = || {
+            let object = objects.get(route.source);
+            object.is_some_and(|o| o.phase == ObjectPhase::Live)
+        };
+        if there || !live() {
+            continue;
+        }
+        // Only this very collection counts, and only if we have not dropped it meanwhile.
+        match target.describe(&to.database, &to.name).await {
+            Ok(found) if found.as_ref().is_none_or(|f| f.id != to.collection) && live() => {
+                let why = format!("{}.{} is no longer on the target", to.database, to.name);
+                let problem = Problem::new(ErrorClass::Transient, why, "looked at again");
+                route.stream.fail(problem);
+            }
+            _ => {}
         }
     }
 }

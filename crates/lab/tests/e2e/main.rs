@@ -20,6 +20,7 @@ mod many;
 mod objects;
 mod owners;
 mod partitions;
+mod paused;
 mod plain;
 mod refusals;
 mod replies;
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
     };
     add(Kind::Natsmq, EACH);
     add(Kind::Natsmq, ONE);
+    add(Kind::Natsmq, &[("paused", paused::TESTS)]);
     add(Kind::Rocksmq, EACH);
     add(Kind::Kafka, EACH);
     add(Kind::Kafka, &[("broker", broker::TESTS)]);

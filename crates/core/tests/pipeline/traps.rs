@@ -1,0 +1,435 @@
+//! What people do to collections and databases that is easy to get wrong: names that come again, names that change, one
+//! name in two databases, many at once, while nobody looks, and on the target itself.
+
+use std::sync::Arc;
+
+use cdc_core::catalog::{Database, ObjectState};
+use cdc_core::ids::{CollectionId, DbId};
+use cdc_core::target::{Target, TargetConnector};
+use cdc_core::task::{Choice, CollectionState, OnConflict};
+use rand::Rng;
+
+use crate::writes;
+use cdc_sim::world::{World, seeds};
+
+/// A person at the target.
+async fn target(world: &World) -> Arc<dyn Target> {
+    let spec = &world.tasks[0].target;
+    world.target.connect(spec).await.unwrap()
+}
+
+/// Waits until `is`, in the world's time.
+async fn until(world: &mut World, what: &str, mut is: impl AsyncFnMut(&World) -> bool) {
+    for _ in 0..cdc_sim::world::PATIENCE / 100 {
+        if is(world).await {
+            return;
+        }
+        world.run(100, |_| {}).await;
+    }
+    panic!("{what}: {:?}", world.engine().status(&world.tasks[0].id));
+}
+
+/// Some are created and dropped within 50 ms, some never seen by the watch while they live, with rows and kills.
+async fn brief(seed: u64) {
+    let mut world = World::new(seed, 3, 2);
+    let other = world.source.create("other", 2);
+    world.start();
+    world.run(500, writes(&[other])).await;
+    for round in 0..20 {
+        let shards = world.rng.random_range(1..4);
+        // One name again and again, and a new one.
+        let name = match round % 2 {
+            0 => "again".to_owned(),
+            _ => format!("once{round}"),
+        };
+        let id = world.source.create(&name, shards);
+        let lives = world.rng.random_range(0..50);
+        world.run(lives, writes(&[id, other])).await;
+        world.source.drop_collection(id);
+        let gap = world.rng.random_range(0..200);
+        world.run(gap, writes(&[other])).await;
+        if round % 5 == 4 {
+            world.kill_somewhere(writes(&[other])).await;
+            world.start();
+        }
+    }
+    world.equal().await;
+    let names = world.target.names();
+    assert_eq!(names, [("default".to_owned(), "other".to_owned())]);
+}
+
+#[test]
+fn created_and_dropped_within_fifty_milliseconds() {
+    seeds(4, brief);
+}
+
+/// Twenty times, and each time the name is free at once.
+async fn twenty_times(seed: u64) {
+    let mut world = World::new(seed, 3, 2);
+    let other = world.source.create("other", 2);
+    world.start();
+    world.run(500, writes(&[other])).await;
+    let mut id = world.source.create("again", 2);
+    for round in 0..20 {
+        let lives = world.rng.random_range(0..300);
+        world.run(lives, writes(&[id, other])).await;
+        world.source.drop_collection(id);
+        // No time passes in between.
+        id = world.source.create("again", 1 + round % 3);
+    }
+    world.run(500, writes(&[id, other])).await;
+    world.equal().await;
+    // Of those that were, nothing is shown any more once the source has forgotten them.
+    let dropped: Vec<CollectionId> = {
+        let view = world.source.catalog.view();
+        let gone = view.collections.values();
+        let gone = gone.filter(|c| c.state == ObjectState::Dropping);
+        gone.map(|c| c.id).collect()
+    };
+    assert_eq!(dropped.len(), 20);
+    for id in dropped {
+        world.source.catalog.remove_collection(id);
+    }
+    until(&mut world, "they are forgotten", async |world| {
+        let status = world.engine().status(&world.tasks[0].id).unwrap();
+        status.collections.len() == 2
+    })
+    .await;
+}
+
+#[test]
+fn one_name_twenty_times_without_a_pause() {
+    seeds(3, twenty_times);
+}
+
+fn rename(world: &mut World, id: CollectionId, name: &str) {
+    let mut catalog = world.source.live[&id].catalog.clone();
+    catalog.name = name.to_owned();
+    catalog.schema.name = name.to_owned();
+    world.source.catalog.put_collection(catalog.clone());
+    world.source.live.get_mut(&id).unwrap().catalog = catalog;
+}
+
+/// a becomes b, then c becomes a. A renamed collection goes on under the name it has on the target, which is said of it;
+/// nothing goes into the collection that has its name there.
+async fn renames(seed: u64) {
+    let mut world = World::new(seed, 2, 2);
+    let a = world.source.create("a", 1);
+    let c = world.source.create("c", 2);
+    world.start();
+    world.run(1000, writes(&[a, c])).await;
+    world.equal().await;
+    rename(&mut world, a, "b");
+    world.run(300, writes(&[a, c])).await;
+    rename(&mut world, c, "a");
+    for end in 0..3 {
+        world.run(1500, writes(&[a, c])).await;
+        world.source.flush();
+        for (id, there, now) in [(a, "a", "b"), (c, "c", "a")] {
+            until(&mut world, "its rows are there", async |world| {
+                world.target.rows("default", there) == Some(world.source.expected(id))
+            })
+            .await;
+            let status = world.engine().status(&world.tasks[0].id).unwrap();
+            let shown = status.collections.iter().find(|c| c.source_id == id);
+            let shown = shown.unwrap();
+            assert!(
+                shown.name == now && matches!(shown.state, CollectionState::Streaming { .. }),
+                "{shown:?}"
+            );
+            let said = shown.last_error.as_ref().map(|e| e.problem.to_string());
+            let name = format!("default.{there}");
+            assert!(
+                said.as_ref().is_some_and(|said| said.contains(&name)),
+                "nothing says that it still is {name} there: {said:?}"
+            );
+        }
+        match end {
+            0 => world.kill_somewhere(writes(&[a, c])).await,
+            1 => world.stop().await,
+            _ => break,
+        }
+        world.start();
+    }
+    // A new one of a name that is still in use there: it waits and says so, and its row goes nowhere else.
+    let new = world.source.create("c", 1);
+    let partition = world.source.default_partition(new);
+    world.source.insert(new, partition, 3, 0);
+    world.source.flush();
+    let failing = |s: &CollectionState| matches!(s, CollectionState::Failing { .. });
+    let CollectionState::Failing { problem, .. } = world.until("c", failing).await else {
+        unreachable!()
+    };
+    assert!(problem.message.contains("renamed"), "{problem}");
+    world.run(2000, writes(&[a, c])).await;
+    world.source.flush();
+    until(&mut world, "the renamed one goes on", async |world| {
+        world.target.rows("default", "c") == Some(world.source.expected(c))
+    })
+    .await;
+    // The way out: the older one goes.
+    world.source.drop_collection(c);
+    until(&mut world, "the new one is there", async |world| {
+        world.target.rows("default", "c") == Some(world.source.expected(new))
+    })
+    .await;
+    assert_eq!(
+        world.target.rows("default", "a"),
+        Some(world.source.expected(a))
+    );
+    world.nothing_forbidden();
+}
+
+#[test]
+fn a_renamed_collection_goes_on_and_its_name_there_is_said() {
+    seeds(3, renames);
+}
+
+fn database(world: &World, id: i64, name: &str) -> DbId {
+    let id = DbId(id);
+    world.source.catalog.put_database(Database {
+        id,
+        name: name.to_owned(),
+        properties: Vec::new(),
+    });
+    id
+}
+
+/// As if created in that database: nobody has looked since.
+fn create_in(world: &mut World, db: DbId, name: &str, shards: usize) -> CollectionId {
+    let id = world.source.create(name, shards);
+    let mut catalog = world.source.live[&id].catalog.clone();
+    catalog.db = db;
+    world.source.catalog.put_collection(catalog.clone());
+    world.source.live.get_mut(&id).unwrap().catalog = catalog;
+    id
+}
+
+async fn same_rows(world: &mut World, of: &[(&str, &str, CollectionId)]) {
+    world.source.flush();
+    for (database, name, id) in of {
+        until(world, &format!("{database}.{name}"), async |world| {
+            world.target.rows(database, name) == Some(world.source.expected(*id))
+        })
+        .await;
+    }
+    world.nothing_forbidden();
+}
+
+/// One name in two databases is two collections; a database goes with everything in it, and comes again.
+async fn databases(seed: u64) {
+    let mut world = World::new(seed, 2, 2);
+    let one = world.source.create("twin", 2);
+    let shop = database(&world, 2, "shop");
+    let two = create_in(&mut world, shop, "twin", 1);
+    world.start();
+    world.run(1000, writes(&[one, two])).await;
+    same_rows(
+        &mut world,
+        &[("default", "twin", one), ("shop", "twin", two)],
+    )
+    .await;
+    assert_ne!(world.source.expected(one), world.source.expected(two));
+    for round in 0..3 {
+        // Dropping one leaves the other.
+        let more: Vec<_> = (0..5)
+            .map(|i| create_in(&mut world, DbId(2 + round), &format!("more{i}"), 1 + i % 3))
+            .collect();
+        let all: Vec<_> = more.iter().copied().chain([one]).collect();
+        let time = world.rng.random_range(0..600);
+        world.run(time, writes(&all)).await;
+        // All of it, at once: its collections, and the database behind them.
+        let view = world.source.catalog.view();
+        let here = view
+            .collections
+            .values()
+            .filter(|c| c.db == DbId(2 + round));
+        let here: Vec<_> = here.map(|c| c.id).chain(more).collect();
+        for id in here {
+            world.source.drop_collection(id);
+        }
+        world.source.catalog.remove_database(DbId(2 + round));
+        if round == 1 {
+            world.kill_somewhere(writes(&[one])).await;
+            world.start();
+        }
+        if round < 2 {
+            // The name again, at once.
+            database(&world, 3 + round, "shop");
+            let twin = create_in(&mut world, DbId(3 + round), "twin", 1);
+            world.run(500, writes(&[one, twin])).await;
+            same_rows(
+                &mut world,
+                &[("default", "twin", one), ("shop", "twin", twin)],
+            )
+            .await;
+            until(&mut world, "only the new one is there", async |world| {
+                let names = world.target.names();
+                names.iter().filter(|(db, _)| db == "shop").count() == 1
+            })
+            .await;
+        }
+    }
+    let there = target(&world).await;
+    until(&mut world, "the database is gone", async |_| {
+        there.databases().await.unwrap() == ["default"]
+    })
+    .await;
+    same_rows(&mut world, &[("default", "twin", one)]).await;
+    assert_eq!(world.target.names().len(), 1);
+}
+
+#[test]
+fn one_name_in_two_databases_and_a_database_that_goes_with_all_in_it() {
+    seeds(4, databases);
+}
+
+/// Created, dropped, both, and the other way round, while the task is paused.
+async fn while_paused(seed: u64) {
+    let mut world = World::new(seed, 3, 2);
+    let kept = world.source.create("kept", 2);
+    let gone = world.source.create("gone", 2);
+    let again = world.source.create("again", 1);
+    let shop = database(&world, 2, "shop");
+    let sold = create_in(&mut world, shop, "sold", 1);
+    world.start();
+    world.run(1000, writes(&[kept, gone, again, sold])).await;
+    same_rows(&mut world, &[("shop", "sold", sold)]).await;
+    world.equal_of(|name| name != "sold").await;
+    world.stop().await;
+    world.run(300, writes(&[kept, gone, again])).await;
+    world.source.drop_collection(gone);
+    world.source.drop_collection(again);
+    world.source.drop_collection(sold);
+    world.source.catalog.remove_database(shop);
+    let new = world.source.create("new", 3);
+    let again = world.source.create("again", 3);
+    let brief = world.source.create("brief", 1);
+    world.run(500, writes(&[kept, new, again, brief])).await;
+    world.source.drop_collection(brief);
+    if world.rng.random_bool(0.5) {
+        // Long ago: the source's garbage collection has been there too.
+        for id in [gone, sold, brief] {
+            world.source.catalog.remove_collection(id);
+        }
+    }
+    world.run(300, writes(&[kept, new, again])).await;
+    world.start();
+    world.run(500, writes(&[kept, new, again])).await;
+    world.equal().await;
+    let there = target(&world).await;
+    until(&mut world, "the database is gone", async |_| {
+        there.databases().await.unwrap() == ["default"]
+    })
+    .await;
+    assert_eq!(world.target.names().len(), 3);
+}
+
+#[test]
+fn created_and_dropped_while_the_task_is_paused() {
+    seeds(6, while_paused);
+}
+
+/// Two hundred at once, and most of them gone at once.
+async fn many(seed: u64) {
+    let mut world = World::new(seed, 8, 4);
+    let other = world.source.create("other", 2);
+    world.start();
+    world.run(500, writes(&[other])).await;
+    let ids: Vec<_> = (0..200)
+        .map(|i| world.source.create(&format!("many{i}"), 1 + i % 2))
+        .collect();
+    for id in &ids {
+        let partition = world.source.default_partition(*id);
+        world.source.insert(*id, partition, 3, 0);
+    }
+    world.run(1000, writes(&[other])).await;
+    world.equal().await;
+    for id in &ids[..190] {
+        world.source.drop_collection(*id);
+    }
+    world.run(500, writes(&ids[190..])).await;
+    world.equal().await;
+    assert_eq!(world.target.names().len(), 11);
+}
+
+#[test]
+fn two_hundred_collections_at_once() {
+    seeds(1, many);
+}
+
+/// Someone drops collections on the target: with rows that come and without, and one that is made again there. Each
+/// waits for a person and says what there is to do; the others go on; the answer copies what the queue still holds.
+async fn dropped_on_the_target(seed: u64) {
+    let mut world = World::new(seed, 2, 2);
+    let names = ["busy", "quiet", "replaced", "other"];
+    let ids = names.map(|name| world.source.create(name, 2));
+    let [busy, quiet, replaced, other] = ids;
+    world.start();
+    world.run(1500, writes(&ids)).await;
+    world.equal().await;
+    let there = target(&world).await;
+    let now = there.now().await.unwrap();
+    for name in ["busy", "quiet", "replaced"] {
+        there.drop_collection("default", name, now).await.unwrap();
+    }
+    let mut like = world.source.live[&replaced].catalog.clone();
+    like.shards.truncate(1);
+    there
+        .create_collection("default", &like, now)
+        .await
+        .unwrap();
+    let conflict = |s: &CollectionState| matches!(s, CollectionState::Conflict { .. });
+    // The target has one of that name: told at the next row.
+    world.run(3000, writes(&[busy, replaced, other])).await;
+    for name in ["busy", "quiet", "replaced"] {
+        let CollectionState::Conflict { problem, choices } = world.until(name, conflict).await
+        else {
+            unreachable!()
+        };
+        assert!(
+            problem.message.contains("no longer on the target"),
+            "{problem}"
+        );
+        assert!(problem.hint.contains("recreate"), "{problem}");
+        assert!(choices.contains(&"recreate".to_owned()));
+    }
+    // It waits, and does not try.
+    let calls = world.target.written().calls;
+    let errors = world.engine().status(&world.tasks[0].id).unwrap().errors;
+    world.run(60_000, |_| {}).await;
+    let status = world.engine().status(&world.tasks[0].id).unwrap();
+    assert_eq!(status.errors, errors);
+    println!("{} calls in a minute", world.target.written().calls - calls);
+    world.equal_of(|name| name == "other").await;
+    for kill in [true, false] {
+        if kill {
+            world.kill_somewhere(writes(&[other])).await;
+        } else {
+            world.stop().await;
+        }
+        world.start();
+        for name in ["busy", "quiet", "replaced"] {
+            world.until(name, conflict).await;
+        }
+    }
+    let task = world.tasks[0].id.clone();
+    let engine = world.engine().clone();
+    for name in ["busy", "quiet", "replaced"] {
+        let choice = Choice::Conflict(OnConflict::Recreate);
+        let answer = engine.choose(&task, "default", name, choice).await;
+        answer.unwrap();
+    }
+    world.run(1000, writes(&[busy, quiet, other])).await;
+    // Nothing was purged: all of it comes back.
+    world.equal().await;
+    let streaming = |s: &CollectionState| matches!(s, CollectionState::Streaming { .. });
+    for name in names {
+        world.until(name, streaming).await;
+    }
+}
+
+#[test]
+fn what_someone_drops_on_the_target_waits_for_a_person() {
+    seeds(4, dropped_on_the_target);
+}
