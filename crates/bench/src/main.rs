@@ -112,6 +112,7 @@ async fn measure(args: Args, pinning: Pinning) -> Result<()> {
                 .with_context(|| format!("open {}", path.display()))?,
         ),
     };
+    let versions = run::versions(&args.queue)?;
     let mut failed = Vec::new();
     for scenario in chosen {
         for ack_delay_ms in &args.ack_delay_ms {
@@ -122,6 +123,7 @@ async fn measure(args: Args, pinning: Pinning) -> Result<()> {
                 dir: dir.clone(),
                 pinning,
                 seed: args.seed,
+                versions: versions.clone(),
             };
             let scenario = scenario.sized(args.megabytes, args.seconds);
             match run::run(&scenario, &setup).await {

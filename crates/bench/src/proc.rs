@@ -37,11 +37,21 @@ pub fn load() -> Option<f64> {
     all.split(' ').next()?.parse().ok()
 }
 
-/// The model of the processor.
-pub fn cpu_model() -> Option<String> {
-    let all = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = all.lines().find_map(|l| l.strip_prefix("model name"))?;
-    Some(line.trim_matches([':', '\t', ' ']).to_owned())
+/// How many processors the machine has, of which model, and its memory in MB.
+pub fn machine() -> serde_json::Value {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let (cpus, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
+    let number = |line: &str| {
+        let digits: String = line.chars().filter(char::is_ascii_digit).collect();
+        digits.parse::<u64>().ok()
+    };
+    let model = cpus.lines().find_map(|l| l.strip_prefix("model name"));
+    let total = memory.lines().find(|l| l.starts_with("MemTotal"));
+    serde_json::json!({
+        "processors": cpus.lines().filter(|l| l.starts_with("processor")).count(),
+        "model": model.map(|m| m.trim_matches([':', '\t', ' '])),
+        "memory_mb": total.and_then(number).map(|kb| kb / 1024),
+    })
 }
 
 /// Where the measured process runs, and where the rest.

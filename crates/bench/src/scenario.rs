@@ -10,9 +10,8 @@ pub enum Way {
     Backlog {
         load: Load,
         megabytes: u64,
-        /// One for each collection, or one for all.
         tasks: Tasks,
-        /// As a share of what the source's pace is; `None`: as fast as it can.
+        /// What the target takes; `None`: as fast as it can.
         target_mb_per_second: Option<f64>,
         /// The run ends after so many seconds, wherever it is. `None`: with the backlog.
         seconds: Option<u64>,
@@ -27,7 +26,9 @@ pub enum Way {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tasks {
+    /// One for all collections.
     One,
+    /// One for each collection.
     OfEach,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Reads the messages by itself, with none of milvus-cdc's code: it is a witness. The columns of an insert are skipped.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use milvus::proto::common::{MsgBase, MsgType};
@@ -38,7 +38,8 @@ struct Head {
 #[derive(Default, Debug)]
 struct Channel {
     last_tick: u64,
-    ids: HashSet<i64>,
+    /// Each id with the last tick before it.
+    ids: HashMap<i64, u64>,
     counts: ChannelCounts,
 }
 
@@ -72,6 +73,9 @@ pub struct Counts {
     pub rows_deleted: u64,
     /// Of inserts and deletes, as they came.
     pub bytes: u64,
+    /// Messages that came again before a tick: a call whose answer was not seen, repeated. A standby drops them, and they
+    /// are in no other count.
+    pub resent: u64,
     pub violations: Violations,
 }
 
@@ -82,7 +86,7 @@ pub struct Violations {
     pub rows_below_tick: u64,
     /// Ticks below the last one; an equal one says nothing new and is none.
     pub tick_back: u64,
-    /// Message ids that the channel has seen before.
+    /// Message ids that the channel has seen before, with a tick in between.
     pub repeated_ids: u64,
     /// Of a channel that is not the one called.
     pub wrong_channel: u64,
@@ -130,12 +134,22 @@ impl Ledger {
             counts.violations.unreadable += 1;
             return Err("an entry that is no message".to_owned());
         };
-        channel.counts.messages += 1;
         let mut wrong = None;
-        if !channel.ids.insert(base.msg_id) {
-            counts.violations.repeated_ids += 1;
-            wrong = Some(format!("message id {} again", base.msg_id));
+        match channel.ids.insert(base.msg_id, channel.last_tick) {
+            None => {}
+            // A tick itself says nothing new the second time.
+            Some(before)
+                if before == channel.last_tick || base.msg_type == MsgType::TimeTick as i32 =>
+            {
+                counts.resent += 1;
+                return Ok(());
+            }
+            Some(_) => {
+                counts.violations.repeated_ids += 1;
+                wrong = Some(format!("message id {} again, behind a tick", base.msg_id));
+            }
         }
+        channel.counts.messages += 1;
         match MsgType::try_from(base.msg_type) {
             Ok(kind @ (MsgType::Insert | MsgType::Delete)) => {
                 let Ok(read) = Read::decode(&mut &entry[..]) else {
@@ -326,7 +340,7 @@ mod tests {
         assert_eq!((below.rows_below_tick, below.total()), (1, 1));
         let back = violations(&[&[tick(0, 10)], &[tick(1, 9)], &[tick(2, 10)]]);
         assert_eq!((back.tick_back, back.total()), (1, 1));
-        let again = violations(&[&[insert(1, &[5])], &[delete(1, &[6])]]);
+        let again = violations(&[&[insert(1, &[5])], &[tick(2, 5)], &[delete(1, &[6])]]);
         assert_eq!((again.repeated_ids, again.total()), (1, 1));
         let unreadable = violations(&[&[Bytes::from_static(b"\xff"), Bytes::new()]]);
         assert_eq!((unreadable.unreadable, unreadable.total()), (2, 2));
@@ -336,6 +350,15 @@ mod tests {
         // Another channel has ids and ticks of its own.
         elsewhere.call(CHANNEL, &[tick(1, 1), insert(2, &[2])], 0);
         assert_eq!(elsewhere.counts().violations.total(), 1);
+    }
+
+    #[test]
+    fn a_call_that_is_repeated_before_a_tick_counts_once() {
+        let call = [tick(1, 10), insert(2, &[11]), insert(3, &[12])];
+        let ledger = after(&[&call, &call, &[tick(4, 12)]]);
+        let counts = ledger.counts();
+        assert_eq!((counts.inserts, counts.rows_inserted), (2, 2));
+        assert_eq!((counts.resent, counts.violations.total()), (3, 0));
     }
 
     #[test]

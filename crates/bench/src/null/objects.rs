@@ -32,6 +32,18 @@ pub(super) struct Collection {
     pub(super) loaded: bool,
 }
 
+/// A collection that is to be made.
+#[derive(Clone, Debug, Default)]
+pub(super) struct New {
+    pub(super) schema: CollectionSchema,
+    pub(super) shards: i32,
+    pub(super) consistency_level: i32,
+    pub(super) properties: Vec<KeyValuePair>,
+    /// With a partition key; 0: Milvus' default.
+    pub(super) partitions: i64,
+    pub(super) created: u64,
+}
+
 /// What is asked for is not there.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Missing;
@@ -106,17 +118,7 @@ impl Objects {
 
     /// Makes a collection, with its channels taken in turn as a Milvus does, and gives its fields their ids: from 100 on,
     /// in the order they come in. One that is there already stays as it is.
-    pub(super) fn create(
-        &mut self,
-        database: &str,
-        name: &str,
-        mut schema: CollectionSchema,
-        shards: i32,
-        consistency_level: i32,
-        properties: Vec<KeyValuePair>,
-        num_partitions: i64,
-        created: u64,
-    ) -> Result<(), Missing> {
+    pub(super) fn create(&mut self, database: &str, name: &str, new: New) -> Result<(), Missing> {
         let database = Self::name(database).to_owned();
         if !self.databases.contains_key(&database) {
             return Err(Missing);
@@ -124,12 +126,13 @@ impl Objects {
         if self.get(&database, name).is_ok() {
             return Ok(());
         }
+        let mut schema = new.schema;
         for (i, field) in schema.fields.iter_mut().enumerate() {
             field.field_id = 100 + i as i64;
         }
         let id = self.id();
         let mut pchannels = Vec::new();
-        for _ in 0..shards.max(1) {
+        for _ in 0..new.shards.max(1) {
             let channel = self.next_channel % CHANNELS;
             pchannels.push(format!("{}-rootcoord-dml_{channel}", self.prefix));
             self.next_channel += 1;
@@ -138,8 +141,8 @@ impl Objects {
         let vchannels = pchannels.iter().enumerate().map(shard).collect();
         let has_key = schema.fields.iter().any(|f| f.is_partition_key);
         let names = if has_key {
-            let n = if num_partitions > 0 {
-                num_partitions
+            let n = if new.partitions > 0 {
+                new.partitions
             } else {
                 64
             };
@@ -153,9 +156,9 @@ impl Objects {
             schema,
             vchannels,
             pchannels,
-            consistency_level,
-            properties,
-            created,
+            consistency_level: new.consistency_level,
+            properties: new.properties,
+            created: new.created,
             partitions,
             indexes: Vec::new(),
             loaded: false,
@@ -214,9 +217,11 @@ mod tests {
     use super::*;
 
     fn create(objects: &mut Objects, database: &str, name: &str, shards: i32) {
-        let schema = CollectionSchema::default();
-        let made = objects.create(database, name, schema, shards, 2, Vec::new(), 0, 1);
-        assert_eq!(made, Ok(()));
+        let new = New {
+            shards,
+            ..New::default()
+        };
+        assert_eq!(objects.create(database, name, new), Ok(()));
     }
 
     #[test]
@@ -239,9 +244,7 @@ mod tests {
     #[test]
     fn what_is_not_there_is_missing() {
         let mut objects = Objects::new("t");
-        let schema = CollectionSchema::default();
-        let nowhere = objects.create("db", "a", schema, 1, 2, Vec::new(), 0, 1);
-        assert_eq!(nowhere, Err(Missing));
+        assert_eq!(objects.create("db", "a", New::default()), Err(Missing));
         objects.create_database("db");
         create(&mut objects, "db", "a", 1);
         assert_eq!(objects.collections("db").len(), 1);

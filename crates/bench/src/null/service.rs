@@ -27,7 +27,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response};
 
 use super::ledger::Ledger;
-use super::objects::{Collection, Missing, Objects};
+use super::objects::{Collection, Missing, New, Objects};
 use super::report::report;
 
 const PREFIX: &str = "/milvus.proto.milvus.MilvusService/";
@@ -246,11 +246,7 @@ fn done(outcome: Result<(), Missing>, name: &str) -> Status {
 
 async fn replicate(shared: Arc<Shared>, call: Replicate) -> rpc::ReplicateMessageResponse {
     let refuse = |code, reason: &str| rpc::ReplicateMessageResponse {
-        status: Some(refused(
-            ErrorCode::UnexpectedError,
-            code,
-            reason.to_owned(),
-        )),
+        status: Some(refused(ErrorCode::UnexpectedError, code, reason.to_owned())),
         ..Default::default()
     };
     if call.channel_name.is_empty() {
@@ -288,7 +284,6 @@ async fn replicate(shared: Arc<Shared>, call: Replicate) -> rpc::ReplicateMessag
         status: ok(),
         // Of a RocksMQ: base64 of eight bytes. Nobody can read on from it.
         position: "AAAAAAAAAAA=".to_owned(),
-        ..Default::default()
     }
 }
 
@@ -387,16 +382,15 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Body>) -> http::Resp
             let created = q.base.and_then(|b| b.replicate_info);
             match CollectionSchema::decode(&q.schema[..]) {
                 Ok(schema) => {
-                    let made = s.objects.create(
-                        &q.db_name,
-                        &q.collection_name,
+                    let new = New {
                         schema,
-                        q.shards_num,
-                        q.consistency_level,
-                        q.properties,
-                        q.num_partitions,
-                        created.map(|i| i.msg_timestamp).unwrap_or_default(),
-                    );
+                        shards: q.shards_num,
+                        consistency_level: q.consistency_level,
+                        properties: q.properties,
+                        partitions: q.num_partitions,
+                        created: created.map(|i| i.msg_timestamp).unwrap_or_default(),
+                    };
+                    let made = s.objects.create(&q.db_name, &q.collection_name, new);
                     done(made, &q.db_name)
                 }
                 Err(e) => refused(ErrorCode::IllegalArgument, 1100, e.to_string()),
@@ -407,14 +401,12 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Body>) -> http::Resp
             Status::default()
         }),
         "GetCollectionStatistics" => {
-            at_once!(
-                |_s, _q: rpc::GetCollectionStatisticsRequest| {
-                    rpc::GetCollectionStatisticsResponse {
-                        status: ok(),
-                        stats: Vec::new(),
-                    }
+            at_once!(|_s, _q: rpc::GetCollectionStatisticsRequest| {
+                rpc::GetCollectionStatisticsResponse {
+                    status: ok(),
+                    stats: Vec::new(),
                 }
-            )
+            })
         }
         "ShowPartitions" => at_once!(|s, q: rpc::ShowPartitionsRequest| {
             match s.objects.get(&q.db_name, &q.collection_name) {
@@ -536,8 +528,12 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Body>) -> http::Resp
             done(found.map(drop), &q.collection_name)
         }),
         "Flush" => at_once!(|_s, q: rpc::FlushRequest| {
-            let none =
-                || q.collection_names.iter().map(|n| (n.clone(), LongArray::default())).collect();
+            let none = || {
+                q.collection_names
+                    .iter()
+                    .map(|n| (n.clone(), LongArray::default()))
+                    .collect()
+            };
             let sealed = q.collection_names.iter().map(|n| (n.clone(), 0));
             rpc::FlushResponse {
                 status: ok(),
@@ -555,12 +551,12 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Body>) -> http::Resp
                 }
             )
         }
-        "GetPersistentSegmentInfo" => at_once!(
-            |_s, _q: rpc::GetPersistentSegmentInfoRequest| rpc::GetPersistentSegmentInfoResponse {
+        "GetPersistentSegmentInfo" => at_once!(|_s, _q: rpc::GetPersistentSegmentInfoRequest| {
+            rpc::GetPersistentSegmentInfoResponse {
                 status: ok(),
                 infos: Vec::new(),
             }
-        ),
+        }),
         _ => {
             let unknown = &mut shared.state.lock().unknown;
             *unknown.entry(name.to_owned()).or_default() += 1;

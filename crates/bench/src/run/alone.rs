@@ -57,7 +57,10 @@ pub(super) async fn run(
         let (uri, keys) = (target.uri.clone(), keys.clone());
         next_id += 1_000_000_000;
         senders.spawn(async move {
-            let channel = Endpoint::from_shared(uri)?.tcp_nodelay(true).connect().await?;
+            let channel = Endpoint::from_shared(uri)?
+                .tcp_nodelay(true)
+                .connect()
+                .await?;
             let (mut sent, mut id) = (0, next_id);
             while sent < each {
                 let mut msgs = Vec::new();

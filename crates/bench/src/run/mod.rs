@@ -4,14 +4,15 @@ mod alone;
 mod servers;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-pub use self::servers::Program;
 use self::servers::{Cdc, Source, Target};
+pub use self::servers::{Program, versions};
 use self::watch::{Sample, Watch};
 use crate::proc::{self, Pinning};
 use crate::scenario::{Scenario, Tasks, Way};
@@ -38,6 +39,8 @@ pub struct Setup {
     pub dir: PathBuf,
     pub pinning: Pinning,
     pub seed: u64,
+    /// Of what is measured, and of the servers.
+    pub versions: BTreeMap<&'static str, String>,
 }
 
 /// Runs it; the figures.
@@ -77,8 +80,8 @@ pub async fn run(scenario: &Scenario, setup: &Setup) -> Result<Value> {
         "ack_delay_ms": setup.ack_delay_ms,
         "seed": setup.seed,
         "pinned": setup.pinning.on,
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
-        "cpu": proc::cpu_model(),
+        "machine": proc::machine(),
+        "versions": setup.versions,
         "load_before": load_before,
         "load_after": proc::load(),
         "took_s": round(begin.elapsed().as_secs_f64()),
@@ -198,7 +201,11 @@ impl<'a> Run<'a> {
                         let end = Duration::from_secs(seconds);
                         watch.until_or(wanted, end).await?
                     }
-                    None => watch.until(wanted, STUCK, Duration::from_millis(10)).await?,
+                    None => {
+                        watch
+                            .until(wanted, STUCK, Duration::from_millis(10))
+                            .await?
+                    }
                 };
                 anyhow::Ok((first, last))
             };
@@ -227,7 +234,6 @@ impl<'a> Run<'a> {
         });
         extend(&mut figures, more);
         extend(&mut figures, judged(&ledger));
-        extend(&mut figures, json!({ "broker": self.source.broker.version() }));
         Ok(figures)
     }
 
@@ -371,8 +377,7 @@ const SMALL: Load = Load {
 
 /// A source that is up: a tick each 200 ms. Ends only with an error.
 async fn ticks(writer: &mut Writer) -> anyhow::Error {
-    let mut every =
-        tokio::time::interval(Duration::from_micros(crate::source::writer::TICK_US));
+    let mut every = tokio::time::interval(Duration::from_micros(crate::source::writer::TICK_US));
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         every.tick().await;
@@ -429,6 +434,7 @@ fn carried(first: &Sample, last: &Sample) -> Value {
 /// What the ledger has against it.
 fn judged(ledger: &Value) -> Value {
     json!({
+        "resent": ledger["counts"]["resent"],
         "violations": ledger["violations"],
         "violations_in_words": ledger["violations_in_words"],
         "unknown_rpcs": ledger["unknown_rpcs"],

@@ -1,5 +1,6 @@
 //! The servers of a run: the source's etcd and queue, the null target, and the program.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -40,11 +41,10 @@ async fn wait_up(
 }
 
 /// The source's queue.
-pub enum Broker {
+pub(super) enum Broker {
     Nats {
         process: Process,
         url: String,
-        version: String,
     },
     #[cfg(feature = "kafka")]
     Kafka(cdc_lab::servers::Kafka),
@@ -58,6 +58,36 @@ fn installed(name: &str, package: &str) -> Result<PathBuf> {
         .map(|dir| dir.join(name))
         .find(|file| file.is_file())
         .with_context(|| format!("there is no {name} on this machine: apt-get install -y --no-install-recommends {package}"))
+}
+
+/// The versions of what a run is made of, by name.
+///
+/// # Errors
+/// The binary of milvus-cdc is not there.
+pub fn versions(queue: &str) -> Result<BTreeMap<&'static str, String>> {
+    let mut all = BTreeMap::from([("milvus-cdc", version_of(&cdc::binary()?))]);
+    all.insert("etcd", version_of(&installed("etcd", "etcd-server")?));
+    match queue {
+        "natsmq" => all.insert(
+            "queue",
+            version_of(&installed("nats-server", "nats-server")?),
+        ),
+        _ => all.insert(
+            "queue",
+            format!("Kafka {}", cdc_lab::servers::kafka::VERSION),
+        ),
+    };
+    // Of the source, where it is there.
+    let commit = Command::new("git")
+        .args(["rev-parse", "--short", "HEAD"])
+        .output();
+    if let Some(output) = commit.ok().filter(|o| o.status.success()) {
+        all.insert(
+            "commit",
+            String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        );
+    }
+    Ok(all)
 }
 
 /// What a program answers to `--version`, in one line.
@@ -96,31 +126,22 @@ impl Broker {
         Ok(Self::Nats {
             process,
             url: format!("nats://{address}"),
-            version: version_of(&program),
         })
     }
 
-    pub async fn queue(&self) -> Result<Queue> {
+    pub(super) async fn queue(&self) -> Result<Queue> {
         match self {
             Self::Nats { url, .. } => Queue::natsmq(url).await,
             #[cfg(feature = "kafka")]
-            Self::Kafka(kafka) => Queue::kafka(&kafka.address()).await,
+            Self::Kafka(kafka) => Queue::kafka(&kafka.address()),
         }
     }
 
-    pub fn pid(&self) -> Option<u32> {
+    pub(super) fn pid(&self) -> Option<u32> {
         match self {
             Self::Nats { process, .. } => Some(process.pid()),
             #[cfg(feature = "kafka")]
             Self::Kafka(kafka) => kafka.pid(),
-        }
-    }
-
-    pub fn version(&self) -> String {
-        match self {
-            Self::Nats { version, .. } => version.clone(),
-            #[cfg(feature = "kafka")]
-            Self::Kafka(_) => format!("Kafka {}", cdc_lab::servers::kafka::VERSION),
         }
     }
 
@@ -134,14 +155,14 @@ impl Broker {
 }
 
 /// The null target as a process.
-pub struct Target {
+pub(super) struct Target {
     process: Process,
-    pub uri: String,
+    pub(super) uri: String,
     ledger: String,
 }
 
 impl Target {
-    pub async fn start(
+    pub(super) async fn start(
         dir: &Path,
         pinning: Pinning,
         delay_ms: u64,
@@ -178,17 +199,17 @@ impl Target {
         })
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(super) fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    pub async fn ledger(&self) -> Result<Value> {
+    pub(super) async fn ledger(&self) -> Result<Value> {
         let reply = http::get(&self.ledger, "/ledger", CALL_DEADLINE).await?;
         Ok(serde_json::from_str(&reply.body)?)
     }
 
     /// Latencies count from now on.
-    pub async fn forget(&self) -> Result<()> {
+    pub(super) async fn forget(&self) -> Result<()> {
         http::post(&self.ledger, "/forget", "", CALL_DEADLINE)
             .await
             .map(drop)
@@ -196,13 +217,13 @@ impl Target {
 }
 
 /// The source's servers.
-pub struct Source {
-    pub etcd: StoreServer,
-    pub broker: Broker,
+pub(super) struct Source {
+    pub(super) etcd: StoreServer,
+    pub(super) broker: Broker,
 }
 
 impl Source {
-    pub async fn start(dir: &Path, queue: &str, pinning: Pinning) -> Result<Self> {
+    pub(super) async fn start(dir: &Path, queue: &str, pinning: Pinning) -> Result<Self> {
         let etcd = StoreServer::start(StoreKind::Etcd).await?;
         let broker = match queue {
             "natsmq" => Broker::nats(dir, pinning).await?,
@@ -217,7 +238,9 @@ impl Source {
                 }
                 Broker::Kafka(kafka)
             }
-            other => bail!("{other}: no such queue in this build; natsmq, or kafka with the feature of that name"),
+            other => bail!(
+                "{other}: no such queue in this build; natsmq, or kafka with the feature of that name"
+            ),
         };
         Ok(Self { etcd, broker })
     }
@@ -254,7 +277,7 @@ pub enum Program {
 }
 
 /// The measured program as a process.
-pub struct Cdc {
+pub(super) struct Cdc {
     program: Program,
     pinning: Pinning,
     dir: PathBuf,
@@ -264,7 +287,7 @@ pub struct Cdc {
 }
 
 impl Cdc {
-    pub async fn start(
+    pub(super) async fn start(
         program: Program,
         source: &Source,
         dir: &Path,
@@ -288,7 +311,7 @@ impl Cdc {
     }
 
     /// Starts it and waits until it answers.
-    pub async fn launch(&mut self) -> Result<()> {
+    pub(super) async fn launch(&mut self) -> Result<()> {
         let mut command = match &self.program {
             Program::Ours => {
                 let mut command = self.pinning.command(&cdc::binary()?, OURS);
@@ -328,7 +351,7 @@ impl Cdc {
     }
 
     /// SIGTERM.
-    pub async fn stop(&mut self) -> Result<()> {
+    pub(super) async fn stop(&mut self) -> Result<()> {
         if let Some(mut process) = self.process.take() {
             let exit = process.stop(STOP_PATIENCE).await?;
             ensure!(
@@ -339,7 +362,7 @@ impl Cdc {
         Ok(())
     }
 
-    pub fn pid(&self) -> Result<u32> {
+    pub(super) fn pid(&self) -> Result<u32> {
         self.process
             .as_ref()
             .map(Process::pid)
@@ -351,7 +374,7 @@ impl Cdc {
     }
 
     /// `POST /cdc` in the Go server's form; the `data` of the answer. Waits while tasks are being recovered.
-    pub async fn request(&self, kind: &str, data: Value) -> Result<Value> {
+    pub(super) async fn request(&self, kind: &str, data: Value) -> Result<Value> {
         let body = json!({ "request_type": kind, "request_data": data }).to_string();
         let end = Instant::now() + CALL_DEADLINE;
         loop {
@@ -369,7 +392,7 @@ impl Cdc {
     }
 
     /// Creates a task for `*` or one collection; its id.
-    pub async fn create(&self, target: &str, collection: &str) -> Result<String> {
+    pub(super) async fn create(&self, target: &str, collection: &str) -> Result<String> {
         let data = json!({
             "milvus_connect_param": { "uri": target },
             "collection_infos": [{ "name": collection }],
@@ -380,7 +403,7 @@ impl Cdc {
             .with_context(|| format!("create answered without a task_id: {answer}"))
     }
 
-    pub fn last_words(&self) -> String {
+    pub(super) fn last_words(&self) -> String {
         cdc_lab::servers::process::tail(&self.dir.join("log"), 20)
     }
 }

@@ -75,7 +75,10 @@ impl Watch<'_> {
                 moved = (sample.rows, sample.at);
             }
             if moved.1.elapsed() > patience {
-                bail!("{} of {wanted} rows, and none more for {patience:?}", sample.rows);
+                bail!(
+                    "{} of {wanted} rows, and none more for {patience:?}",
+                    sample.rows
+                );
             }
             tokio::time::sleep(every).await;
         }

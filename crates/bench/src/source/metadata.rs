@@ -28,7 +28,8 @@ fn pairs(list: &[(&str, &str)]) -> Vec<KeyValuePair> {
     list.iter().map(pair).collect()
 }
 
-fn of_collection(of: &Collection, start: Vec<u8>, shape: Shape) -> Vec<(MetaKey, Vec<u8>)> {
+/// The keys of one collection, which begins at this position of its channel.
+pub fn of_collection(of: &Collection, start: Vec<u8>, shape: Shape) -> Vec<(MetaKey, Vec<u8>)> {
     let (collection, partition) = (CollectionId(of.id), PartitionId(of.partition));
     let schema = CollectionSchema {
         name: of.name.clone(),
@@ -153,7 +154,10 @@ pub async fn write(url: &str, collections: &[(Collection, Vec<u8>)], shape: Shap
     ));
     for (collection, start) in collections {
         let keys = of_collection(collection, start.clone(), shape);
-        all.extend(keys.into_iter().map(|(key, value)| (format!("{ROOT}/meta/{key}"), value)));
+        all.extend(
+            keys.into_iter()
+                .map(|(key, value)| (format!("{ROOT}/meta/{key}"), value)),
+        );
     }
     for some in all.chunks(IN_ONE) {
         let puts: Vec<TxnOp> = some

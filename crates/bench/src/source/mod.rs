@@ -1,5 +1,7 @@
 //! A source Milvus 2.3.5 that is not there: what it would have written to its etcd and its queue.
 
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod messages;
 pub mod metadata;
 pub mod queue;
@@ -20,7 +22,7 @@ pub fn replicate_channel() -> String {
 }
 
 /// A timestamp of the oracle at this unix time; the microseconds below the millisecond are in its counter.
-pub fn tso(unix_us: u64) -> u64 {
+pub const fn tso(unix_us: u64) -> u64 {
     ((unix_us / 1000) << 18) + unix_us % 1000
 }
 

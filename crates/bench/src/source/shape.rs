@@ -80,7 +80,9 @@ const WORDS: [&str; 12] = [
 impl Pool {
     pub fn new(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
-        let floats = (0..FLOATS).map(|_| random.random_range(-1.0..1.0)).collect();
+        let floats = (0..FLOATS)
+            .map(|_| random.random_range(-1.0..1.0))
+            .collect();
         let mut text = String::with_capacity(TEXT_BYTES + 32);
         while text.len() < TEXT_BYTES {
             text += WORDS[random.random_range(0..WORDS.len())];

@@ -151,12 +151,7 @@ impl Writer {
     ///
     /// # Errors
     /// The queue refuses.
-    pub async fn backlog(
-        &mut self,
-        to: &[Collection],
-        load: &Load,
-        bytes: u64,
-    ) -> Result<Written> {
+    pub async fn backlog(&mut self, to: &[Collection], load: &Load, bytes: u64) -> Result<Written> {
         let mut written = Written::default();
         let begin = self.clock;
         let mut next_tick = self.clock + TICK_US;
@@ -180,12 +175,7 @@ impl Writer {
     ///
     /// # Errors
     /// The queue refuses.
-    pub async fn live(
-        &mut self,
-        to: &[Collection],
-        load: &Load,
-        until_us: u64,
-    ) -> Result<Written> {
+    pub async fn live(&mut self, to: &[Collection], load: &Load, until_us: u64) -> Result<Written> {
         let mut written = Written::default();
         let begin = now_us();
         let mut next_tick = begin + TICK_US;
