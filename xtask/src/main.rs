@@ -30,6 +30,13 @@ cargo xtask chaos [OPTIONS]  The same servers and a workload, while milvus-cdc i
     --audit                          read the target's own log, too, and say who lost (compiles RocksDB)
     --dir FOLDER
 
+cargo xtask bench [SCENARIO…]   What milvus-cdc costs: CPU, memory, throughput, delay, each scenario a line of JSON. A
+                             generated source on a real etcd and queue, a target that only counts; built as released.
+                             Without a scenario they are listed; `all` takes twenty minutes. docs/performance.md
+    --queue natsmq|kafka, --megabytes N, --seconds N, --ack-delay-ms N,N,…, --seed N, --no-pin, --append FILE,
+    --dir FOLDER, --against NAME=COMMAND (another server; --help of cdc-bench says how)
+    --micro                          the small benchmarks of single functions, with criterion
+
 cargo xtask test [--quick|--long]   fmt, clippy, all tests, end-to-end tests on real servers included; --quick leaves
                              those out, --long has a few more of them, which show what others show too
 cargo xtask simulate [OPTIONS]   the corelib between models of a source and a target, one run a seed, the same again
@@ -50,6 +57,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         "demo" => run::demo(rest),
         "chaos" => run::chaos(rest),
+        "bench" => run::bench(rest),
         "test" => run::test(rest),
         "simulate" => run::simulate(rest),
         "schemathesis" => run::schemathesis(rest),

@@ -12,7 +12,7 @@ pub(crate) type Outcome = Result<(), String>;
 /// alone, has dependencies with other features, and they are compiled again.
 const FEATURES: [&str; 2] = [
     "--features",
-    "cdc-lab/e2e,cdc-lab/audit,cdc-core/e2e,milvus-cdc/e2e",
+    "cdc-lab/e2e,cdc-lab/audit,cdc-core/e2e,milvus-cdc/e2e,cdc-bench/e2e,cdc-bench/kafka",
 ];
 
 /// The tests of cdc-core on real servers: the contract of the queues on each, and the catalog.
@@ -85,6 +85,46 @@ fn lab(env: &Env, command: &str, queue: &str, more: &[&str], args: &[String]) ->
     finish(lab, &format!("cdc-lab {command}"))
 }
 
+/// Builds what is measured as it is released, and measures it. Without names of scenarios they are listed.
+pub(crate) fn bench(args: &[String]) -> Outcome {
+    let queue = queue(args, "--queue");
+    let env = env::build(false)?;
+    if args.iter().any(|a| a == "--micro") {
+        return cargo(&env, &["bench", "-p", "cdc-bench", "--no-default-features"]);
+    }
+    let mut features = format!("milvus-cdc/{queue}");
+    if queue == "kafka" {
+        features += ",cdc-bench/kafka";
+    }
+    step("build, as released");
+    cargo(
+        &env,
+        &[
+            "build",
+            "--release",
+            "-p",
+            "milvus-cdc",
+            "-p",
+            "cdc-bench",
+            "--bins",
+            "--no-default-features",
+            "--features",
+            &features,
+        ],
+    )?;
+    // Beside the folder of this very program, which is built for debugging.
+    let released = |name: &str| -> Result<PathBuf, String> {
+        let own = built(name)?;
+        let target = own.ancestors().nth(2).ok_or("where is the build folder")?;
+        Ok(target.join("release").join(name))
+    };
+    let mut bench = Command::new(released("cdc-bench")?);
+    bench
+        .args(args)
+        .env("MILVUS_CDC_BIN", released("milvus-cdc")?);
+    finish(bench, "cdc-bench")
+}
+
 /// Everything; `--quick`: what needs no servers; `--long`: also what other tests show as well.
 pub(crate) fn test(args: &[String]) -> Outcome {
     let (quick, long) = match args {
@@ -141,6 +181,15 @@ pub(crate) fn test(args: &[String]) -> Outcome {
         ]
         .concat(),
     );
+    step("one scenario of the benchmarks, tiny");
+    let mut smoke = Command::new("cargo");
+    smoke
+        .args(["test", "--workspace"])
+        .args(FEATURES)
+        .args(["--test", "smoke"])
+        .envs(env.iter().cloned())
+        .env("MILVUS_CDC_BIN", built("milvus-cdc")?);
+    let smoke = finish(smoke, "the smoke test of the benchmarks");
     step("end-to-end tests on real servers");
     let mut e2e = Command::new("cargo");
     e2e.args(["test", "--workspace"])
@@ -155,7 +204,7 @@ pub(crate) fn test(args: &[String]) -> Outcome {
         .env("MILVUS_CDC_BIN", built("milvus-cdc")?)
         .env("CDC_LAB_BIN", built("cdc-lab")?);
     let e2e = finish(e2e, "the end-to-end tests");
-    core.and(stores).and(e2e)
+    core.and(stores).and(smoke).and(e2e)
 }
 
 /// The OpenAPI document against the running server. Needs no queue but one.
