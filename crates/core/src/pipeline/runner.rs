@@ -60,8 +60,7 @@ impl TaskRunner {
                 let own = cancel.child_token();
                 let objects = Arc::new(Mutex::new(None));
                 let conducted = AssertUnwindSafe(conduct(
-                    spec.clone(),
-                    watched,
+                    (spec.clone(), watched),
                     parts.clone(),
                     hubs.clone(),
                     (own.clone(), drain.clone()),
@@ -169,10 +168,9 @@ async fn nodes(hub: &Hub, stored: &TaskProgress, watched: bool) -> Asked {
     if watched { asked } else { asked.once(stored) }
 }
 
-/// Connects, loads what is stored, conducts. Returns when the task is drained.
+/// Connects, loads what is stored, conducts. Returns when the task is drained. `watched`: see [`nodes`].
 async fn conduct(
-    spec: TaskSpec,
-    watched: bool,
+    (spec, watched): (TaskSpec, bool),
     parts: Arc<Parts>,
     hubs: Arc<Hubs>,
     (cancel, drain): (CancellationToken, CancellationToken),
