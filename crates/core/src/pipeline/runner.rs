@@ -60,8 +60,7 @@ impl TaskRunner {
                 let own = cancel.child_token();
                 let objects = Arc::new(Mutex::new(None));
                 let conducted = AssertUnwindSafe(conduct(
-                    spec.clone(),
-                    watched,
+                    (spec.clone(), watched),
                     parts.clone(),
                     hubs.clone(),
                     (own.clone(), drain.clone()),
@@ -171,8 +170,7 @@ async fn nodes(hub: &Hub, stored: &TaskProgress, watched: bool) -> Asked {
 
 /// Connects, loads what is stored, conducts. Returns when the task is drained.
 async fn conduct(
-    spec: TaskSpec,
-    watched: bool,
+    (spec, watched): (TaskSpec, bool),
     parts: Arc<Parts>,
     hubs: Arc<Hubs>,
     (cancel, drain): (CancellationToken, CancellationToken),
