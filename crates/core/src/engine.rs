@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
@@ -94,8 +94,13 @@ impl Engine {
 
     /// What a running task says of itself; `None` if it does not run.
     pub fn status(&self, task: &TaskId) -> Option<TaskStatus> {
+        self.status_at(task, SystemTime::now())
+    }
+
+    /// The same with another clock than this machine's to measure lags against.
+    pub fn status_at(&self, task: &TaskId, now: SystemTime) -> Option<TaskStatus> {
         let runner = self.tasks.lock().get(task).cloned();
-        runner.map(|runner| runner.status())
+        runner.map(|runner| runner.status(now))
     }
 
     /// A person's answer for the collection `database.name` of a running task.

@@ -263,6 +263,10 @@ pub struct CollectionStatus {
     pub name: String,
     #[serde(flatten)]
     pub state: CollectionState,
+    /// Seconds of source time between now and the oldest thing of it that is not applied, in every state; `None` where
+    /// nothing is known of it, or nothing is left to carry.
+    #[serde(skip)]
+    pub lag_seconds: Option<f64>,
     /// Rows acknowledged by the target since this process started.
     pub rows: u64,
     /// Per source physical channel.
@@ -304,7 +308,8 @@ pub struct TaskStatus {
     pub collections: Vec<CollectionStatus>,
     /// Errors of the task as a whole (source or target not reachable), while they last.
     pub problems: Vec<Problem>,
-    /// Seconds of source time between now and the oldest thing that is not applied yet; `None` before the first message.
+    /// Seconds of source time between now and the oldest thing that is not applied yet, of any collection in any state;
+    /// `None` while nothing is known.
     pub lag_seconds: Option<f64>,
     /// Seconds of source time between now and the oldest thing that the target has not flushed.
     pub durable_lag_seconds: Option<f64>,

@@ -15,6 +15,8 @@ mod budget;
 mod choices;
 #[path = "pipeline/gate.rs"]
 mod gate;
+#[path = "pipeline/lag.rs"]
+mod lag;
 #[path = "pipeline/messages.rs"]
 mod messages;
 #[path = "pipeline/quarantine.rs"]

@@ -7,6 +7,7 @@
 )]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,6 +16,8 @@ use cdc_core::position::{Position, QueueKind};
 use cdc_core::source::contract::{self, ContractHarness};
 use cdc_core::source::memory::MemoryLog;
 use cdc_core::source::{LogSource, SourceError, Start};
+
+const KEPT: Duration = Duration::from_secs(3600);
 
 struct Memory(MemoryLog, AtomicUsize);
 
@@ -38,17 +41,25 @@ impl ContractHarness for Memory {
     async fn purge_to(&self, channel: &PChannel, position: Position) {
         self.0.purge_to(channel, position);
     }
+
+    fn retention(&self) -> Option<Duration> {
+        Some(KEPT)
+    }
 }
 
 #[tokio::test]
 async fn the_twin_keeps_the_contract() {
-    contract::run(Memory(MemoryLog::new(), AtomicUsize::new(0))).await;
+    let log = MemoryLog::new();
+    log.set_retention(Some(KEPT));
+    contract::run(Memory(log, AtomicUsize::new(0))).await;
 }
 
 #[tokio::test]
 async fn gaps_between_ids_are_no_loss() {
     for kind in [QueueKind::Rocksmq, QueueKind::Kafka, QueueKind::Pulsar] {
-        contract::run(Memory(MemoryLog::with(kind, 3), AtomicUsize::new(0))).await;
+        let log = MemoryLog::with(kind, 3);
+        log.set_retention(Some(KEPT));
+        contract::run(Memory(log, AtomicUsize::new(0))).await;
     }
 }
 

@@ -18,6 +18,9 @@ use cdc_core::source::contract::{self, ContractHarness};
 use cdc_core::source::natsmq::{NatsmqConfig, NatsmqSource};
 use cdc_core::source::{LogSource, SourceError, Start};
 
+/// Milvus' own default is three days.
+const KEPT: Duration = Duration::from_secs(72 * 3600);
+
 struct Nats {
     source: NatsmqSource,
     context: jetstream::Context,
@@ -44,6 +47,10 @@ impl Nats {
 
 #[async_trait]
 impl ContractHarness for Nats {
+    fn retention(&self) -> Option<Duration> {
+        Some(KEPT)
+    }
+
     fn source(&self) -> &dyn LogSource {
         &self.source
     }
@@ -53,6 +60,7 @@ impl ContractHarness for Nats {
         let config = stream::Config {
             name: name.clone(),
             subjects: vec![name.clone()],
+            max_age: KEPT,
             ..Default::default()
         };
         self.context.create_stream(config).await.unwrap();

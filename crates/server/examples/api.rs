@@ -16,6 +16,7 @@ use cdc_core::ids::{CollectionId, PChannel, TaskId};
 use cdc_core::position::{Position, QueueKind};
 use cdc_core::promote::TriedOut;
 use cdc_core::secret::Secret;
+use cdc_core::source::reach::Held;
 use cdc_core::task::{
     ChannelPosition, Choice, CollectionState, CollectionStatus, Counters, TargetSpec, TaskSpec,
     TaskStatus, Verdict,
@@ -70,6 +71,7 @@ impl Replication for StandIn {
                 lag_seconds: 0.2,
                 raised: false,
             },
+            lag_seconds: Some(0.2),
             rows: 1,
             positions: BTreeMap::from([(PChannel::new("by-dev-rootcoord-dml_0"), here)]),
             last_error: None,
@@ -104,6 +106,13 @@ impl Replication for StandIn {
     }
     async fn try_out(&self, _: &TargetSpec, _: &[(String, String)]) -> Result<TriedOut, Problem> {
         Ok(TriedOut::default())
+    }
+    async fn reach(&self, channels: &BTreeSet<PChannel>) -> BTreeMap<PChannel, Held> {
+        let held = Held {
+            first: Some(Tso::from_millis(1_699_998_000_000)),
+            retention: Some(Duration::from_secs(72 * 3600)),
+        };
+        channels.iter().map(|c| (c.clone(), held)).collect()
     }
     async fn examine(&self, _: Vec<Patient>, _: Vec<TargetSpec>) -> Vec<Check> {
         vec![Check::ok("all", "there is nothing behind this server")]

@@ -1,5 +1,6 @@
 //! The corelib's engine as what carries the tasks.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use cdc_core::catalog::etcd::{EtcdCatalog, EtcdConfig, probe};
 use cdc_core::doctor::{Check, Patient, Setup, examine};
 use cdc_core::engine::{Engine, Parts};
 use cdc_core::error::{ErrorClass, Problem, ProblemCode};
-use cdc_core::ids::TaskId;
+use cdc_core::ids::{PChannel, TaskId};
 use cdc_core::promote::{self, TriedOut};
+use cdc_core::source::reach::{Held, Reach};
 use cdc_core::source::{LogSource, QueueConfig, SourceError, open_source};
 use cdc_core::store::SharedStore;
 use cdc_core::target::fence::{FencedConnector, Permit};
@@ -31,6 +33,7 @@ pub struct EngineReplication {
     replicate_channel: String,
     etcd: EtcdConfig,
     source: Arc<dyn LogSource>,
+    reach: Reach,
 }
 
 impl EngineReplication {
@@ -46,6 +49,7 @@ impl EngineReplication {
             catalog: Arc::new(EtcdCatalog::connect(etcd.clone())),
             replicate_channel: config.source.replicate_channel.clone(),
             etcd,
+            reach: Reach::new(source.clone()),
             source,
         })
     }
@@ -214,6 +218,10 @@ impl Replication for EngineReplication {
     ) -> Result<TriedOut, Problem> {
         let target = PlainTarget::connect(target).await;
         promote::try_out(&target.map_err(|e| e.problem())?, collections).await
+    }
+
+    async fn reach(&self, channels: &BTreeSet<PChannel>) -> BTreeMap<PChannel, Held> {
+        self.reach.of(channels).await
     }
 
     async fn examine(&self, tasks: Vec<Patient>, targets: Vec<TargetSpec>) -> Vec<Check> {

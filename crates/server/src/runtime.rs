@@ -1,13 +1,15 @@
 //! The seam between the tasks and what carries them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use cdc_core::catalog::etcd::EtcdConfig;
 use cdc_core::doctor::{Check, Patient};
 use cdc_core::error::Problem;
-use cdc_core::ids::TaskId;
+use cdc_core::ids::{PChannel, TaskId};
 use cdc_core::promote::TriedOut;
+use cdc_core::source::reach::Held;
 use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus, Verdict};
 use cdc_core::tso::Tso;
 
@@ -53,6 +55,8 @@ pub trait Replication: Send + Sync {
         target: &TargetSpec,
         collections: &[(String, String)],
     ) -> Result<TriedOut, Problem>;
+    /// What these channels of the source's queue hold, as of the last minute; one of which that is not known is left out.
+    async fn reach(&self, channels: &BTreeSet<PChannel>) -> BTreeMap<PChannel, Held>;
     /// Looks at the source, at what these tasks need of it, and at the targets, theirs and some more. Changes nothing.
     async fn examine(&self, tasks: Vec<Patient>, targets: Vec<TargetSpec>) -> Vec<Check>;
 }

@@ -168,6 +168,12 @@ impl Lane {
         self.shared.state.lock().acknowledged_tick
     }
 
+    /// The oldest row that is acknowledged and that no tick has shown yet, as a target timestamp: the source's own, or a
+    /// later one where it was raised.
+    pub(crate) fn hidden(&self) -> Option<Tso> {
+        self.shared.state.lock().hidden
+    }
+
     pub fn push(&self, message: Outgoing) {
         self.shared.state.lock().push(message);
         self.shared.wake.notify_one();

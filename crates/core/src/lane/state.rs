@@ -112,7 +112,7 @@ pub(super) struct State {
     /// The largest timestamp that was acknowledged.
     pub(super) max_acknowledged: Tso,
     /// The smallest acknowledged row that no tick has shown yet.
-    hidden: Option<Tso>,
+    pub(super) hidden: Option<Tso>,
     edges: HashMap<EdgeId, Edge>,
     next_edge: u64,
     queue: VecDeque<Item>,

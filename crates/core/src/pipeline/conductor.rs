@@ -30,8 +30,8 @@ use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, DbId, PChannel};
 use crate::lane::StreamCtl;
 use crate::position::Position;
-use crate::store::{Change, CollectionObject, ObjectPhase, TaskProgress};
-use crate::task::{Choice, CollectionState, Verdict};
+use crate::store::{Change, CollectionObject, ObjectPhase, Progress, TaskProgress};
+use crate::task::{Choice, CollectionState, StartPoint, Verdict};
 
 /// Collections made or dropped on the target at the same time.
 const JOBS: usize = 8;
@@ -404,12 +404,56 @@ impl<'a> Conductor<'a> {
         }
     }
 
+    /// Where a collection goes on, on the channels on which nobody reads it now. `places`: its records of its own.
+    fn places(
+        &self,
+        id: CollectionId,
+        entry: &Entry,
+        mut places: BTreeMap<PChannel, Progress>,
+    ) -> BTreeMap<PChannel, Progress> {
+        if matches!(entry.phase, Phase::Dropping | Phase::Dropped) {
+            return BTreeMap::new();
+        }
+        let stored = self.stored.collections.get(&id);
+        if self.first_round && stored.is_some_and(|o| o.phase != ObjectPhase::Creating) {
+            // No channel has its reader yet. Of one whose metadata is not read its channels are not known.
+            let unread = entry.source.shards.is_empty();
+            for (channel, progress) in &self.stored.channels {
+                if unread || entry.source.shards.iter().any(|s| s.pchannel == *channel) {
+                    places.entry(channel.clone()).or_insert(*progress);
+                }
+            }
+        }
+        places
+    }
+
+    /// Whether nothing of a collection has been begun, and all of it is wanted.
+    fn is_pending(&self, id: CollectionId, entry: &Entry) -> bool {
+        let phase = matches!(
+            entry.phase,
+            Phase::Due | Phase::Opening | Phase::Retry(_) | Phase::Held(_)
+        );
+        let (spec, source) = (&self.ctx.spec, &entry.source);
+        phase
+            && !spec.positions.contains_key(&id)
+            && spec.start_of(&entry.database, &source.name, source.create_ts) != StartPoint::Now
+            && self
+                .objects
+                .get(id)
+                .is_none_or(|o| o.phase == ObjectPhase::Creating)
+    }
+
     /// Brings the board up to date.
     fn show(&mut self) {
         let health = self.ctx.catalog().health();
         let mut board = self.board.lock();
         board.source(&health);
         let unequal = self.objects.unequal();
+        let mut detached: HashMap<CollectionId, BTreeMap<PChannel, Progress>> = HashMap::new();
+        for ((channel, id), progress) in &self.stored.detached {
+            let places = detached.entry(*id).or_default();
+            places.insert(channel.clone(), *progress);
+        }
         for (id, entry) in &self.entries {
             let renamed = renamed(entry);
             board.collection(
@@ -419,14 +463,9 @@ impl<'a> Conductor<'a> {
                 entry.route.as_ref(),
                 unequal.get(id).or(renamed.as_ref()),
             );
-            let waits = matches!(entry.phase, Phase::Held(_) | Phase::Retry(_));
-            let stored = self
-                .stored
-                .detached
-                .iter()
-                .filter(|((_, c), _)| waits && c == id);
-            let places = stored.map(|((channel, _), p)| (channel.clone(), *p));
-            board.places(*id, places.collect());
+            let places = self.places(*id, entry, detached.remove(id).unwrap_or_default());
+            let nothing = places.is_empty() && self.is_pending(*id, entry);
+            board.places(*id, places, nothing.then_some(entry.source.create_ts));
             match entry.phase {
                 Phase::Due | Phase::Opening | Phase::Ready if entry.failing_since.is_none() => {
                     board.set(

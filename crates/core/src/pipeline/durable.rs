@@ -281,6 +281,28 @@ impl Durable {
         own.or_else(|| self.channels.get(channel)).copied()
     }
 
+    /// As it is stored.
+    pub(crate) fn stored(stored: &TaskProgress) -> Option<Self> {
+        serde_json::from_str(stored.notes.get(&NOTE)?).ok()
+    }
+
+    /// The source timestamp of the oldest place on each channel that a restart of the target would need; that of a
+    /// collection without any is `created`.
+    pub(crate) fn oldest(
+        &self,
+        created: impl Fn(CollectionId) -> Option<Tso>,
+    ) -> BTreeMap<PChannel, Tso> {
+        let shared = self.channels.iter().map(|(ch, p)| (ch, p.applied));
+        let own = self.own.iter();
+        let own = own.map(|((ch, c), p)| (ch, p.applied.max(created(*c).unwrap_or_default())));
+        let mut oldest: BTreeMap<PChannel, Tso> = BTreeMap::new();
+        for (channel, ts) in shared.chain(own).filter(|(_, ts)| *ts > Tso::ZERO) {
+            let at = oldest.entry(channel.clone()).or_insert(ts);
+            *at = ts.min(*at);
+        }
+        oldest
+    }
+
     /// The oldest message on each channel that a restart of the target would need.
     pub(crate) fn needed(&self) -> BTreeMap<PChannel, Position> {
         let mut needed: BTreeMap<PChannel, Position> = BTreeMap::new();

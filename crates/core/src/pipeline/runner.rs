@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use parking_lot::Mutex;
@@ -97,8 +97,8 @@ impl TaskRunner {
         let _ = tokio::time::timeout(Duration::from_millis(500), self.done.cancelled()).await;
     }
 
-    pub(crate) fn status(&self) -> TaskStatus {
-        self.board.lock().status()
+    pub(crate) fn status(&self, now: SystemTime) -> TaskStatus {
+        self.board.lock().status(now)
     }
 
     pub(crate) async fn choose(

@@ -25,7 +25,9 @@ struct Line {
     /// Rows of earlier streams.
     rows: u64,
     /// Where it goes on, on the channels on which nobody reads it now.
-    places: Vec<(PChannel, Progress)>,
+    places: BTreeMap<PChannel, Progress>,
+    /// It has no place yet, and everything from here on is wanted.
+    nothing_since: Option<Tso>,
     /// On the source.
     created: Tso,
     last_error: Option<LastError>,
@@ -46,12 +48,17 @@ pub(crate) struct Board {
     durable: Vec<Problem>,
 }
 
-/// Seconds of source time between now and `applied`.
-fn lag(applied: Tso) -> f64 {
-    let now = SystemTime::now()
+/// Seconds of source time between `now` and `applied`.
+fn lag(now: SystemTime, applied: Tso) -> f64 {
+    let now = now
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |d| d.as_millis() as u64);
     now.saturating_sub(applied.millis()) as f64 / 1000.0
+}
+
+/// The worst of what is known.
+fn worst(lags: impl IntoIterator<Item = f64>) -> Option<f64> {
+    lags.into_iter().reduce(f64::max)
 }
 
 impl Board {
@@ -101,10 +108,17 @@ impl Board {
         self.lines.remove(&id);
     }
 
-    /// Where a collection goes on, on the channels on which nobody reads it now.
-    pub(crate) fn places(&mut self, id: CollectionId, places: Vec<(PChannel, Progress)>) {
+    /// Where a collection goes on, on the channels on which nobody reads it now. `nothing_since`: it has no place yet,
+    /// and everything from this source timestamp on is wanted.
+    pub(crate) fn places(
+        &mut self,
+        id: CollectionId,
+        places: BTreeMap<PChannel, Progress>,
+        nothing_since: Option<Tso>,
+    ) {
         if let Some(line) = self.lines.get_mut(&id) {
             line.places = places;
+            line.nothing_since = nothing_since;
         }
     }
 
@@ -124,7 +138,8 @@ impl Board {
             state: CollectionState::Waiting { why: String::new() },
             route: None,
             rows: 0,
-            places: Vec::new(),
+            places: BTreeMap::new(),
+            nothing_since: None,
             created: source.create_ts,
             last_error: None,
         });
@@ -203,59 +218,56 @@ impl Board {
         }
     }
 
-    pub(crate) fn status(&self) -> TaskStatus {
+    /// How far a collection is on each of its channels: by its own reader there, by where it goes on if nobody reads it,
+    /// else by the channel's main reader.
+    fn positions(&self, id: CollectionId, line: &Line) -> BTreeMap<PChannel, ChannelPosition> {
+        let mut positions = BTreeMap::new();
+        let shards = line.route.iter().flat_map(|r| &r.shards);
+        let channels = shards.map(|s| &s.source).chain(line.places.keys());
+        for channel in channels {
+            let read = |one| self.channels.get(&(channel.clone(), one)).map(|(p, _)| p);
+            let place = line.places.get(channel);
+            let Some(progress) = read(Some(id)).or(place).or_else(|| read(None)) else {
+                continue;
+            };
+            let durable = || {
+                let point = self.ctx.as_ref()?.durable.lock().of(channel, id)?;
+                Some(point.applied)
+            };
+            let position = ChannelPosition {
+                position: progress.position,
+                applied: progress.applied,
+                durable: durable(),
+            };
+            positions.insert(channel.clone(), position);
+        }
+        positions
+    }
+
+    /// `now`: what lags are measured against.
+    pub(crate) fn status(&self, now: SystemTime) -> TaskStatus {
         let mut collections = Vec::new();
-        let mut lag_seconds: Option<f64> = None;
-        let mut durable_lag_seconds: Option<f64> = None;
-        let durable = |channel: &PChannel, id| {
-            let known = self.ctx.as_ref()?.durable.lock().of(channel, id)?;
-            Some(known.applied)
-        };
+        let mut lags: Vec<f64> = Vec::new();
+        let mut unflushed: Vec<f64> = Vec::new();
         for (id, line) in &self.lines {
-            let mut positions = BTreeMap::new();
-            let mut worst: Option<f64> = None;
-            for shard in line.route.iter().flat_map(|r| &r.shards) {
-                let key = |one| (shard.source.clone(), one);
-                let Some((progress, _)) = self
-                    .channels
-                    .get(&key(Some(*id)))
-                    .or_else(|| self.channels.get(&key(None)))
-                else {
-                    continue;
-                };
-                let position = ChannelPosition {
-                    position: progress.position,
-                    applied: progress.applied,
-                    durable: durable(&shard.source, *id),
-                };
-                positions.insert(shard.source.clone(), position);
-                // Of what is not read at all yet it is as old as the collection.
-                let applied = progress.applied.max(line.created);
-                worst = Some(worst.unwrap_or(0.0).max(lag(applied)));
-            }
-            // One that goes on later goes on from here.
-            for (channel, progress) in &line.places {
-                let position = ChannelPosition {
-                    position: progress.position,
-                    applied: progress.applied,
-                    durable: durable(channel, *id),
-                };
-                positions.entry(channel.clone()).or_insert(position);
-                let applied = progress.applied.max(line.created);
-                worst = Some(worst.unwrap_or(0.0).max(lag(applied)));
-            }
+            let positions = self.positions(*id, line);
+            // Of what is not read at all yet it is as old as the collection.
+            let from = |ts: Tso| lag(now, ts.max(line.created));
+            let read = positions.values().map(|p| from(p.applied));
+            // What the target has taken, and does not show before its next tick, nobody there can read.
+            let shards = line.route.iter().flat_map(|r| &r.shards);
+            let hidden = shards.filter_map(|s| s.lane.hidden()).map(from);
+            let pending = line.nothing_since.map(|ts| lag(now, ts));
+            let own = worst(read.chain(hidden).chain(pending));
             if !matches!(line.state, CollectionState::Dropped) {
-                let oldest = positions.values().filter_map(|p| p.durable).min();
-                let unflushed = oldest.map(|ts| lag(ts.max(line.created)));
-                durable_lag_seconds = durable_lag_seconds
-                    .into_iter()
-                    .chain(unflushed)
-                    .reduce(f64::max);
-                lag_seconds = lag_seconds.into_iter().chain(worst).reduce(f64::max);
+                lags.extend(own);
+                let durable = positions.values().filter_map(|p| p.durable).min();
+                unflushed.extend(durable.map(from));
             }
             let state = match &line.state {
                 CollectionState::Streaming { raised, .. } => CollectionState::Streaming {
-                    lag_seconds: worst.unwrap_or_default(),
+                    // One that has nothing to read any more is through.
+                    lag_seconds: own.unwrap_or_default(),
                     raised: *raised,
                 },
                 other => other.clone(),
@@ -265,6 +277,7 @@ impl Board {
                 database: line.database.clone(),
                 name: line.name.clone(),
                 state,
+                lag_seconds: own,
                 rows: line.rows
                     + line
                         .route
@@ -297,11 +310,14 @@ impl Board {
                 }
             }
         }
+        let lag_seconds = worst(lags);
         TaskStatus {
             collections,
             problems,
             lag_seconds,
-            durable_lag_seconds,
+            // What is not applied is not flushed either.
+            durable_lag_seconds: worst(unflushed)
+                .map(|seconds| seconds.max(lag_seconds.unwrap_or_default())),
             checkpoint_age_seconds: self.checkpoint.map(|at| at.elapsed().as_secs_f64()),
             counters: self.ctx.as_ref().map_or(Counters::default(), |ctx| {
                 ctx.meter.counters(ctx.budget.used())

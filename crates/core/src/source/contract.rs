@@ -27,6 +27,11 @@ pub trait ContractHarness: Send + Sync {
 
     async fn append(&self, channel: &PChannel, payload: Bytes) -> Position;
 
+    /// What the channels made by [`ContractHarness::create`] are set to; `None` if the queue does not say so.
+    fn retention(&self) -> Option<Duration> {
+        None
+    }
+
     /// Deletes everything up to and including `position`, as the queue's retention does.
     async fn purge_to(&self, channel: &PChannel, position: Position);
 }
@@ -63,6 +68,7 @@ pub async fn run(harness: impl ContractHarness) {
     .await;
     case("no_such_channel", no_such_channel(h)).await;
     case("bounds", bounds(h)).await;
+    case("retention", retention(h)).await;
 }
 
 #[allow(clippy::panic)]
@@ -411,4 +417,20 @@ async fn bounds(h: &dyn ContractHarness) -> Result<(), String> {
     )?;
     h.purge_to(&channel, all[3].position).await;
     equal("none of them", held(&channel).await?, None)
+}
+
+/// What it says is what it is set to; of a channel that is not there it says that, or nothing.
+async fn retention(h: &dyn ContractHarness) -> Result<(), String> {
+    let channel = h.create().await;
+    let said = h.source().retention(&channel).await;
+    let said = said.map_err(|e| e.to_string())?;
+    equal("how long a message is kept", said, h.retention())?;
+    let nowhere = PChannel::new("never-made-by-anyone");
+    is(
+        "nothing is said of a channel that is not there",
+        matches!(
+            h.source().retention(&nowhere).await,
+            Err(SourceError::NoSuchChannel { .. }) | Ok(None)
+        ),
+    )
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -33,6 +34,7 @@ struct Inner {
 struct State {
     channels: HashMap<PChannel, Channel>,
     faults: usize,
+    retention: Option<Duration>,
 }
 
 struct Channel {
@@ -143,6 +145,11 @@ impl MemoryLog {
         self.notify();
     }
 
+    /// What it says of its retention; it deletes nothing by itself.
+    pub fn set_retention(&self, retention: Option<Duration>) {
+        self.inner.state.lock().retention = retention;
+    }
+
     /// The next `n` calls of any kind fail with [`SourceError::Unreachable`], those that wait now included.
     pub fn fail_next(&self, n: usize) {
         self.inner.state.lock().faults = n;
@@ -218,6 +225,11 @@ impl LogSource for MemoryLog {
 
     async fn bounds(&self, channel: &PChannel) -> Result<Option<Bounds>, SourceError> {
         self.inner.with_channel(channel, |c| Ok(c.bounds()))
+    }
+
+    async fn retention(&self, channel: &PChannel) -> Result<Option<Duration>, SourceError> {
+        self.inner.with_channel(channel, |_| Ok(()))?;
+        Ok(self.inner.state.lock().retention)
     }
 
     async fn open(

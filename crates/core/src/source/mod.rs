@@ -25,10 +25,13 @@ pub mod natsmq;
 mod open;
 #[cfg(feature = "pulsar")]
 pub mod pulsar;
+pub mod reach;
 #[cfg(feature = "rocksmq")]
 pub mod rocksmq;
 
 pub use open::{PulsarAuth, PulsarConfig, PulsarLogin, PulsarTls, QueueConfig, open_source};
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -139,6 +142,12 @@ pub trait LogSource: Send + Sync {
 
     /// What the channel holds now; `None` if it is empty.
     async fn bounds(&self, channel: &PChannel) -> Result<Option<Bounds>, SourceError>;
+
+    /// How long the channel keeps a message, by the queue's own settings; `None` if the queue does not say, or keeps it
+    /// for ever. A limit of bytes can delete it earlier.
+    async fn retention(&self, _channel: &PChannel) -> Result<Option<Duration>, SourceError> {
+        Ok(None)
+    }
 
     /// Opens a reader. Whether the start is still held is checked here, and again with the first message.
     async fn open(

@@ -217,6 +217,12 @@ impl LogSource for NatsmqSource {
         Ok(held(&self.link.stream(channel).await?.state))
     }
 
+    /// `max_age` of the stream, which Milvus sets from `natsmq.server.retention.maxAge`; zero is none.
+    async fn retention(&self, channel: &PChannel) -> Result<Option<Duration>, SourceError> {
+        let age = self.link.stream(channel).await?.config.max_age;
+        Ok(Some(age).filter(|age| !age.is_zero()))
+    }
+
     async fn open(
         &self,
         channel: &PChannel,

@@ -15,6 +15,10 @@ pub mod contract;
 #[cfg(any(test, feature = "testkit"))]
 pub mod memory;
 
+mod needs;
+
+pub use needs::Need;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -6,7 +6,10 @@ use std::sync::atomic::AtomicU64;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use cdc_core::ids::{PChannel, TaskId};
+use cdc_core::store::Need;
 use cdc_core::task::Counters;
+use cdc_core::tso::Tso;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -16,6 +19,7 @@ use prometheus_client::registry::Registry;
 use super::{Api, answer_error, show};
 use crate::states;
 use crate::store::Desired;
+use crate::tasks::unix_ms;
 
 type Labels = Vec<(&'static str, String)>;
 type Float = Gauge<f64, AtomicU64>;
@@ -41,6 +45,8 @@ async fn registry(api: &Api) -> Registry {
     let lag = Family::<Labels, Float>::default();
     let age = Family::<Labels, Float>::default();
     let durable = Family::<Labels, Float>::default();
+    let kept = Family::<Labels, Float>::default();
+    let left = Family::<Labels, Float>::default();
     let in_flight = Family::<Labels, Gauge>::default();
     let errors = Family::<Labels, Counter>::default();
     let unreadable = Gauge::<i64>::default();
@@ -83,6 +89,7 @@ async fn registry(api: &Api) -> Registry {
             Family::default(),
         ),
     ];
+    let mut needs: BTreeMap<TaskId, BTreeMap<PChannel, Need>> = BTreeMap::new();
     for task in api.tasks.list() {
         let label = vec![("task_id", task.spec.id.to_string())];
         running
@@ -98,8 +105,13 @@ async fn registry(api: &Api) -> Registry {
                 in_flight
                     .get_or_create(&label)
                     .set(i64::try_from(status.counters.in_flight_bytes).unwrap_or(i64::MAX));
-                if let Some(seconds) = status.lag_seconds {
+                let stored = api.tasks.progress(&task.spec.id).await.ok();
+                let stored_lag = || show::lag(&status, stored.as_ref()?);
+                if let Some(seconds) = status.lag_seconds.or_else(stored_lag) {
                     lag.get_or_create(&label).set(seconds);
+                }
+                if let Some(stored) = stored {
+                    needs.insert(task.spec.id.clone(), stored.needs());
                 }
                 if let Some(seconds) = status.durable_lag_seconds {
                     durable.get_or_create(&label).set(seconds);
@@ -124,6 +136,7 @@ async fn registry(api: &Api) -> Registry {
                     if let Some(seconds) = show::stored_lag(&progress) {
                         lag.get_or_create(&label).set(seconds);
                     }
+                    needs.insert(task.spec.id.clone(), progress.needs());
                 }
             }
         }
@@ -131,6 +144,35 @@ async fn registry(api: &Api) -> Registry {
             let mut label = label.clone();
             label.push(("state", state.to_owned()));
             collections.get_or_create(&label).set(n);
+        }
+    }
+    let channels = needs.values().flat_map(BTreeMap::keys).cloned().collect();
+    let held = api.tasks.reach(&channels).await;
+    let now = Tso::from_millis(unix_ms());
+    for (task, channel, need) in needs.iter().flat_map(|(task, needs)| {
+        needs
+            .iter()
+            .map(move |(channel, need)| (task, channel, need))
+    }) {
+        let Some(held) = held.get(channel) else {
+            continue;
+        };
+        let places = [("applied", Some(need.applied)), ("durable", need.durable)];
+        for (position, ts) in places {
+            let Some(room) = ts.map(|ts| held.headroom(ts, now)) else {
+                continue;
+            };
+            let label = vec![
+                ("task_id", task.to_string()),
+                ("channel", channel.to_string()),
+                ("position", position.to_owned()),
+            ];
+            if let Some(seconds) = room.kept {
+                kept.get_or_create(&label).set(seconds);
+            }
+            if let Some(seconds) = room.left {
+                left.get_or_create(&label).set(seconds);
+            }
         }
     }
     unreadable.set(i64::try_from(api.tasks.unreadable().len()).unwrap_or(i64::MAX));
@@ -158,6 +200,16 @@ async fn registry(api: &Api) -> Registry {
         "checkpoint_age_seconds",
         "Since the stored checkpoint last moved",
         age,
+    );
+    registry.register(
+        "queue_kept_seconds",
+        "Source time that the queue still holds before what is needed",
+        kept,
+    );
+    registry.register(
+        "queue_left_seconds",
+        "Until what is needed is older than the queue keeps its messages, if it says how long that is",
+        left,
     );
     registry.register("in_flight_bytes", "Bytes held in memory", in_flight);
     registry.register("errors", "Errors by class", errors);

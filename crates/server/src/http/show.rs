@@ -88,7 +88,7 @@ pub(super) fn full(
     match status {
         Some(status) => {
             put("problems", json!(status.problems));
-            put("lag_seconds", json!(status.lag_seconds));
+            put("lag_seconds", json!(lag(status, progress)));
             put("durable_lag_seconds", json!(status.durable_lag_seconds));
             put(
                 "checkpoint_age_seconds",
@@ -120,9 +120,7 @@ fn collection(c: &CollectionStatus, progress: &TaskProgress) -> Value {
         "detail": detail(&c.state),
         "positions": positions_of(c, progress),
     });
-    if let (CollectionState::Streaming { lag_seconds, .. }, Some(map)) =
-        (&c.state, out.as_object_mut())
-    {
+    if let (Some(lag_seconds), Some(map)) = (c.lag_seconds, out.as_object_mut()) {
         map.insert("lag_seconds".to_owned(), json!(lag_seconds));
     }
     if let (Some(error), Some(map)) = (&c.last_error, out.as_object_mut()) {
@@ -212,13 +210,25 @@ pub(super) fn stored_collection(
     }))
 }
 
+/// The lag of a running task. One that has not seen its source or target yet does not know it: then that of what is stored.
+pub(super) fn lag(status: &TaskStatus, progress: &TaskProgress) -> Option<f64> {
+    status.lag_seconds.or_else(|| stored_lag(progress))
+}
+
 /// Seconds of source time between now and the oldest thing that is not applied; grows while a task is paused.
 pub(super) fn stored_lag(progress: &TaskProgress) -> Option<f64> {
-    let applied = progress.channels.values().chain(progress.detached.values());
-    let oldest = applied
-        .map(|p| p.applied)
-        .filter(|applied| *applied > Tso::ZERO)
-        .min()?;
+    let channels = progress.channels.values().map(|p| p.applied);
+    // Of what is not read at all yet it is as old as the collection.
+    let created = |id| {
+        progress
+            .collections
+            .get(id)
+            .map_or(Tso::ZERO, |o| o.created)
+    };
+    let detached = progress.detached.iter();
+    let detached = detached.map(|((_, id), p)| p.applied.max(created(id)));
+    let applied = channels.chain(detached);
+    let oldest = applied.filter(|applied| *applied > Tso::ZERO).min()?;
     Some(unix_ms().saturating_sub(oldest.millis()) as f64 / 1000.0)
 }
 

@@ -138,6 +138,7 @@ mod tests {
             database: "default".to_owned(),
             name: "a".to_owned(),
             state,
+            lag_seconds: None,
             rows: 0,
             positions: Default::default(),
             last_error: None,

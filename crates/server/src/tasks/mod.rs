@@ -10,12 +10,13 @@ mod promote;
 mod quarantine;
 mod stored;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cdc_core::error::Problem;
-use cdc_core::ids::{TargetKey, TaskId};
+use cdc_core::ids::{PChannel, TargetKey, TaskId};
+use cdc_core::source::reach::Held;
 use cdc_core::store::{StoreError, TaskProgress};
 use cdc_core::task::{TaskSpec, TaskStatus};
 use parking_lot::{Mutex, RwLock};
@@ -239,6 +240,14 @@ impl Tasks {
     /// Says when something may have been added to the history.
     pub fn history_changes(&self) -> watch::Receiver<()> {
         self.inner.history.subscribe()
+    }
+
+    /// What these channels of the source's queue hold, as of the last minute.
+    pub async fn reach(&self, channels: &BTreeSet<PChannel>) -> BTreeMap<PChannel, Held> {
+        if channels.is_empty() {
+            return BTreeMap::new();
+        }
+        self.inner.replication.reach(channels).await
     }
 
     pub async fn progress(&self, id: &TaskId) -> Result<TaskProgress, StoreError> {

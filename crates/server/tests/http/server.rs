@@ -9,9 +9,10 @@ use async_trait::async_trait;
 use cdc_core::catalog::etcd::EtcdConfig;
 use cdc_core::doctor::{Check, Patient};
 use cdc_core::error::Problem;
-use cdc_core::ids::{CollectionId, TaskId};
+use cdc_core::ids::{CollectionId, PChannel, TaskId};
 use cdc_core::position::QueueKind;
 use cdc_core::promote::TriedOut;
+use cdc_core::source::reach::Held;
 use cdc_core::task::{
     Choice, CollectionState, CollectionStatus, Counters, TargetSpec, TaskSpec, TaskStatus, Verdict,
 };
@@ -49,6 +50,8 @@ pub(crate) struct Fake {
     pub(crate) standby: Mutex<bool>,
     pub(crate) refuse_switch: Mutex<Option<Problem>>,
     pub(crate) refuse_try: Mutex<Option<Problem>>,
+    pub(crate) lag: Mutex<Option<f64>>,
+    pub(crate) held: Mutex<Option<Held>>,
 }
 
 /// The root path of an etcd from which the target takes no settings.
@@ -71,6 +74,8 @@ impl Default for Fake {
             standby: Mutex::new(true),
             refuse_switch: Mutex::default(),
             refuse_try: Mutex::default(),
+            lag: Mutex::new(Some(1.5)),
+            held: Mutex::default(),
         }
     }
 }
@@ -103,7 +108,7 @@ impl Replication for Fake {
         self.running.lock().contains_key(task).then(|| TaskStatus {
             collections: self.collections.lock().clone(),
             problems: vec![],
-            lag_seconds: Some(1.5),
+            lag_seconds: *self.lag.lock(),
             durable_lag_seconds: Some(2.5),
             checkpoint_age_seconds: Some(0.25),
             counters: Counters {
@@ -174,6 +179,13 @@ impl Replication for Fake {
                 not_loaded: 0,
             }),
         }
+    }
+    async fn reach(&self, channels: &BTreeSet<PChannel>) -> BTreeMap<PChannel, Held> {
+        let held = *self.held.lock();
+        channels
+            .iter()
+            .filter_map(|c| Some((c.clone(), held?)))
+            .collect()
     }
     async fn examine(&self, tasks: Vec<Patient>, targets: Vec<TargetSpec>) -> Vec<Check> {
         let found = format!("{} task(s), {} more target(s)", tasks.len(), targets.len());
@@ -438,7 +450,13 @@ pub(crate) fn collection(
     name: &str,
     state: CollectionState,
 ) -> CollectionStatus {
+    let lag_seconds = match state {
+        CollectionState::Streaming { lag_seconds, .. } => Some(lag_seconds),
+        CollectionState::Dropped => None,
+        _ => Some(40.5),
+    };
     CollectionStatus {
+        lag_seconds,
         source_id: CollectionId(id),
         database: database.to_owned(),
         name: name.to_owned(),

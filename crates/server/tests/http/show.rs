@@ -14,6 +14,7 @@ use milvus_cdc::store::{Desired, StoredTask, TaskStore, TaskWrite};
 use serde_json::{Value, json};
 
 use crate::server::{Server, collection, open, request, start, wanted};
+use cdc_core::source::reach::Held;
 
 const NOW: Tso = Tso::from_millis(1_700_000_000_000);
 
@@ -224,6 +225,9 @@ async fn a_running_task_shows_every_collection() {
     let shown_problem = json!({"class": "transient", "message": "cause", "hint": "way out"});
     assert_eq!(shown[0]["detail"], json!({"why": "being made"}));
     assert_eq!(shown[1]["lag_seconds"], json!(2.5));
+    // What waits or fails lags too; what is dropped does not.
+    assert_eq!(shown[4]["lag_seconds"], json!(40.5));
+    assert_eq!(shown[6]["lag_seconds"], Value::Null);
     assert_eq!(shown[1]["positions"], json!([position(2, "ch", 21, NOW)]));
     assert_eq!(
         shown[2]["detail"],
@@ -413,4 +417,101 @@ async fn a_task_that_cannot_be_read_harms_no_other() {
     server.tasks.shut_down(Duration::from_secs(1)).await;
     drop(server);
     assert_eq!(open(&path).await.tasks().await.unwrap().len(), 2);
+}
+
+/// A task that has not seen its source or target yet, and one of which nothing is stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lag_that_is_not_known_is_that_of_what_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, id) = filled(&dir.path().join("s.db")).await;
+    *server.fake.lag.lock() = None;
+    server.fake.collections.lock().clear();
+    let get = server.granted("get", json!({"task_id": id})).await;
+    let stored = get["task"]["lag_seconds"].as_f64().unwrap();
+    assert!(stored > 1_000_000.0, "{stored}");
+    let path = format!("/api/v1/tasks/{id}");
+    let (_, shown) = server.send("GET", &path, b"").await;
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    let shown = shown["progress"]["lag_seconds"].as_f64().unwrap();
+    assert!(shown >= stored && shown < stored + 60.0, "{shown}");
+    let (_, text) = server.send("GET", "/cdc/metrics", b"").await;
+    let line = format!("milvus_cdc_lag_seconds{{task_id=\"{id}\"}}");
+    assert!(scrape(&text)[&line] >= stored);
+
+    // Nothing is stored either: not known, which is not 0.
+    let mut other = wanted("x");
+    other["milvus_connect_param"]["uri"] = json!("other:1");
+    let fresh = server.create(other).await;
+    let get = server.granted("get", json!({"task_id": fresh})).await;
+    assert_eq!(get["task"]["lag_seconds"], Value::Null);
+    let (_, text) = server.send("GET", "/cdc/metrics", b"").await;
+    let line = format!("milvus_cdc_lag_seconds{{task_id=\"{fresh}\"}}");
+    assert_eq!(scrape(&text).get(&line), None);
+}
+
+/// How far what a task needs is from falling out of the queue: of a running and of a paused task.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_headroom_in_the_queue_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, id) = filled(&dir.path().join("s.db")).await;
+    let task = TaskId::new(id.as_str());
+    // NOW is where the channel and one collection go on; the target has flushed up to a minute before.
+    let durable = NOW.millis() - 60_000;
+    let point =
+        |ms| json!({"position": {"natsmq": 3}, "after": true, "applied": Tso::from_millis(ms)});
+    let note = json!({"nodes": null, "channels": {"ch": point(durable), "gone": point(durable)}, "own": []});
+    let note = Change::PutNote {
+        task,
+        collection: CollectionId(-4),
+        note: note.to_string(),
+    };
+    server.store.commit(vec![note]).await.unwrap();
+    let path = format!("/api/v1/tasks/{id}");
+    let queue = async || {
+        let (_, shown) = server.send("GET", &path, b"").await;
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        shown["progress"]["queue"].clone()
+    };
+    assert_eq!(queue().await, json!([]), "the queue has not answered");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let age = now.unwrap().as_secs_f64() - NOW.millis() as f64 / 1000.0;
+    for (retention, pause) in [(None, false), (Some(age + 3600.0), true)] {
+        if pause {
+            server.granted("pause", json!({"task_id": id})).await;
+        }
+        *server.fake.held.lock() = Some(Held {
+            first: Some(Tso::from_millis(NOW.millis() - 200_000)),
+            retention: retention.map(Duration::from_secs_f64),
+        });
+        let told = queue().await;
+        let one = &told[0];
+        assert_eq!(told.as_array().unwrap().len(), 1, "{told}");
+        assert_eq!(one["channel"], "ch");
+        assert_eq!(one["first_at"], json!(NOW.millis() - 200_000));
+        assert_eq!(one["applied"]["kept_seconds"], json!(200.0));
+        assert_eq!(one["durable"]["kept_seconds"], json!(140.0));
+        let (_, text) = server.send("GET", "/cdc/metrics", b"").await;
+        let found = scrape(&text);
+        let of = |name: &str, position: &str| {
+            let labels = format!("task_id=\"{id}\",channel=\"ch\",position=\"{position}\"");
+            found
+                .get(&format!("milvus_cdc_queue_{name}_seconds{{{labels}}}"))
+                .copied()
+        };
+        assert_eq!(of("kept", "applied"), Some(200.0));
+        assert_eq!(of("kept", "durable"), Some(140.0));
+        match retention {
+            None => {
+                assert_eq!(one["applied"]["left_seconds"], Value::Null);
+                assert_eq!(of("left", "applied"), None);
+            }
+            Some(_) => {
+                let left = one["applied"]["left_seconds"].as_f64().unwrap();
+                assert!(left > 3500.0 && left <= 3600.0, "{left}");
+                let less = one["durable"]["left_seconds"].as_f64().unwrap();
+                assert!((left - less - 60.0).abs() < 1.0, "{less}");
+                assert!(of("left", "durable").unwrap() <= less + 1.0);
+            }
+        }
+    }
 }

@@ -97,6 +97,9 @@ pub(crate) struct Progress {
     pub(crate) durable_lag_seconds: Option<f64>,
     /// Seconds since the stored checkpoint last moved; null if the task does not run.
     pub(crate) checkpoint_age_seconds: Option<f64>,
+    /// How far what is needed is from falling out of the source's queue, as of the last minute. A channel of which that is
+    /// not known is left out.
+    pub(crate) queue: Vec<QueueReach>,
     /// How many collections are in which state.
     pub(crate) collections: BTreeMap<&'static str, u64>,
     /// Errors of the task as a whole, while they last.
@@ -105,6 +108,31 @@ pub(crate) struct Progress {
     pub(crate) counters: Option<Counters>,
     /// Errors since this process started, by class.
     pub(crate) errors: BTreeMap<String, u64>,
+}
+
+/// How far what a task needs of one channel is from falling out of the source's queue.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct QueueReach {
+    /// The source's physical channel.
+    #[schema(example = "by-dev-rootcoord-dml_0")]
+    pub(crate) channel: String,
+    /// When the first message that the queue holds was written, in unix milliseconds; null if that is not known.
+    pub(crate) first_at: Option<u64>,
+    /// How long the queue keeps a message, by its own settings; null if it does not say.
+    pub(crate) retention_seconds: Option<f64>,
+    /// Of where the task goes on.
+    pub(crate) applied: Headroom,
+    /// Of where it goes on if the target restarts; null if nothing is known to be flushed.
+    pub(crate) durable: Option<Headroom>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Headroom {
+    /// Seconds that the queue still holds before it: at or below zero it may be lost already.
+    pub(crate) kept_seconds: Option<f64>,
+    /// Seconds until it is older than the queue keeps its messages; null if the queue does not say how long that is. A
+    /// queue that is full deletes earlier.
+    pub(crate) left_seconds: Option<f64>,
 }
 
 /// Since this process started.

@@ -134,7 +134,9 @@ async fn full(api: &Api, id: &str) -> Result<Task, Refusal> {
         Err(Look::Refused(refusal)) => return Err(refusal),
     };
     let status = api.tasks.status(&task.spec.id);
-    let progress = view::progress(status.as_ref(), &progress, &collections);
+    let channels = progress.needs().into_keys().collect();
+    let held = api.tasks.reach(&channels).await;
+    let progress = view::progress(status.as_ref(), &progress, &collections, &held);
     Ok(view::task(&task, Some(progress)))
 }
 

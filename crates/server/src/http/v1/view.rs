@@ -7,18 +7,19 @@ use cdc_core::decode::header::Header;
 use cdc_core::error::Problem;
 use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::quarantine::{Kept, Record, State};
+use cdc_core::source::reach::Held;
 use cdc_core::store::TaskProgress;
 use cdc_core::task::{
-    CollectionState, CollectionStatus, OnConflict, Pattern, Selection, StartPoint, TaskSpec,
-    TaskStatus,
+    CollectionStatus, OnConflict, Pattern, Selection, StartPoint, TaskSpec, TaskStatus,
 };
 use cdc_core::tso::Tso;
 use serde_json::json;
 
 use super::body;
 use super::shape::{
-    Check, Collection, Counters, Event, MessageHeader, Position, Progress, QuarantineState,
-    Quarantined, Report, Selected, Target, Task, TaskState, Trouble, Verdict,
+    Check, Collection, Counters, Event, Headroom, MessageHeader, Position, Progress,
+    QuarantineState, Quarantined, QueueReach, Report, Selected, Target, Task, TaskState, Trouble,
+    Verdict,
 };
 use crate::doctor;
 use crate::http::show;
@@ -109,15 +110,17 @@ pub(super) fn progress(
     status: Option<&TaskStatus>,
     stored: &TaskProgress,
     collections: &[Collection],
+    held: &BTreeMap<PChannel, Held>,
 ) -> Progress {
     let mut by_state: BTreeMap<&'static str, u64> = BTreeMap::new();
     for collection in collections {
         *by_state.entry(collection.state).or_default() += 1;
     }
     Progress {
-        lag_seconds: status.map_or_else(|| show::stored_lag(stored), |s| s.lag_seconds),
+        lag_seconds: status.map_or_else(|| show::stored_lag(stored), |s| show::lag(s, stored)),
         durable_lag_seconds: status.and_then(|s| s.durable_lag_seconds),
         checkpoint_age_seconds: status.and_then(|s| s.checkpoint_age_seconds),
+        queue: queue(stored, held),
         collections: by_state,
         problems: status
             .iter()
@@ -135,6 +138,30 @@ pub(super) fn progress(
         }),
         errors: status.map(|s| s.errors.clone()).unwrap_or_default(),
     }
+}
+
+fn queue(stored: &TaskProgress, held: &BTreeMap<PChannel, Held>) -> Vec<QueueReach> {
+    let now = Tso::from_millis(tasks::unix_ms());
+    let needs = stored.needs().into_iter();
+    let known = needs.filter_map(|(channel, need)| Some((held.get(&channel)?, channel, need)));
+    known
+        .map(|(held, channel, need)| {
+            let headroom = |ts| {
+                let room = held.headroom(ts, now);
+                Headroom {
+                    kept_seconds: room.kept,
+                    left_seconds: room.left,
+                }
+            };
+            QueueReach {
+                channel: channel.to_string(),
+                first_at: held.first.map(Tso::millis),
+                retention_seconds: held.retention.map(|r| r.as_secs_f64()),
+                applied: headroom(need.applied),
+                durable: need.durable.map(headroom),
+            }
+        })
+        .collect()
 }
 
 fn trouble(problem: &Problem, at: Option<SystemTime>) -> Trouble {
@@ -187,10 +214,6 @@ pub(super) fn collections(
 }
 
 fn collection(c: &CollectionStatus, stored: &TaskProgress) -> Collection {
-    let lag_seconds = match &c.state {
-        CollectionState::Streaming { lag_seconds, .. } => Some(*lag_seconds),
-        _ => None,
-    };
     let detail = show::detail(&c.state);
     Collection {
         id: c.source_id.to_string(),
@@ -204,7 +227,7 @@ fn collection(c: &CollectionStatus, stored: &TaskProgress) -> Collection {
         },
         answers: states::answers(&c.state),
         rows: Some(c.rows),
-        lag_seconds,
+        lag_seconds: c.lag_seconds,
         last_error: c
             .last_error
             .as_ref()
