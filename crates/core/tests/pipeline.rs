@@ -17,6 +17,8 @@ mod choices;
 mod gate;
 #[path = "pipeline/lag.rs"]
 mod lag;
+#[path = "pipeline/leaks.rs"]
+mod leaks;
 #[path = "pipeline/messages.rs"]
 mod messages;
 #[path = "pipeline/quarantine.rs"]

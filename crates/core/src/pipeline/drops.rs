@@ -239,5 +239,6 @@ impl Objects {
         self.collections.lock().remove(&id);
         self.routes.write().remove(&id);
         self.partitions.lock().retain(|_, p| p.collection != id);
+        self.forget_sayings(id);
     }
 }

@@ -195,6 +195,12 @@ impl Objects {
         };
     }
 
+    /// What was said of a collection that is forgotten.
+    pub(super) fn forget_sayings(&self, id: CollectionId) {
+        self.unequal.lock().remove(&id);
+        self.skipped.lock().retain(|(of, ..)| *of != id);
+    }
+
     pub(crate) fn unequal(&self) -> BTreeMap<CollectionId, Problem> {
         self.unequal.lock().clone()
     }

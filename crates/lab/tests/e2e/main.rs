@@ -18,6 +18,7 @@ mod many;
 mod objects;
 mod owners;
 mod partitions;
+mod paused;
 mod plain;
 mod refusals;
 mod replies;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
     };
     add(Kind::Natsmq, EACH);
     add(Kind::Natsmq, ONE);
+    add(Kind::Natsmq, &[("paused", paused::TESTS)]);
     add(Kind::Rocksmq, EACH);
     add(Kind::Kafka, EACH);
     add(Kind::Kafka, &[("broker", broker::TESTS)]);
