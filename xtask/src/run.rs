@@ -90,7 +90,7 @@ pub(crate) fn bench(args: &[String]) -> Outcome {
     let queue = queue(args, "--queue");
     let env = env::build(false)?;
     if args.iter().any(|a| a == "--micro") {
-        return cargo(&env, &["bench", "-p", "cdc-bench", "--no-default-features"]);
+        return cargo(&env, &["bench", "-p", "cdc-bench", "--bench", "heart"]);
     }
     let mut features = format!("milvus-cdc/{queue}");
     if queue == "kafka" {

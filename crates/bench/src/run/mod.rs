@@ -230,6 +230,7 @@ impl<'a> Run<'a> {
             "startup_cpu_s": round(first.ours.as_secs_f64()),
             "rss_idle_mb": round(rss_idle),
             "rss_peak_mb": round(peak),
+            "rows_in_ledger": last.rows,
             "complete": last.rows >= written.rows_inserted + written.rows_deleted,
         });
         extend(&mut figures, more);
