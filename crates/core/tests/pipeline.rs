@@ -23,6 +23,8 @@ mod leaks;
 mod quarantine;
 #[path = "pipeline/restarts.rs"]
 mod restarts;
+#[path = "pipeline/simulated.rs"]
+mod simulated;
 #[path = "pipeline/starts.rs"]
 mod starts;
 #[path = "pipeline/tasks.rs"]

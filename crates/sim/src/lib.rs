@@ -14,6 +14,7 @@
     reason = "a test ends where something is not as it must be"
 )]
 
+pub mod found;
 pub mod gate;
 pub mod judge;
 pub mod messages;

@@ -184,6 +184,10 @@ impl Conductor<'_> {
             // It passes no tick any more, and the drops of others need ticks: where a task ends, a reader that ended
             // first kept them waiting, and itself.
             reader.stop_holding(&mut inner);
+            if reader.ctx.drain.is_cancelled() {
+                // What waits for a tick that it does not read is never sent.
+                drop(inner.edges.give_up());
+            }
             drop(inner);
             (reader, end)
         });

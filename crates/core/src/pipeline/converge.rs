@@ -23,6 +23,8 @@ use crate::target::{Loaded, Target, TargetError, TargetIndex};
 
 /// Under this id the store's notes hold the databases that were made, as JSON.
 const DATABASES_NOTE: CollectionId = CollectionId(-1);
+/// And under this one those that were made with their first collection since the start.
+const MADE_NOTE: CollectionId = CollectionId(-5);
 /// And under this one the collections that were loaded and still have to be flushed.
 const LOADED_NOTE: CollectionId = CollectionId(-2);
 const LOOK_EVERY: Duration = Duration::from_millis(300);
@@ -228,6 +230,11 @@ async fn write_note<T: Serialize>(ctx: &TaskContext, id: CollectionId, value: &T
     .await;
 }
 
+/// Notes databases that are about to be made with their first collection: [`Databases`] takes them over.
+pub(super) async fn note_made(ctx: &TaskContext, made: &BTreeMap<DbId, String>) {
+    write_note(ctx, MADE_NOTE, made).await;
+}
+
 /// The databases of the target that were made for this task.
 struct Databases {
     made: BTreeMap<DbId, String>,
@@ -240,11 +247,18 @@ struct Databases {
 impl Databases {
     async fn read(ctx: &TaskContext) -> Self {
         let noted: BTreeMap<DbId, String> = read_note(ctx, DATABASES_NOTE).await;
-        Self {
+        let with_collections: BTreeMap<DbId, String> = read_note(ctx, MADE_NOTE).await;
+        let mut databases = Self {
             made: noted.clone(),
             there: BTreeSet::new(),
             noted,
+        };
+        if !with_collections.is_empty() {
+            databases.made.extend(with_collections);
+            databases.note(ctx).await;
+            write_note(ctx, MADE_NOTE, &BTreeMap::<DbId, String>::new()).await;
         }
+        databases
     }
 
     async fn note(&mut self, ctx: &TaskContext) {

@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use super::TaskContext;
+use super::converge::note_made;
 use crate::catalog::Collection;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, DbId, FieldId, PChannel, PartitionId};
@@ -301,9 +302,13 @@ impl Objects {
         }
         let databases = target.databases().await.map_err(failed)?;
         if !databases.iter().any(|d| d == database) {
-            self.made_databases
-                .lock()
-                .insert(source.db, database.to_owned());
+            let made = {
+                let mut made = self.made_databases.lock();
+                made.insert(source.db, database.to_owned());
+                made.clone()
+            };
+            // Before the call: one that a crash leaves behind has to go with its database on the source.
+            note_made(&self.ctx, &made).await;
             target.create_database(database).await.map_err(failed)?;
         }
         let mut adopted = false;

@@ -1,0 +1,69 @@
+//! Seeds that failed once, and what was wrong.
+
+/// Each failed before its fix, in the build that repeats a run call by call.
+pub const FOUND: &[(u64, &str)] = &[
+    (
+        21,
+        "ticks that only wake the target's readers kept the real ones back, without end",
+    ),
+    (
+        71,
+        "a partition's drop was tried without end where its collection was gone already",
+    ),
+    (
+        220,
+        "a collection that was gone at the start was dropped before the readers began, and its tick showed half an upsert",
+    ),
+    (
+        263,
+        "the drop of a partition was forgotten where the source's metadata was older than the partition",
+    ),
+    (
+        1226,
+        "a stop ended a reader whose queue had failed for a moment, and waited for it to be through",
+    ),
+    (
+        1615,
+        "a drop that had ended was made once more, of the newer collection of its name",
+    ),
+    (
+        1978,
+        "a drop that was made as the task ended was still sent, and the next start did not reckon with it",
+    ),
+    (
+        2116,
+        "a collection whose rows waited for a later tick was said to be at the source's times",
+    ),
+    (
+        2277,
+        "a partition whose creation was not answered was not dropped",
+    ),
+    (
+        3193,
+        "a shard's drop took back that the collection was dropped, and its name was never free",
+    ),
+    (
+        3581,
+        "a start that was stopped at once vouched for calls of the process before it",
+    ),
+    (
+        3671,
+        "a crash was taken for a good end where a task had begun on an empty store",
+    ),
+    (
+        6428,
+        "the same, while a call of unknown outcome kept the tick back",
+    ),
+    (
+        8931,
+        "a collection that had just joined its channel's reader was stored as one by itself, and sent twice after a stop",
+    ),
+    (
+        27677,
+        "a call that waited for F to be on disk was not counted as under way, and a stop took its lane for quiet",
+    ),
+    (
+        35863,
+        "a collection whose stream had failed was said to be at its lane's ticks",
+    ),
+];
