@@ -66,4 +66,12 @@ pub const FOUND: &[(u64, &str)] = &[
         35863,
         "a collection whose stream had failed was said to be at its lane's ticks",
     ),
+    (
+        67012,
+        "rows that waited for a tick which was not read any more kept a stop waiting",
+    ),
+    (
+        78356,
+        "a database that was made with its first collection was not dropped after a crash",
+    ),
 ];
