@@ -10,6 +10,9 @@
 //! second there is no tick that a reader of the target would count (a tick that was seen already is skipped), and within
 //! one stretch between ticks the target drops a message id that it has seen. What remains is the copy that arrives
 //! late: no later tick is sent before the deadline of every call of unknown outcome has passed.
+//!
+//! A tick that was acknowledged and is only said again, to wake the target's readers, is no such call: it says nothing,
+//! whenever it arrives.
 
 mod state;
 mod stream;
