@@ -36,6 +36,7 @@ use std::time::Duration;
 
 use cdc_core::ids::CollectionId;
 use cdc_core::target::memory::Weather;
+use cdc_sim::retries::Retries;
 use cdc_sim::source::Source;
 use cdc_sim::world::{World, seeds};
 use rand::Rng;
@@ -50,8 +51,10 @@ fn writes(ids: &[CollectionId]) -> impl FnMut(&mut Source) + '_ {
 }
 
 /// Rows flow into several collections that share channels, while the engine is killed again and again.
-async fn kills(seed: u64, weather: Weather) {
+/// `retries`: the share of messages that their producers write twice.
+async fn kills(seed: u64, weather: Weather, retries: f64) {
     let mut world = World::new(seed, 3, 2);
+    world.source.retries = Retries::new(retries, seed);
     let mut ids: Vec<CollectionId> = (0..6)
         .map(|i| world.source.create(&format!("c{i}"), 1 + i % 3))
         .collect();
@@ -76,7 +79,12 @@ async fn kills(seed: u64, weather: Weather) {
 
 #[test]
 fn nothing_is_lost_or_twice_whenever_it_is_killed() {
-    seeds(6, |seed| kills(seed, Weather::default()));
+    seeds(6, |seed| kills(seed, Weather::default(), 0.0));
+}
+
+#[test]
+fn what_a_producer_writes_twice_is_there_once() {
+    seeds(4, |seed| kills(seed, Weather::default(), 0.5));
 }
 
 #[test]
@@ -88,7 +96,7 @@ fn nothing_is_lost_or_twice_when_answers_are_lost_as_well() {
         unreachable: 0.03,
         ..Weather::default()
     };
-    seeds(4, |seed| kills(seed, weather));
+    seeds(4, |seed| kills(seed, weather, 0.0));
 }
 
 /// One name is dropped and made again with another number of shards while rows flow, and with kills.

@@ -40,6 +40,7 @@ pub fn shrink(plan: &Plan, outcome: &Outcome, within: Duration) -> (Plan, Outcom
         |p: &mut Plan| p.weather = Default::default(),
         |p: &mut Plan| p.disk = Default::default(),
         |p: &mut Plan| p.setup.ahead = 0,
+        |p: &mut Plan| p.setup.retries = 0.0,
         |p: &mut Plan| p.setup.target_channels = 1,
         |p: &mut Plan| p.setup.source_channels = 1,
     ] {

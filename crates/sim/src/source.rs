@@ -17,6 +17,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::messages;
+use crate::retries::Retries;
 
 /// Messages that have their timestamp and are not in the queue yet: of one request to one shard, in their order.
 struct Request {
@@ -113,10 +114,12 @@ pub struct Source {
     /// Entries the watch shows a little later than a linearizable read: at this step.
     unseen: Vec<(u64, CollectionId)>,
     steps: u64,
+    pub retries: Retries,
 }
 
 impl Source {
-    pub fn new(channels: usize, epoch: Tso, seed: u64) -> Self {
+    /// `retries`: the share of messages that come twice.
+    pub fn new(channels: usize, epoch: Tso, seed: u64, retries: f64) -> Self {
         let source = Self {
             history: BTreeMap::new(),
             places: BTreeMap::new(),
@@ -143,6 +146,7 @@ impl Source {
             next_msg: 0,
             unseen: Vec::new(),
             steps: 0,
+            retries: Retries::new(retries, seed),
         };
         for channel in &source.channels {
             source.log.create_channel(channel);
@@ -600,7 +604,9 @@ impl Source {
             };
             while !request.messages.is_empty() && self.rng.random_bool(odds) {
                 let message = request.messages.remove(0);
-                self.log.append(&request.channel, message);
+                self.log.append(&request.channel, message.clone());
+                self.retries
+                    .written(&self.log, &request.channel, request.ts, message);
             }
             if !request.messages.is_empty() {
                 self.outbox.push(request);
@@ -631,6 +637,7 @@ impl Source {
             let waiting = self.outbox.iter().filter(|r| r.channel == channel);
             let oldest = waiting.map(|r| r.ts).min();
             let tick = oldest.map_or(now, |ts| Tso(ts.0 - 1));
+            self.retries.before(&self.log, &channel, tick);
             let message = messages::tick(tick, self.msg_id());
             self.log.append(&channel, message);
         }

@@ -107,6 +107,8 @@ pub struct Setup {
     pub epoch: Tso,
     /// By how many ms the target's clock is ahead.
     pub ahead: i64,
+    /// The share of messages that the source's producers write twice.
+    pub retries: f64,
 }
 
 impl World {
@@ -118,6 +120,7 @@ impl World {
             target_channels,
             epoch: Tso::from_millis(now.unwrap().as_millis() as u64),
             ahead: 0,
+            retries: 0.0,
         };
         Self::of(seed, &setup)
     }
@@ -125,7 +128,7 @@ impl World {
     pub fn of(seed: u64, setup: &Setup) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let epoch = setup.epoch;
-        let source = Source::new(setup.source_channels, epoch, rng.random());
+        let source = Source::new(setup.source_channels, epoch, rng.random(), setup.retries);
         let epoch = Tso::from_millis(epoch.millis().saturating_add_signed(setup.ahead));
         source.log.create_channel(&PChannel::new(REPLICATE));
         Self {

@@ -53,6 +53,8 @@ pub enum RowsKind {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Rows {
     pub kind: RowsKind,
+    /// `MsgBase.msgID`: another for each message, the same in one that its producer wrote twice.
+    pub id: i64,
     pub collection: CollectionId,
     /// -1 in a delete: all partitions.
     pub partition: PartitionId,
@@ -80,6 +82,7 @@ pub struct DecodeError {
 #[derive(Default)]
 struct Head {
     msg_type: i32,
+    id: i64,
     ts: u64,
 }
 
@@ -89,6 +92,7 @@ fn head(base: &[u8]) -> Result<Head, WireError> {
         let field = field?;
         match field.number {
             1 => head.msg_type = field.varint() as i32,
+            2 => head.id = field.varint() as i64,
             3 => head.ts = field.varint(),
             _ => {}
         }
@@ -110,8 +114,8 @@ pub fn decode(payload: &Bytes) -> Result<Event, DecodeError> {
     let head = head(base).map_err(|e| unreadable(e.to_string()))?;
     match head.msg_type {
         msg_type::TIME_TICK => Ok(Event::Tick(Tso(head.ts))),
-        msg_type::INSERT => rows(payload, RowsKind::Insert).map(Event::Rows),
-        msg_type::DELETE => rows(payload, RowsKind::Delete).map(Event::Rows),
+        msg_type::INSERT => rows(payload, RowsKind::Insert, head.id).map(Event::Rows),
+        msg_type::DELETE => rows(payload, RowsKind::Delete, head.id).map(Event::Rows),
         // DropCollectionRequest: 5 collectionID. DropPartitionRequest: 6 collectionID, 7 partitionID.
         msg_type::DROP_COLLECTION => {
             let [collection] = ids(payload, [5])?;
@@ -149,7 +153,7 @@ fn ids<const N: usize>(payload: &[u8], numbers: [u32; N]) -> Result<[i64; N], De
 }
 
 /// InsertRequest and DeleteRequest share the fields 2 to 8; timestamps are 10 in both.
-fn rows(payload: &Bytes, kind: RowsKind) -> Result<Rows, DecodeError> {
+fn rows(payload: &Bytes, kind: RowsKind, id: i64) -> Result<Rows, DecodeError> {
     let mut collection = None;
     let mut partition = 0;
     let mut vchannel = "";
@@ -190,6 +194,7 @@ fn rows(payload: &Bytes, kind: RowsKind) -> Result<Rows, DecodeError> {
     let (partition, vchannel) = (PartitionId(partition), VChannel::new(vchannel));
     Ok(Rows {
         kind,
+        id,
         collection,
         partition,
         vchannel,

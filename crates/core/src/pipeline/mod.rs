@@ -1,13 +1,15 @@
 //! A task at work.
 //!
-//! [`runner`] keeps a task running, [`conductor`] knows which collections there are and what state each is in; [`opening`] makes one ready to be read,
-//! [`channels`] says which reader reads it, [`answers`] takes what a person says of it, [`quarantine`] keeps the messages it stopped at. [`reader`] carries one source
-//! channel to its lanes, for all collections attached to it or for one that catches up by itself: [`passes`] is how it
-//! reads from tick to tick, [`carry`] what it does with one message, [`join`] how it hands a collection over;
-//! [`stretch`] is what it sends between two ticks, [`books`] what of that may be stored. [`objects`] knows which target object stands for which
-//! source object and makes them, [`partitions`] the same for partitions, [`drops`] ends them. [`converge`] brings indexes, load states and databases in line
-//! with the source; [`flushes`] carries flush requests.
-//! [`durable`] is up to where the target has everything on disk, [`settle`] moves it and watches for restarts of the target.
+//! [`runner`] keeps a task running, [`conductor`] knows which collections there are and what state each is in;
+//! [`opening`] makes one ready to be read, [`channels`] says which reader reads it, [`answers`] takes what a person says
+//! of it, [`quarantine`] keeps the messages it stopped at. [`reader`] carries one source channel to its lanes, for all
+//! collections attached to it or for one that catches up by itself: [`passes`] is how it reads from tick to tick,
+//! [`carry`] what it does with one message, [`repeats`] which ones their producer wrote twice, [`join`] how it hands a
+//! collection over; [`stretch`] is what it sends between two ticks, [`books`] what of that may be stored. [`objects`]
+//! knows which target object stands for which source object and makes them, [`partitions`] the same for partitions,
+//! [`drops`] ends them. [`converge`] brings indexes, load states and databases in line with the source; [`flushes`]
+//! carries flush requests. [`durable`] is up to where the target has everything on disk, [`settle`] moves it and watches
+//! for restarts of the target.
 
 mod answers;
 pub(crate) mod books;
@@ -25,6 +27,7 @@ mod partitions;
 mod passes;
 mod quarantine;
 pub(crate) mod reader;
+mod repeats;
 pub(crate) mod runner;
 mod settle;
 pub(crate) mod status;

@@ -112,6 +112,12 @@ impl Reader {
                     }
                     self.tick(inner, position, tick, draining).await
                 }
+                Ok(Event::Rows(rows))
+                    if inner.repeats.is_repeated(rows.id, position, rows.max_ts()) =>
+                {
+                    tracing::debug!(channel = %self.channel, %position, "its producer wrote it twice");
+                    None
+                }
                 Ok(Event::Rows(rows)) => {
                     self.rows(inner, position, payload, rows).await;
                     None
@@ -244,6 +250,7 @@ impl Reader {
             return None;
         }
         inner.edges.close(tick);
+        inner.repeats.close(tick);
         self.books.lock().close(position, tick);
         if let Some(remainder) = &mut inner.remainder {
             match self.books.lock().begun_at() {

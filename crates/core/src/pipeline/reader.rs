@@ -14,6 +14,7 @@ use super::TaskContext;
 use super::books::Books;
 use super::objects::{Objects, Route};
 use super::passes::{Pass, Read, Remainder, Turn};
+use super::repeats::Repeats;
 use super::stretch::Edges;
 use crate::backoff::Backoff;
 use crate::decode::Event;
@@ -71,6 +72,7 @@ pub(crate) struct Inner {
     pub(super) stuck: Vec<(CollectionId, Ticket)>,
     pub(super) pass: Pass,
     pub(super) remainder: Option<Remainder>,
+    pub(super) repeats: Repeats,
     /// The task ends: nothing above this source timestamp is sent any more, so that the next tick at or above it leaves
     /// nothing in doubt.
     pub(super) cut: Option<Tso>,
@@ -116,6 +118,7 @@ impl Reader {
             stuck: Vec::new(),
             pass: Pass::Once,
             remainder: None,
+            repeats: Repeats::default(),
             cut: None,
             put_off: VecDeque::new(),
         };
