@@ -333,7 +333,7 @@ pub(crate) fn finish(mut command: Command, what: &str) -> Outcome {
 }
 
 /// A binary of the workspace: this one was built into the same folder.
-fn built(name: &str) -> Result<PathBuf, String> {
+pub(crate) fn built(name: &str) -> Result<PathBuf, String> {
     let own = std::env::current_exe().map_err(|e| format!("where is this executable: {e}"))?;
     Ok(own.with_file_name(name))
 }
