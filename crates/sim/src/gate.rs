@@ -25,6 +25,8 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
 
+use crate::points;
+
 /// Which calls count towards a kill.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -34,6 +36,8 @@ pub enum Kind {
     Read,
     /// Of any kind.
     Any,
+    /// Those that write this: see [`crate::points`], or the name of a call to the target.
+    Point(&'static str),
 }
 
 /// How often commits go wrong. Probabilities of one commit.
@@ -62,6 +66,8 @@ pub struct Gate {
     open: AtomicUsize,
     /// How many there were when it died.
     cut: AtomicUsize,
+    /// Where it has written.
+    passed: Mutex<BTreeSet<&'static str>>,
 }
 
 impl Gate {
@@ -73,6 +79,7 @@ impl Gate {
             disk: Mutex::default(),
             open: AtomicUsize::new(0),
             cut: AtomicUsize::new(0),
+            passed: Mutex::default(),
         })
     }
 
@@ -91,6 +98,11 @@ impl Gate {
         self.cut.load(SeqCst)
     }
 
+    /// Where it has written so far, by name.
+    pub fn passed(&self) -> BTreeSet<&'static str> {
+        self.passed.lock().clone()
+    }
+
     pub fn set_disk(&self, weather: DiskWeather) {
         *self.disk.lock() = weather;
     }
@@ -107,11 +119,16 @@ impl Gate {
         let _ = self.dead.subscribe().wait_for(|dead| *dead).await;
     }
 
-    fn sprung(&self, kind: Kind) -> Option<Trap> {
+    fn sprung(&self, kind: Kind, names: &[&'static str]) -> Option<Trap> {
+        if kind != Kind::Read {
+            self.passed.lock().extend(names);
+        }
         let mut slot = self.trap.lock();
-        let trap = slot
-            .as_mut()
-            .filter(|t| t.kind == kind || t.kind == Kind::Any)?;
+        let trap = slot.as_mut().filter(|t| match t.kind {
+            Kind::Any => true,
+            Kind::Point(name) => names.contains(&name),
+            wanted => wanted == kind,
+        })?;
         trap.after = trap.after.saturating_sub(1);
         if trap.after > 0 {
             return None;
@@ -120,7 +137,16 @@ impl Gate {
     }
 
     async fn pass<T>(&self, kind: Kind, call: impl Future<Output = T>) -> T {
-        let trap = self.sprung(kind);
+        self.pass_by(kind, &[], call).await
+    }
+
+    async fn pass_by<T>(
+        &self,
+        kind: Kind,
+        names: &[&'static str],
+        call: impl Future<Output = T>,
+    ) -> T {
+        let trap = self.sprung(kind, names);
         if trap.is_some_and(|t| !t.behind) {
             self.kill();
         }
@@ -182,6 +208,7 @@ impl ProgressStore for Gated<dyn ProgressStore> {
     }
 
     async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        let names: Vec<&'static str> = changes.iter().map(points::of).collect();
         let write = async {
             self.gate.disk().await;
             let weather = *self.gate.disk.lock();
@@ -196,7 +223,7 @@ impl ProgressStore for Gated<dyn ProgressStore> {
             }
             done
         };
-        self.gate.pass(Kind::Store, write).await
+        self.gate.pass_by(Kind::Store, &names, write).await
     }
 }
 
@@ -274,7 +301,8 @@ macro_rules! through {
         #[async_trait]
         impl Target for Gated<dyn Target> {
             $(async fn $name(&self, $($arg: $type),*) -> Result<$answer, TargetError> {
-                self.gate.pass(Kind::$kind, self.inner.$name($($arg),*)).await
+                let call = self.inner.$name($($arg),*);
+                self.gate.pass_by(Kind::$kind, &[stringify!($name)], call).await
             })*
         }
     };

@@ -19,6 +19,7 @@ pub mod gate;
 pub mod judge;
 pub mod messages;
 pub mod plan;
+pub mod points;
 pub mod retries;
 pub mod run;
 pub mod shrink;

@@ -25,7 +25,7 @@ use crate::source::{Live, Source};
 pub const STEP: u64 = 20;
 /// The longest a test waits for something, in its own time.
 pub const PATIENCE: u64 = 180_000;
-const REPLICATE: &str = "src-replicate-msg";
+pub const REPLICATE: &str = "src-replicate-msg";
 
 /// Runs a test under `count` seeds, or under the one that `CDC_PIPELINE_SEED` names, each in a time of its own that
 /// passes as fast as the work is done.
