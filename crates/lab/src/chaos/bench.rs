@@ -201,7 +201,7 @@ impl Bench {
     }
 
     /// What has ended by itself is noted, and started again as an operator's machinery would.
-    async fn still_there(&mut self) -> Result<()> {
+    pub(super) async fn still_there(&mut self) -> Result<()> {
         let quiet = Progress::silent();
         if let Some(status) = self.cdc.ended()? {
             self.note(format!("milvus-cdc: {status}"));

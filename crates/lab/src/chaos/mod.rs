@@ -161,7 +161,7 @@ async fn inside(
     figures.operations = written.done.operations + beaten.done.operations;
     figures.refused = written.refused;
     say("the faults are over and nothing is written any more");
-    judge(&bench, &source, &target, figures, progress).await?;
+    judge(&mut bench, &source, &target, figures, progress).await?;
     figures.take(&bench.happened);
     if bench
         .happened
@@ -200,19 +200,19 @@ async fn strike(
 
 /// Whether all is well without hands, and equal; what is not goes into the figures.
 async fn judge(
-    bench: &Bench,
+    bench: &mut Bench,
     source: &Client,
     target: &Client,
     figures: &mut Figures,
     progress: &Progress,
 ) -> Result<()> {
-    let stuck = well(bench).await;
+    let stuck = well(bench).await?;
     let options = Options {
         patience: EQUAL,
         rows: true,
     };
     progress.begin("compare source and target");
-    let report = compare(source, target, options).await?;
+    let report = compared(bench, source, target, options).await?;
     progress.done("compare source and target");
     progress.line(&report.to_string());
     figures.rows_compared = report.rows();
@@ -227,7 +227,7 @@ async fn judge(
     logged(bench, source, target, &report, figures).await?;
     // What the comparison has loaded has to be carried, too.
     let stuck = if stuck.is_empty() {
-        well(bench).await
+        well(bench).await?
     } else {
         stuck
     };
@@ -235,6 +235,38 @@ async fn judge(
         figures.fail(Outcome::NeedsHands, stuck);
     }
     Ok(())
+}
+
+/// Compares. A server that ends by itself meanwhile is started again, and all is compared anew: a 2.3.5 target can take
+/// minutes to die of what was asked of it.
+async fn compared(
+    bench: &mut Bench,
+    source: &Client,
+    target: &Client,
+    options: Options,
+) -> Result<Report> {
+    loop {
+        let ended = bench.happened.ended.len();
+        let report = {
+            let comparing = std::pin::pin!(compare(source, target, options));
+            let minding = async {
+                loop {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    if let Err(e) = bench.still_there().await {
+                        break e;
+                    }
+                }
+            };
+            tokio::select! {
+                report = comparing => report,
+                e = minding => return Err(e),
+            }
+        };
+        bench.still_there().await?;
+        if bench.happened.ended.len() == ended {
+            return report;
+        }
+    }
 }
 
 /// What the target's own log says: whether it goes by the rules, and on a difference who lost.
@@ -283,7 +315,7 @@ async fn logged(
 }
 
 /// Waits until the task runs and each of its collections streams or is dropped; what does not, by name.
-async fn well(bench: &Bench) -> Vec<String> {
+async fn well(bench: &mut Bench) -> Result<Vec<String>> {
     let end = Instant::now() + WELL;
     loop {
         let ill = match bench.cdc.task(&bench.task).await {
@@ -291,8 +323,9 @@ async fn well(bench: &Bench) -> Vec<String> {
             Err(e) => vec![format!("the task cannot be asked: {e:#}")],
         };
         if ill.is_empty() || Instant::now() >= end {
-            return ill;
+            return Ok(ill);
         }
+        bench.still_there().await?;
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
 }
