@@ -202,6 +202,19 @@ impl Lane {
     }
 }
 
+/// How many of these messages have up to `limit` bytes, one at least, and how many bytes they have.
+fn first(messages: &[Outgoing], limit: usize) -> (usize, usize) {
+    let (mut count, mut bytes) = (0, 0);
+    for message in messages {
+        if count > 0 && bytes + message.bytes.len() > limit {
+            break;
+        }
+        count += 1;
+        bytes += message.bytes.len();
+    }
+    (count, bytes)
+}
+
 /// F as it is on disk.
 struct Floor {
     on_disk: AtomicU64,
@@ -220,7 +233,8 @@ impl Sender {
         loop {
             let quiet_until = *self.shared.quiet_until.lock();
             let may_tick = Instant::now() >= quiet_until;
-            let call = self.shared.state.lock().gather(may_tick);
+            let limit = self.hub.flow.call_limit();
+            let call = self.shared.state.lock().gather(may_tick, limit);
             let Some(call) = call else {
                 let behind = self.shared.state.lock().may_be_behind();
                 tokio::select! {
@@ -249,8 +263,17 @@ impl Sender {
             return;
         }
         let mut backoff = Backoff::new();
-        let mut refused = 0;
-        while let Err(error) = self.send(call.tick, &call.messages).await {
+        let (mut refused, mut tick, mut sent) = (0, call.tick, 0);
+        while tick.is_some() || sent < call.messages.len() {
+            // All of it, unless calls have become smaller since: one whose outcome is not known may be repeated in
+            // parts, for there is no other tick between them.
+            let error = match self.send(tick, &call.messages[sent..]).await {
+                Ok(more) => {
+                    (tick, sent) = (None, sent + more);
+                    continue;
+                }
+                Err(error) => error,
+            };
             self.report(&error);
             if matches!(
                 error,
@@ -262,7 +285,7 @@ impl Sender {
             if error.is_about_messages() && !call.messages.is_empty() {
                 refused += 1;
                 if refused >= REFUSALS {
-                    return self.one_by_one(call).await;
+                    return self.one_by_one(call, tick, sent).await;
                 }
             }
             backoff.wait().await;
@@ -274,17 +297,21 @@ impl Sender {
     /// Finds the messages the target does not take: a call with one of them writes nothing. Those it says are wrong fail
     /// their streams; those it refuses for no clear reason are kept, with what follows them in their streams, and fail
     /// them after a while. The others go out.
-    async fn one_by_one(&mut self, mut call: Call) {
-        if let Some(tick) = call.tick {
+    ///
+    /// `tick`: if it is not acknowledged yet; the first `sent` messages are.
+    async fn one_by_one(&mut self, mut call: Call, tick: Option<Tso>, sent: usize) {
+        if let Some(tick) = tick {
             let mut backoff = Backoff::new();
             while let Err(error) = self.send(Some(tick), &[]).await {
                 self.report(&error);
                 backoff.wait().await;
             }
         }
-        let mut sent = Vec::new();
+        let mut messages = std::mem::take(&mut call.messages);
+        let rest = messages.split_off(sent);
+        let mut sent = messages;
         let mut kept: Vec<Outgoing> = Vec::new();
-        for message in std::mem::take(&mut call.messages) {
+        for message in rest {
             let behind = kept.iter().any(|k| Arc::ptr_eq(&k.stream, &message.stream));
             if behind || message.stream.failed() || !self.send_one(&message).await {
                 kept.push(message);
@@ -335,8 +362,24 @@ impl Sender {
             .await
     }
 
-    async fn send(&mut self, tick: Option<Tso>, messages: &[Outgoing]) -> Result<(), TargetError> {
+    /// Sends the tick and the messages, or as many of these as may go at once: how many.
+    async fn send(
+        &mut self,
+        tick: Option<Tso>,
+        messages: &[Outgoing],
+    ) -> Result<usize, TargetError> {
         self.until_near(messages).await?;
+        let mut count = messages.len();
+        let place = self
+            .hub
+            .flow
+            .enter(|limit| {
+                let bytes;
+                (count, bytes) = first(messages, limit);
+                bytes
+            })
+            .await;
+        let messages = &messages[..count];
         let mut entries: Vec<Bytes> = Vec::with_capacity(messages.len() + 1);
         if let Some(tick) = tick {
             entries.push(encode::tick(tick, self.hub.message_id()));
@@ -359,6 +402,7 @@ impl Sender {
             .target
             .replicate(&self.shared.channel, entries, begin, end)
             .await;
+        place.over(result.is_ok(), self.hub.call_timeout);
         match &result {
             Err(error) if error.outcome_unknown() => {
                 let mut quiet = self.shared.quiet_until.lock();
@@ -366,7 +410,7 @@ impl Sender {
             }
             _ => unanswered.answered(),
         }
-        result
+        result.map(|()| count)
     }
 
     /// F on disk at or above `ts` before `ts` is sent.

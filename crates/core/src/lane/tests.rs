@@ -36,7 +36,7 @@ fn message(stream: &Arc<StreamCtl>, ts: Tso) -> Outgoing {
 /// Sends and acknowledges everything that is due; the ticks sent, in order.
 fn settle(state: &mut State) -> Vec<Tso> {
     let mut ticks = Vec::new();
-    while let Some(call) = state.gather(true) {
+    while let Some(call) = state.gather(true, usize::MAX) {
         ticks.extend(call.tick);
         assert!(
             call.messages
@@ -59,7 +59,7 @@ fn rows_do_not_wait_and_the_tick_waits_for_the_slowest() {
     let s = stream(1);
     state.push(message(&s, ms(1500)));
     state.passed(fast, ms(2000));
-    let call = state.gather(true).unwrap();
+    let call = state.gather(true, usize::MAX).unwrap();
     assert_eq!(
         (call.tick.is_none_or(|t| t <= ms(1000)), call.messages.len()),
         (true, 1)
@@ -142,7 +142,7 @@ fn a_failed_stream_keeps_its_place_and_lets_the_others_pass() {
     state.push(stuck);
     state.push(message(&good, ms(11)));
     bad.fail(Problem::new(ErrorClass::Data, "x", ""));
-    let call = state.gather(true).unwrap();
+    let call = state.gather(true, usize::MAX).unwrap();
     assert_eq!(call.messages.len(), 1);
     state.acknowledged(call);
     assert!(!cell.is_done(), "the checkpoint must not pass it");
@@ -177,10 +177,13 @@ fn while_a_lost_call_may_arrive_no_tick_is_gathered() {
     let edge = state.join(Tso::ZERO, true, Tso::ZERO);
     state.push(message(&stream(1), ms(5)));
     state.passed(edge, ms(900));
-    let call: Call = state.gather(false).unwrap();
+    let call: Call = state.gather(false, usize::MAX).unwrap();
     state.acknowledged(call);
-    assert!(state.gather(false).is_none());
-    assert_eq!(state.gather(true).and_then(|c| c.tick), Some(ms(900)));
+    assert!(state.gather(false, usize::MAX).is_none());
+    assert_eq!(
+        state.gather(true, usize::MAX).and_then(|c| c.tick),
+        Some(ms(900))
+    );
 }
 
 #[test]
@@ -194,13 +197,13 @@ fn a_second_raised_stretch_still_holds_the_tick_when_the_first_is_acknowledged()
     let first = state.raise(raised, vec![ms(20).0], false).get(ms(20).0);
     state.push(message(&s, Tso(first)));
     state.passed(raised, ms(30));
-    let call = state.gather(true).unwrap();
+    let call = state.gather(true, usize::MAX).unwrap();
     let second = state.raise(raised, vec![ms(40).0], false).get(ms(40).0);
     state.push(message(&s, Tso(second)));
     state.passed(raised, ms(50));
     state.passed(holder, ms(3000));
     state.acknowledged(call);
-    let next = state.gather(true).unwrap();
+    let next = state.gather(true, usize::MAX).unwrap();
     assert!(
         next.tick.is_none_or(|tick| tick < Tso(second)),
         "the second row would come after its tick"
@@ -220,7 +223,7 @@ fn a_message_that_comes_back_after_its_stream_was_taken_back_is_dropped() {
         1,
     ));
     state.push(refused);
-    let mut call = state.gather(true).unwrap();
+    let mut call = state.gather(true, usize::MAX).unwrap();
     let kept = std::mem::take(&mut call.messages);
     bad.fail(Problem::new(ErrorClass::Data, "x", ""));
     drop(state.purge(&bad));
@@ -249,7 +252,7 @@ fn who_holds_no_longer_holds_until_what_it_pushed_is_acknowledged() {
     state.push(message(&s, ms(1500)));
     state.passed(ahead, ms(1900));
     state.leave(behind);
-    let call = state.gather(true).unwrap();
+    let call = state.gather(true, usize::MAX).unwrap();
     assert_eq!((call.tick, call.messages.len()), (None, 1));
     state.acknowledged(call);
     assert_eq!(settle(&mut state), [ms(1900)]);
@@ -309,10 +312,10 @@ fn a_message_that_is_tried_again_keeps_ticks_from_passing_it() {
     state.push(message(&refused, ms(1100)));
     state.push(message(&other, ms(1150)));
     state.passed(edge, ms(2000));
-    let mut call = state.gather(true).unwrap();
+    let mut call = state.gather(true, usize::MAX).unwrap();
     let kept = vec![call.messages.remove(0)];
     state.give_back(call, kept);
-    let again = state.gather(true).unwrap();
+    let again = state.gather(true, usize::MAX).unwrap();
     assert_eq!((again.tick, again.messages.len()), (None, 1), "no tick yet");
     state.acknowledged(again);
     assert_eq!(settle(&mut state), [ms(2000)]);
@@ -359,11 +362,11 @@ fn each_part_of_a_stretch_holds_the_tick_until_it_is_acknowledged_itself() {
         raised
     };
     part(&mut state, ms(20));
-    let first = state.gather(true).unwrap();
+    let first = state.gather(true, usize::MAX).unwrap();
     let second = part(&mut state, ms(21));
     state.passed(holder, ms(9000));
     state.acknowledged(first);
-    let next = state.gather(true).unwrap();
+    let next = state.gather(true, usize::MAX).unwrap();
     assert!(next.tick.is_none_or(|tick| tick < second));
     state.acknowledged(next);
     assert_eq!(settle(&mut state), [ms(9000)]);

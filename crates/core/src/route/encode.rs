@@ -261,6 +261,7 @@ mod tests {
             let sent = rows(&decoded, &to, PartitionId(78), "p", &map, msg_id);
             let raised: Vec<u64> = times.iter().map(|ts| map.get(*ts)).collect();
             let wanted = Rows {
+                id: msg_id,
                 collection: to.collection,
                 partition: PartitionId(78),
                 vchannel: to.vchannel.clone(),

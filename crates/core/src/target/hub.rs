@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::flow::Flow;
 use super::{LATE, Target, TargetConnector, TargetError};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{PChannel, TargetKey};
@@ -97,6 +98,7 @@ impl Hubs {
             // could send: starting at it, ids of two runs never overlap, and nothing has to be written for them.
             message_id: AtomicI64::new(FIRST_MESSAGE_ID + now.0 as i64),
             lanes: Mutex::default(),
+            flow: Flow::default(),
             begun: Instant::now(),
             unanswered: Arc::default(),
             unclean: AtomicBool::new(false),
@@ -136,6 +138,7 @@ pub struct Hub {
     clock: Mutex<(Tso, Instant)>,
     message_id: AtomicI64,
     lanes: Mutex<HashMap<PChannel, Weak<Lane>>>,
+    pub(crate) flow: Flow,
     /// When this process began to write to the target.
     begun: Instant,
     /// Channels with a call whose answer nobody waited for any more, and until when it may still be carried out.

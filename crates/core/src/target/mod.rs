@@ -4,6 +4,7 @@
 //! success and never a refusal.
 
 pub mod fence;
+pub(crate) mod flow;
 pub mod grpc;
 pub mod hub;
 #[cfg(any(test, feature = "testkit"))]
