@@ -138,6 +138,10 @@ enum Command {
         /// Shows every message of this physical channel instead.
         #[arg(long)]
         list: Option<String>,
+        /// Shows the rows of this collection id instead, as partition, key and copies: those that readers of the log have
+        /// to have. Of a source with RocksMQ as well.
+        #[arg(long, conflicts_with = "list")]
+        rows: Option<i64>,
     },
 }
 
@@ -347,13 +351,26 @@ async fn run(command: Command) -> Result<()> {
         Command::Audit {
             dir,
             list: Some(channel),
+            ..
         } => {
             for line in cdc_lab::audit::list(&dir, &channel)? {
                 println!("{line}");
             }
         }
         #[cfg(feature = "audit")]
-        Command::Audit { dir, list: None } => {
+        Command::Audit {
+            dir,
+            rows: Some(collection),
+            ..
+        } => {
+            for (partition, keys) in cdc_lab::audit::Log::read(&dir)?.rows(collection) {
+                for (key, copies) in keys {
+                    println!("{partition} {key:?} {copies}");
+                }
+            }
+        }
+        #[cfg(feature = "audit")]
+        Command::Audit { dir, .. } => {
             let log = cdc_lab::audit::Log::read(&dir)?;
             println!("{log}");
             ensure!(

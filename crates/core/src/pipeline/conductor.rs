@@ -216,7 +216,13 @@ impl<'a> Conductor<'a> {
                 _ = look.tick() => {}
                 () = self.ctx.wake.notified() => {}
                 _ = checkpoint.tick() => self.checkpoint(false).await,
-                Some(Ok(outcome)) = self.jobs.join_next(), if !self.jobs.is_empty() => self.outcome(outcome).await,
+                Some(Ok(outcome)) = self.jobs.join_next(), if !self.jobs.is_empty() => {
+                    self.outcome(outcome).await;
+                    // All that are done, before everything is looked at once.
+                    while let Some(Ok(outcome)) = self.jobs.try_join_next() {
+                        self.outcome(outcome).await;
+                    }
+                }
                 Some(Ok((reader, end))) = self.readers.join_next(), if !self.readers.is_empty() => {
                     self.ended(reader, end).await;
                 }
@@ -399,10 +405,11 @@ impl<'a> Conductor<'a> {
             if self.jobs.len() + start.len() >= JOBS {
                 break;
             }
-            let key = (entry.database.clone(), entry.source.name.clone());
-            if self.gone_first.contains(id) {
+            let may_be_due = matches!(entry.phase, Phase::Unread(_) | Phase::Due | Phase::Retry(_));
+            if !may_be_due || self.gone_first.contains(id) {
                 continue;
             }
+            let key = (entry.database.clone(), entry.source.name.clone());
             match entry.phase {
                 Phase::Unread(at) if at <= now => {}
                 // Two of one name would find each other's half on the target.
@@ -511,8 +518,10 @@ impl<'a> Conductor<'a> {
                 }
                 Phase::Streaming => {
                     let alone = self.catching.keys().any(|(_, c)| c == id);
-                    let is_raised =
-                        |route: &Arc<Route>| self.mains.values().any(|m| m.is_raised(route));
+                    let is_raised = |route: &Arc<Route>| {
+                        let mut mains = route.shards.iter().map(|s| self.mains.get(&s.source));
+                        mains.any(|main| main.is_some_and(|main| main.is_raised(route)))
+                    };
                     let raised = alone || entry.route.as_ref().is_some_and(is_raised);
                     board.streaming(*id, raised);
                 }

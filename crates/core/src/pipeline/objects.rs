@@ -213,6 +213,15 @@ impl Objects {
         self.collections.lock().get(&id).cloned()
     }
 
+    /// Something of what is known of a collection, without a copy of all of it.
+    pub(crate) fn look<T>(
+        &self,
+        id: CollectionId,
+        at: impl FnOnce(&CollectionObject) -> T,
+    ) -> Option<T> {
+        self.collections.lock().get(&id).map(at)
+    }
+
     pub(crate) fn all(&self) -> Vec<CollectionObject> {
         self.collections.lock().values().cloned().collect()
     }

@@ -26,6 +26,8 @@ pub(super) enum Outcome {
     Different,
     /// They differ, and the target's log proves that it was given the right rows.
     TargetLost,
+    /// The same, and the source's own log has them, too: it is the source that shows others.
+    SourceLost,
     /// The target's log goes against the rules of time and ids.
     AgainstTheRules,
     /// The task, or a collection, did not come back by itself.
@@ -42,6 +44,7 @@ impl Outcome {
             Outcome::Equal => "equal",
             Outcome::Different => "different",
             Outcome::TargetLost => "target lost rows of its own",
+            Outcome::SourceLost => "source shows other rows than its log has",
             Outcome::AgainstTheRules => "against the rules",
             Outcome::NeedsHands => "needs hands",
             Outcome::Ended => "milvus-cdc ended",

@@ -284,12 +284,12 @@ async fn logged(
         figures.fail(Outcome::AgainstTheRules, vec![format!("{e:#}")]);
     }
     if !report.is_equal() {
-        let verdict = verdict::verdict(source, target, &bench.target, report).await?;
-        let lost_by_target = verdict.downcast_ref::<verdict::TargetsFault>().is_some();
-        let of = if lost_by_target {
-            Outcome::TargetLost
-        } else {
-            Outcome::Different
+        let servers = (&bench.source, &bench.target);
+        let verdict = verdict::verdict(source, target, servers, report).await?;
+        let of = match verdict.downcast_ref::<verdict::TheirFault>() {
+            Some(fault) if fault.by_source => Outcome::SourceLost,
+            Some(_) => Outcome::TargetLost,
+            None => Outcome::Different,
         };
         figures.outcome = of;
         figures

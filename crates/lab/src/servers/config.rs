@@ -120,6 +120,12 @@ fn settings(
         ),
         // A server that takes ReplicateMessage must not write time ticks of its own.
         ("common.ttMsgEnabled", Value::from(!spec.standby)),
+        // A 2.3.5 that merges segments while deletes of several of them are flushed forgets some of these deletes when
+        // it restarts (ARCHITECTURE.md, "When the target restarts").
+        (
+            "dataCoord.compaction.enableAutoCompaction",
+            Value::from(!spec.standby),
+        ),
         ("quotaAndLimits.flushRate.enabled", Value::from(false)),
         ("log.level", Value::from("warn")),
         ("log.file.rootPath", Value::from("")),

@@ -173,7 +173,8 @@ impl Lab {
         let report = compare(&self.from, &self.to, options).await?;
         say(&report.to_string());
         if !report.is_equal() {
-            let why = verdict::verdict(&self.from, &self.to, &self.target, &report).await;
+            let why =
+                verdict::verdict(&self.from, &self.to, (&self.source, &self.target), &report).await;
             return Err(why.unwrap_or_else(|e| {
                 e.context(format!(
                     "source and target differ\n{report}\nthe target's log cannot be read"

@@ -230,7 +230,7 @@ impl Tasks {
     }
 }
 
-const AFTER: &str = "keep common.ttMsgEnabled true there: set it in its milvus.yaml, too, and leave the key in its etcd; then let clients write to it, see docs/failover.md";
+const AFTER: &str = "keep common.ttMsgEnabled true there: set it in its milvus.yaml, too, and leave the key in its etcd; set dataCoord.compaction.enableAutoCompaction true again, for the next restart; then let clients write to it, see docs/failover.md";
 
 type Done<T> = Result<T, Problem>;
 

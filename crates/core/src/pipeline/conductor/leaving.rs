@@ -25,7 +25,13 @@ impl Conductor<'_> {
                 .collections
                 .get(id)
                 .is_none_or(|c| c.state == ObjectState::Dropping);
-            let Some(object) = self.objects.get(*id) else {
+            let object = self.objects.look(*id, |object| {
+                let shards = object.target_vchannels.len();
+                object.phase == ObjectPhase::Dropping
+                    && shards > 0
+                    && object.dropped_shards.len() >= shards
+            });
+            let Some(is_dropped_on_all) = object else {
                 // Not made yet: gone on the source, gone here.
                 if gone {
                     entry.phase = Phase::Dropped;
@@ -33,11 +39,7 @@ impl Conductor<'_> {
                 }
                 continue;
             };
-            let shards = object.target_vchannels.len();
-            if object.phase == ObjectPhase::Dropping
-                && shards > 0
-                && object.dropped_shards.len() >= shards
-            {
+            if is_dropped_on_all {
                 finish.push(*id);
                 continue;
             }
