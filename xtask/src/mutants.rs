@@ -15,8 +15,10 @@ use crate::env::{self, Env};
 use crate::run::{Outcome, built};
 use guards::{GUARDS, Guard};
 
-/// Tests that have not ended by then have noticed: they wait for what does not come.
-const PATIENCE: Duration = Duration::from_secs(420);
+/// Tests that take this many times as long as without a broken guard have noticed: they wait for what does not come.
+const PATIENCE: u32 = 4;
+/// But not before.
+const AT_LEAST: Duration = Duration::from_secs(300);
 
 const TESTS: [&str; 8] = [
     "-p",
@@ -43,16 +45,21 @@ pub(crate) fn mutants(args: &[String]) -> Outcome {
         target: folder.join("target"),
     };
     eprintln!("== all as it is: the tests have to pass");
-    if let Some(failed) = build.first_failure(&build.tests()?)? {
+    let tests = build.tests()?;
+    let began = Instant::now();
+    if let Some(failed) = build.first_failure(&tests, Duration::MAX)? {
         return Err(format!("without a broken guard {failed}"));
     }
+    let patience = (began.elapsed() * PATIENCE).max(AT_LEAST);
     let mut escaped = Vec::new();
     for guard in &chosen {
         let began = Instant::now();
         let path = tree.join(guard.file);
         let whole = read(&path)?;
         write(&path, &guard.broken(&whole)?)?;
-        let noticed = build.tests().and_then(|tests| build.first_failure(&tests));
+        let noticed = build
+            .tests()
+            .and_then(|tests| build.first_failure(&tests, patience));
         write(&path, &whole)?;
         let seconds = began.elapsed().as_secs();
         match noticed.map_err(|e| format!("{}: {e}", guard.name))? {
@@ -195,7 +202,11 @@ impl Build<'_> {
     }
 
     /// What the first test that fails is, or that they do not end.
-    fn first_failure(&self, tests: &[PathBuf]) -> Result<Option<String>, String> {
+    fn first_failure(
+        &self,
+        tests: &[PathBuf],
+        patience: Duration,
+    ) -> Result<Option<String>, String> {
         for test in tests {
             let mut child = Command::new(test)
                 .current_dir(self.tree.join("crates/core"))
@@ -204,7 +215,7 @@ impl Build<'_> {
                 .stderr(Stdio::null())
                 .spawn()
                 .map_err(|e| format!("{}: {e}", test.display()))?;
-            let failure = watch(&mut child);
+            let failure = watch(&mut child, patience);
             let _ = child.kill();
             let status = child.wait().map_err(|e| e.to_string())?;
             match failure {
@@ -217,7 +228,7 @@ impl Build<'_> {
     }
 }
 
-fn watch(child: &mut Child) -> Option<String> {
+fn watch(child: &mut Child, patience: Duration) -> Option<String> {
     let out = child.stdout.take()?;
     let (say, said) = mpsc::channel();
     std::thread::spawn(move || {
@@ -227,16 +238,16 @@ fn watch(child: &mut Child) -> Option<String> {
             }
         }
     });
-    let end = Instant::now() + PATIENCE;
+    let began = Instant::now();
     loop {
-        match said.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        match said.recv_timeout(patience.saturating_sub(began.elapsed())) {
             Ok(line) => {
                 if let Some(test) = line.strip_suffix(" ... FAILED") {
                     return Some(test.trim_start_matches("test ").to_owned());
                 }
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                return Some(format!("not at its end after {PATIENCE:?}"));
+                return Some(format!("not at its end after {patience:?}"));
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => return None,
         }

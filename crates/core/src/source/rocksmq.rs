@@ -25,6 +25,7 @@
 //! rule above cannot see. So the logs are listed around every step, and if one came or went the secondary is opened
 //! anew: while their set is the same, nothing was flushed away.
 
+mod folder;
 mod watch;
 
 use std::ffi::OsString;
@@ -38,6 +39,7 @@ use parking_lot::Mutex;
 use rocksdb::{DB, DBRawIterator, LogLevel, Options, ReadOptions};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use self::folder::Folder;
 use self::watch::Watch;
 use super::{Bounds, LogReader, LogSource, RawMessage, SourceError, Start};
 use crate::ids::PChannel;
@@ -113,14 +115,6 @@ struct Secondary {
     _folder: Folder,
 }
 
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 impl RocksmqSource {
     /// Opens nothing yet: the database may come later.
     pub fn open(config: RocksmqConfig) -> Self {
@@ -154,11 +148,9 @@ impl Shared {
             .secondary_dir
             .clone()
             .unwrap_or_else(std::env::temp_dir);
-        let folder =
-            Folder(parent.join(format!("milvus-cdc-rocksmq-{:016x}", rand::random::<u64>())));
-        std::fs::create_dir_all(&folder.0).map_err(|e| SourceError::Configuration {
+        let folder = Folder::make(&parent).map_err(|e| SourceError::Configuration {
             address: self.address.clone(),
-            cause: format!("cannot make {}: {e}", folder.0.display()),
+            cause: format!("cannot make a folder in {}: {e}", parent.display()),
             hint: "name a folder this process may write to".to_owned(),
         })?;
         let mut options = Options::default();
@@ -166,7 +158,7 @@ impl Shared {
         options.set_max_open_files(-1);
         options.set_keep_log_file_num(1);
         options.set_log_level(LogLevel::Error);
-        let db = DB::open_cf_as_secondary(&options, path, folder.0.as_path(), families)
+        let db = DB::open_cf_as_secondary(&options, path, folder.path(), families)
             .map_err(|e| self.unreachable(e))?;
         Ok(Secondary {
             db,
