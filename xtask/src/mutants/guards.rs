@@ -72,10 +72,10 @@ pub(super) const GUARDS: &[Guard] = &[
         "drop(delete);",
     ),
     guard(
-        "in doubt is above everything ever sent",
+        "a new reader begins above everything ever sent",
         STATE,
-        "            floor = floor.max(self.max_sent);\n",
-        "",
+        "raised: self.max_sent.max(floor),",
+        "raised: self.last_tick,",
     ),
     guard(
         "F is on disk before a send",
