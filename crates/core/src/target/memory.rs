@@ -6,8 +6,10 @@
 //! kills the copies that are strictly older, in whatever order the two were written. What the real server accepts and
 //! then suffers from (times at or below a tick, unknown shards, ids that come again later) is kept as a *violation*.
 
+mod channel;
 mod content;
 mod flushed;
+mod message;
 pub mod rules;
 mod session;
 mod state;

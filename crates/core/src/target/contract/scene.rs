@@ -291,20 +291,6 @@ impl<'a> Scene<'a> {
         .await
     }
 
-    /// Sooner or later everything up to `ts` is flushed. With ticks all the while.
-    pub(super) async fn flushed(&self, ts: Tso) -> Outcome {
-        let target = &self.target;
-        let names = [self.name().to_owned()];
-        let flush = target.flush(DB, &names);
-        self.ticking(async { Ok(flush.await?) }).await?;
-        until("it is flushed", async || {
-            self.tick_all().await?;
-            let flushed = target.is_flushed(DB, self.name(), ts).await?;
-            ensure(flushed, || "not flushed".to_owned())
-        })
-        .await
-    }
-
     /// With ticks until it is done.
     pub(super) async fn ticking<T>(&self, done: impl Future<Output = Outcome<T>>) -> Outcome<T> {
         let ticks = async {

@@ -1,6 +1,6 @@
 //! What a standby holds, and what becomes of a message that is written to it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
@@ -8,12 +8,12 @@ use milvus::proto::common::MsgBase;
 use milvus::proto::msg::{
     DeleteRequest, DropCollectionRequest, DropPartitionRequest, InsertRequest, TimeTickMsg,
 };
-use milvus::proto::schema::field_data::Field;
 use milvus::proto::schema::i_ds::IdField;
-use milvus::proto::schema::scalar_field::Data;
 use prost::Message;
 
+use super::channel::{Channel, Rows};
 use super::content::{Content, Copy, Kill, Numbers, first_partitions};
+use super::message::{Columns, Entry, Head};
 use super::rules::Rule;
 use super::{Key, Row, Shown, ShownKey, Written};
 use crate::catalog::Collection;
@@ -26,53 +26,6 @@ pub(super) type Refusal = (i32, String);
 
 /// The proxy takes no request that is larger (64 MiB).
 const MAX_REQUEST: usize = 64 << 20;
-
-#[derive(Default)]
-struct Channel {
-    last_tick: Tso,
-    /// The ids of its messages, with the last time of each.
-    ids: HashMap<i64, Tso>,
-    /// What no tick has shown yet, in the order of writing.
-    hidden: Vec<Hidden>,
-    /// What a recovery leaves out.
-    perishable: Vec<(CollectionId, Numbers)>,
-}
-
-/// A message that no tick has shown.
-struct Hidden {
-    id: i64,
-    end: Tso,
-    /// Of an insert or a delete.
-    rows: Option<HiddenRows>,
-}
-
-struct HiddenRows {
-    collection: CollectionId,
-    vchannel: VChannel,
-    numbers: Numbers,
-    /// Only where somebody watches.
-    keys: Vec<(Key, Tso)>,
-}
-
-/// Of an insert, a delete or a drop.
-struct Head {
-    id: i64,
-    first: Tso,
-    /// A tick at or above it shows the message.
-    last: Tso,
-    is_drop: bool,
-}
-
-impl Head {
-    fn of_rows(base: Option<&MsgBase>, times: &[u64]) -> Self {
-        Self {
-            id: base.map_or(0, |b| b.msg_id),
-            first: Tso(times.iter().min().copied().unwrap_or_default()),
-            last: Tso(times.iter().max().copied().unwrap_or_default()),
-            is_drop: false,
-        }
-    }
-}
 
 /// What becomes of a message: it is dropped at once, or taken.
 enum Admitted {
@@ -105,17 +58,6 @@ pub(super) struct State {
     next_channel: usize,
     pub(super) watcher: Option<Watcher>,
     trace: DefaultHasher,
-}
-
-/// A message as the proxy has read it.
-enum Entry {
-    Insert(InsertRequest),
-    Delete(DeleteRequest),
-    DropCollection(DropCollectionRequest),
-    DropPartition(DropPartitionRequest),
-    Tick(TimeTickMsg),
-    /// Of a type that the table allows and this model does not know more of.
-    Other,
 }
 
 impl State {
@@ -428,22 +370,19 @@ impl State {
             return;
         };
         let tick = channel.last_tick;
-        let shown: Vec<_> = channel
-            .hidden
-            .extract_if(.., |message| message.end <= tick)
-            .collect();
-        let mut ids = HashSet::new();
-        let mut keys: BTreeMap<_, Vec<Tso>> = BTreeMap::new();
-        for message in shown {
-            let again = !ids.insert(message.id);
-            let Some(rows) = message.rows else { continue };
-            if again && self.keeps(Rule::RepeatDropped) {
+        let (mut shown, again) = channel.shown();
+        if !self.keeps(Rule::RepeatDropped) {
+            shown.extend(again);
+        } else {
+            for rows in again {
                 self.written.repeats += 1;
                 if let Some(content) = self.collections.get_mut(&rows.collection) {
                     content.forget(&rows.numbers);
                 }
-                continue;
             }
+        }
+        let mut keys: BTreeMap<_, Vec<Tso>> = BTreeMap::new();
+        for rows in shown {
             for (key, ts) in rows.keys {
                 let key = (rows.collection, rows.vchannel.clone(), key);
                 keys.entry(key).or_default().push(ts);
@@ -488,34 +427,19 @@ impl State {
         self.watcher = Some(watcher);
     }
 
-    /// What was written is hidden until a tick.
-    fn hide(&mut self, name: &PChannel, head: &Head, perishes: bool, rows: Option<HiddenRows>) {
-        let watched = self.watcher.is_some();
-        let Some(channel) = self.channels.get_mut(name) else {
-            return;
-        };
-        if let (true, Some(rows)) = (perishes, &rows) {
-            let numbers = rows.numbers.clone();
-            channel.perishable.push((rows.collection, numbers));
+    fn hide(&mut self, name: &PChannel, head: &Head, perishes: bool, mut rows: Rows) {
+        if self.watcher.is_none() {
+            rows.keys.clear();
         }
-        let rows = rows.map(|mut rows| {
-            if !watched {
-                rows.keys.clear();
-            }
-            rows
-        });
-        channel.hidden.push(Hidden {
-            id: head.id,
-            end: head.last,
-            rows,
-        });
+        if let Some(channel) = self.channels.get_mut(name) {
+            channel.hide(head, perishes, Some(rows));
+        }
     }
 
     /// What a recovery leaves out, by collection.
     pub(super) fn perishable(&mut self) -> Vec<(CollectionId, Numbers)> {
         let all = self.channels.values_mut();
-        all.flat_map(|c| std::mem::take(&mut c.perishable))
-            .collect()
+        all.flat_map(Channel::perishable).collect()
     }
 
     fn insert(&mut self, name: &PChannel, insert: InsertRequest) {
@@ -563,7 +487,7 @@ impl State {
             });
         }
         let times = insert.timestamps.into_iter().map(Tso);
-        let rows = HiddenRows {
+        let rows = Rows {
             collection: CollectionId(insert.collection_id),
             vchannel,
             numbers: Numbers {
@@ -572,7 +496,7 @@ impl State {
             },
             keys: columns.keys.into_iter().zip(times).collect(),
         };
-        self.hide(name, &head, perishes, Some(rows));
+        self.hide(name, &head, perishes, rows);
     }
 
     fn delete(&mut self, name: &PChannel, delete: DeleteRequest) {
@@ -624,7 +548,7 @@ impl State {
             });
         }
         let times = delete.timestamps.into_iter().map(Tso);
-        let rows = HiddenRows {
+        let rows = Rows {
             collection: CollectionId(delete.collection_id),
             vchannel,
             numbers: Numbers {
@@ -633,7 +557,7 @@ impl State {
             },
             keys: keys.into_iter().zip(times).collect(),
         };
-        self.hide(name, &head, perishes, Some(rows));
+        self.hide(name, &head, perishes, rows);
     }
 
     fn drop(
@@ -654,7 +578,9 @@ impl State {
         if let Admitted::No = self.admit(name, &mut head, &what) {
             return;
         }
-        self.hide(name, &head, false, None);
+        if let Some(channel) = self.channels.get_mut(name) {
+            channel.hide(&head, false, None);
+        }
         let hides = !self.keeps(Rule::DropMessageHidesNothing);
         self.written.drops += 1;
         let known = self.collections.get_mut(&CollectionId(collection));
@@ -700,40 +626,5 @@ impl State {
             rows.dedup_by(|a, b| a.key == b.key);
         }
         Some(rows)
-    }
-}
-
-struct Columns {
-    keys: Vec<Key>,
-    /// Of the first other Int64 column, if there is one.
-    versions: Vec<i64>,
-}
-
-impl Columns {
-    fn of(insert: &InsertRequest, source: &Collection) -> Option<Self> {
-        let rows = insert.timestamps.len();
-        let pk = source.primary_key()?;
-        let mut keys = None;
-        let mut versions = Vec::new();
-        for column in &insert.fields_data {
-            let Some(Field::Scalars(scalars)) = &column.field else {
-                continue;
-            };
-            match &scalars.data {
-                Some(Data::LongData(longs)) if column.field_id == pk.0 => {
-                    keys = Some(longs.data.iter().copied().map(Key::Int).collect());
-                }
-                Some(Data::StringData(texts)) if column.field_id == pk.0 => {
-                    keys = Some(texts.data.iter().cloned().map(Key::Text).collect());
-                }
-                Some(Data::LongData(longs)) if versions.is_empty() => {
-                    versions.clone_from(&longs.data);
-                }
-                _ => {}
-            }
-        }
-        let keys: Vec<Key> = keys?;
-        let even = keys.len() == rows && (versions.is_empty() || versions.len() == rows);
-        even.then_some(Self { keys, versions })
     }
 }
