@@ -185,7 +185,7 @@ impl Judge {
     }
 }
 
-/// Rows of a dropped partition go with its drop message, at any time.
+/// Rows of a dropped partition go with the call that drops it there, at any time.
 fn is_in(source: &Source, version: i64) -> bool {
     let place = source.places.get(&version);
     place.is_none_or(|partition| !source.gone.contains(partition))

@@ -6,8 +6,10 @@
 //! kills the copies that are strictly older, in whatever order the two were written. What the real server accepts and
 //! then suffers from (times at or below a tick, unknown shards, ids that come again later) is kept as a *violation*.
 
+mod channel;
 mod content;
 mod flushed;
+mod message;
 pub mod rules;
 mod session;
 mod state;
@@ -26,6 +28,7 @@ use super::{Target, TargetConnector, TargetError, TargetIndex};
 use crate::ids::{CollectionId, PChannel};
 use crate::task::TargetSpec;
 use crate::tso::Tso;
+use rules::Rule;
 use session::Session;
 use state::State;
 
@@ -116,6 +119,8 @@ enum Fate {
     Lost,
     /// Part of the messages.
     Partly(f64),
+    /// So many of the messages.
+    First(usize),
     Late(Duration),
     Unreachable,
 }
@@ -124,6 +129,7 @@ struct Faults {
     weather: Weather,
     wrongs: Wrongs,
     lose: usize,
+    first: Option<usize>,
     fail: usize,
     late: usize,
     late_by: Duration,
@@ -152,6 +158,7 @@ impl MemoryTarget {
             weather: Weather::default(),
             wrongs: Wrongs::default(),
             lose: 0,
+            first: None,
             fail: 0,
             late: 0,
             late_by: Duration::ZERO,
@@ -262,6 +269,28 @@ impl MemoryTarget {
         self.inner.faults.lock().lose = n;
     }
 
+    /// A twin that does not keep one of the rules, for a scenario to notice.
+    #[must_use]
+    pub fn without(self, rule: Rule) -> Self {
+        self.inner.state.lock().broken = Some(rule);
+        self
+    }
+
+    /// Whether GetPersistentSegmentInfo names a segment of a collection. `None` if there is no such collection.
+    pub fn names_segments(&self, database: &str, name: &str) -> Option<bool> {
+        self.inner.state.lock().names_segments(database, name)
+    }
+
+    /// Of the next ReplicateMessage the first `n` messages are written, and its answer is lost.
+    pub fn cut_next(&self, n: usize) {
+        self.inner.faults.lock().first = Some(n);
+    }
+
+    /// It restarts, and reads again what it has not flushed.
+    pub fn restart(&self) {
+        self.inner.state.lock().restart();
+    }
+
     /// It restarts, and everything that it has not flushed is gone.
     pub fn restart_losing(&self) {
         self.inner.state.lock().restart_losing();
@@ -314,6 +343,9 @@ impl Faults {
             self.lose -= 1;
             return Fate::Lost;
         }
+        if replicate && let Some(first) = self.first.take() {
+            return Fate::First(first);
+        }
         if replicate && self.late > 0 {
             self.late -= 1;
             return Fate::Late(self.late_by);
@@ -341,6 +373,10 @@ impl Faults {
 }
 
 impl Inner {
+    fn keeps(&self, rule: Rule) -> bool {
+        self.state.lock().keeps(rule)
+    }
+
     fn now(&self) -> Tso {
         let mut state = self.state.lock();
         let now = self.epoch.plus(self.since.elapsed());
@@ -355,7 +391,7 @@ impl Inner {
         match fate {
             Fate::Well => {}
             Fate::Lost => wrongs.lost += 1,
-            Fate::Partly(_) => wrongs.partly += 1,
+            Fate::Partly(_) | Fate::First(_) => wrongs.partly += 1,
             Fate::Late(_) => wrongs.late += 1,
             Fate::Unreachable => wrongs.unreachable += 1,
         }

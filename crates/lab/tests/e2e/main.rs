@@ -26,6 +26,7 @@ mod refusals;
 mod replies;
 mod restarts;
 mod rows;
+mod rules;
 mod schemas;
 mod secured;
 mod starts;
@@ -60,6 +61,7 @@ const ONE: &[(&str, &[Test])] = &[
 /// Each with servers of its own.
 const ALONE: &[(&str, &[Alone])] = &[
     ("lab", itself::TESTS),
+    ("rules", rules::TESTS),
     ("refusals", refusals::TESTS),
     ("secured", secured::TESTS),
     ("owners", owners::TESTS),

@@ -1,8 +1,10 @@
 //! What a standby holds of one collection, and what of it a reader sees.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use super::flushed::Flushes;
+use super::rules::Rule;
 use super::{Key, Row};
 use crate::catalog::Collection;
 use crate::ids::{PChannel, PartitionId, VChannel};
@@ -22,6 +24,8 @@ pub(super) struct Copy {
     pub(super) partition: PartitionId,
     pub(super) vchannel: VChannel,
     pub(super) ts: Tso,
+    /// The last time in its message.
+    pub(super) end: Tso,
 }
 
 pub(super) struct Kill {
@@ -31,9 +35,20 @@ pub(super) struct Kill {
     pub(super) partition: Option<PartitionId>,
     pub(super) vchannel: VChannel,
     pub(super) ts: Tso,
+    /// The last time in its message.
+    pub(super) end: Tso,
+}
+
+/// Rows and deletes of one message, by their numbers.
+#[derive(Clone, Default)]
+pub(super) struct Numbers {
+    pub(super) copies: Range<usize>,
+    pub(super) kills: Range<usize>,
 }
 
 pub(super) struct Content {
+    /// The rule that is not kept, if there is one.
+    pub(super) broken: Option<Rule>,
     pub(super) database: String,
     pub(super) source: Collection,
     pub(super) create_ts: Tso,
@@ -43,20 +58,28 @@ pub(super) struct Content {
     pub(super) partitions: BTreeMap<String, TargetPartition>,
     pub(super) indexes: Vec<TargetIndex>,
     pub(super) loaded: bool,
-    /// Channels whose next tick a load under way needs.
-    pub(super) loading: BTreeSet<PChannel>,
+    /// Channels without a tick since it was created: a load needs it ([`Rule::LoadNeedsTicks`]).
+    pub(super) unticked: BTreeSet<PChannel>,
     /// Dropped by RPC.
     pub(super) dropped: bool,
     pub(super) copies: BTreeMap<Key, Vec<Copy>>,
     pub(super) kills: BTreeMap<Key, Vec<Kill>>,
     /// Partition ids of all times, so that one that was dropped is told from one that never was.
     pub(super) partition_ids: Vec<PartitionId>,
-    /// Channels that have read the drop of a partition or of the collection (`None`).
-    pub(super) drops: Vec<(VChannel, Option<PartitionId>)>,
     /// Rows and deletes that were written so far.
     pub(super) inserts: usize,
     pub(super) deletes: usize,
     pub(super) flushes: Flushes,
+}
+
+/// Those that a collection is made with.
+pub(super) fn first_partitions(source: &Collection) -> Vec<String> {
+    match source.has_partition_key() {
+        true => (0..source.partitions.len())
+            .map(|i| format!("_default_{i}"))
+            .collect(),
+        false => vec!["_default".to_owned()],
+    }
 }
 
 impl Content {
@@ -67,20 +90,20 @@ impl Content {
         vchannels: Vec<VChannel>,
     ) -> Self {
         Self {
+            broken: None,
             database: database.to_owned(),
             source: source.clone(),
             create_ts,
             pchannels: vchannels.iter().map(|v| v.pchannel()).collect(),
+            unticked: vchannels.iter().map(|v| v.pchannel()).collect(),
             vchannels,
             partitions: BTreeMap::new(),
             indexes: Vec::new(),
             loaded: false,
-            loading: BTreeSet::new(),
             dropped: false,
             copies: BTreeMap::new(),
             kills: BTreeMap::new(),
             partition_ids: Vec::new(),
-            drops: Vec::new(),
             inserts: 0,
             deletes: 0,
             flushes: Flushes::default(),
@@ -89,8 +112,26 @@ impl Content {
 
     pub(super) fn add_partition(&mut self, name: &str, id: PartitionId) {
         self.partition_ids.push(id);
+        // Of a collection that is loaded as a whole new ones are loaded at once.
+        let loaded = self.loaded;
         self.partitions
-            .insert(name.to_owned(), TargetPartition { id, loaded: false });
+            .insert(name.to_owned(), TargetPartition { id, loaded });
+    }
+
+    pub(super) fn keeps(&self, rule: Rule) -> bool {
+        self.broken != Some(rule)
+    }
+
+    /// Whether it has the partitions that it was made with, and no others.
+    pub(super) fn has_first_partitions(&self) -> bool {
+        let names = first_partitions(&self.source);
+        names.len() == self.partitions.len()
+            && names.iter().all(|name| self.partitions.contains_key(name))
+    }
+
+    /// [`Rule::CreatedByClock`].
+    pub(super) fn takes_partitions_at(&self, clock: Tso) -> bool {
+        self.create_ts <= clock || !self.keeps(Rule::CreatedByClock)
     }
 
     pub(super) fn holds_rows(&self) -> bool {
@@ -123,10 +164,26 @@ impl Content {
         self.deletes = self.deletes.min(kills);
     }
 
-    fn is_dropped(&self, copy: &Copy) -> bool {
-        self.drops.iter().any(|(vchannel, partition)| {
-            *vchannel == copy.vchannel && partition.is_none_or(|p| p == copy.partition)
-        })
+    /// Forgets what a message brought.
+    pub(super) fn forget(&mut self, numbers: &Numbers) {
+        self.copies.retain(|_, of_key| {
+            of_key.retain(|c| !numbers.copies.contains(&c.number));
+            !of_key.is_empty()
+        });
+        for of_key in self.kills.values_mut() {
+            of_key.retain(|k| !numbers.kills.contains(&k.number));
+        }
+    }
+
+    /// [`Rule::DeleteKillsOlder`], [`Rule::DeleteKillsInPlace`].
+    fn kills(&self, kill: &Kill, copy: &Copy) -> bool {
+        let older = match self.keeps(Rule::DeleteKillsOlder) {
+            true => kill.ts > copy.ts,
+            false => kill.ts >= copy.ts,
+        };
+        let here =
+            kill.vchannel == copy.vchannel && kill.partition.is_none_or(|p| p == copy.partition);
+        older && (here || !self.keeps(Rule::DeleteKillsInPlace))
     }
 
     fn partition_name(&self, id: PartitionId) -> Option<&String> {
@@ -134,8 +191,8 @@ impl Content {
         all.find(|(_, p)| p.id == id).map(|(name, _)| name)
     }
 
-    /// The copies of a key that a reader sees whose channels have had these ticks: not later than the tick, and without
-    /// a later delete that is not later than the tick either.
+    /// The copies of a key that a reader sees whose channels have had these ticks ([`Rule::TickShows`]): not later than
+    /// the tick, and without a later delete that is not later than the tick either.
     pub(super) fn seen<'a>(
         &'a self,
         key: &'a Key,
@@ -143,18 +200,15 @@ impl Content {
     ) -> impl Iterator<Item = (Row, &'a Copy)> {
         let killed = move |copy: &Copy| {
             self.kills.get(key).is_some_and(|kills| {
-                kills.iter().any(|kill| {
-                    kill.vchannel == copy.vchannel
-                        && kill.ts > copy.ts
-                        && kill.partition.is_none_or(|p| p == copy.partition)
-                        && kill.ts <= tick(&kill.vchannel)
-                })
+                let mut kills = kills.iter();
+                kills.any(|kill| self.kills(kill, copy) && kill.end <= tick(&kill.vchannel))
             })
         };
         let copies = self.copies.get(key).into_iter().flatten();
         copies
             .filter(move |copy| {
-                copy.ts <= tick(&copy.vchannel) && !self.is_dropped(copy) && !killed(copy)
+                let tick = tick(&copy.vchannel);
+                copy.end <= tick && !killed(copy)
             })
             .filter_map(|copy| {
                 let row = Row {

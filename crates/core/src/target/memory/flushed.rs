@@ -4,6 +4,7 @@
 //! restart that loses (a 2.3.5 whose collections share a physical channel) leaves only that.
 
 use super::content::Content;
+use super::rules::Rule;
 use super::state::State;
 use crate::tso::Tso;
 
@@ -58,15 +59,45 @@ impl State {
         let content = self.find(database, name)?;
         let shown = content.shown(|p| ticks.get(p).copied().unwrap_or_default());
         let (copies, kills) = (content.flushes.copies, content.flushes.kills);
-        Some(shown >= up_to && content.all_below(copies, kills, up_to))
+        let all = content.all_below(copies, kills, up_to) || !content.keeps(Rule::FlushedStays);
+        Some(shown >= up_to && all)
     }
 
-    /// The nodes read their log again, without what only they had: all of it is gone.
-    pub(super) fn restart_losing(&mut self) {
+    /// Whether there is a segment of the collection that is sealed ([`Rule::GrowingUnnamed`]).
+    pub(super) fn names_segments(&mut self, database: &str, name: &str) -> Option<bool> {
+        let all = !self.keeps(Rule::GrowingUnnamed);
+        let content = self.find(database, name)?;
+        let flushes = &content.flushes;
+        let sealed = flushes.copies > 0 || flushes.asked.iter().any(|s| s.copies > 0);
+        Some(sealed || all && content.holds_rows())
+    }
+
+    fn other_nodes(&mut self) {
         self.settle();
-        self.incarnation += 1;
+        if self.keeps(Rule::NodesTellRestarts) {
+            self.incarnation += 1;
+        }
         for content in self.collections.values_mut() {
             content.flushes.asked.clear();
+        }
+    }
+
+    /// The nodes read their log again ([`Rule::RepeatLostOnRecovery`]).
+    pub(super) fn restart(&mut self) {
+        self.other_nodes();
+        for (collection, mut numbers) in self.perishable() {
+            if let Some(content) = self.collections.get_mut(&collection) {
+                numbers.copies.start = numbers.copies.start.max(content.flushes.copies);
+                numbers.kills.start = numbers.kills.start.max(content.flushes.kills);
+                content.forget(&numbers);
+            }
+        }
+    }
+
+    /// The nodes read their log again, without what only they had: all of it is gone ([`Rule::FlushedStays`]).
+    pub(super) fn restart_losing(&mut self) {
+        self.other_nodes();
+        for content in self.collections.values_mut() {
             let (copies, kills) = (content.flushes.copies, content.flushes.kills);
             content.keep(copies, kills);
         }

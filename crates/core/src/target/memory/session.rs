@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::content::Content;
+use super::rules::Rule;
 use super::state::State;
 use super::{Fate, Inner, URI};
 use crate::catalog::Collection;
@@ -66,6 +67,7 @@ impl<E: FnOnce(&mut State) + Send + 'static> Drop for OnItsWay<E> {
             return;
         };
         if self.outlives
+            && self.inner.keeps(Rule::LateCall)
             && let Some(by) = self.inner.outlives(left)
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
@@ -131,7 +133,7 @@ impl Session {
             self.inner.now();
             run(&mut self.inner.state.lock());
             self.inner.travel().await;
-            if matches!(fate, Fate::Lost | Fate::Partly(_)) {
+            if matches!(fate, Fate::Lost | Fate::Partly(_) | Fate::First(_)) {
                 return Err(unknown(call));
             }
             // It was told above.
@@ -181,7 +183,10 @@ impl Target for Session {
             return Err(unknown(REPLICATE));
         }
         let most = match fate {
-            Fate::Partly(part) => (msgs.len() as f64 * part) as usize,
+            Fate::Partly(part) if self.inner.keeps(Rule::PartlyWritten) => {
+                (msgs.len() as f64 * part) as usize
+            }
+            Fate::First(first) if self.inner.keeps(Rule::PartlyWritten) => first,
             _ => msgs.len(),
         };
         let channel = channel.clone();
@@ -215,7 +220,8 @@ impl Target for Session {
     async fn drop_database(&self, name: &str) -> Result<(), TargetError> {
         let name = name.to_owned();
         self.call("DropDatabase", true, move |state| {
-            if state.databases.get(&name).is_some_and(|d| !d.is_empty()) {
+            let used = state.databases.get(&name).is_some_and(|d| !d.is_empty());
+            if used && state.keeps(Rule::UsedIsKept) {
                 let why = format!("database:{name} not empty, must drop all collections before");
                 return Err((65535, why));
             }
@@ -246,10 +252,9 @@ impl Target for Session {
             let Some(id) = state.databases.get(&database).and_then(|d| d.get(&name)) else {
                 return Ok(None);
             };
-            let (id, clock) = (*id, state.clock);
+            let id = *id;
             Ok(state
                 .find(&database, &name)
-                .filter(|content| content.create_ts <= clock)
                 .map(|content| TargetCollection {
                     id,
                     name: name.clone(),
@@ -274,10 +279,14 @@ impl Target for Session {
                 return Err((1100, why.to_owned()));
             }
             if !state.databases.contains_key(&database) {
-                return Err((800, format!("database not found[database={database}]")));
+                return Err((65535, format!("database:{database} not found")));
             }
-            if let Some(there) = state.find(&database, &source.name) {
+            let again = state.keeps(Rule::AgainIsFine);
+            if let Some(there) = state.find(&database, &source.name)
+                && again
+            {
                 let same = there.vchannels.len() == source.shards.len()
+                    && there.has_first_partitions()
                     && user_schema(&there.source) == user_schema(&source);
                 if same {
                     return Ok(());
@@ -314,8 +323,13 @@ impl Target for Session {
     }
 
     async fn holds_rows(&self, database: &str, name: &str) -> Result<bool, TargetError> {
-        self.with("GetPersistentSegmentInfo", database, name, |_, content| {
-            Ok(content.holds_rows())
+        let (database, name) = (database.to_owned(), name.to_owned());
+        self.call("GetPersistentSegmentInfo", true, move |state| {
+            let holds = state.find(&database, &name).map(|c| c.holds_rows());
+            if state.names_segments(&database, &name) == Some(false) {
+                state.flush(&database, &name);
+            }
+            holds.ok_or_else(|| not_found(&name))
         })
         .await
     }
@@ -339,8 +353,13 @@ impl Target for Session {
         partition: &str,
         _ts: Tso,
     ) -> Result<(), TargetError> {
+        let (database, name) = (database.to_owned(), name.to_owned());
         let partition = partition.to_owned();
-        self.with("CreatePartition", database, name, move |id, content| {
+        self.call("CreatePartition", true, move |state| {
+            let (id, clock) = (state.id(), state.clock);
+            let content = state.find(&database, &name);
+            let content = content.filter(|c| c.takes_partitions_at(clock));
+            let content = content.ok_or_else(|| not_found(&name))?;
             if !content.partitions.contains_key(&partition) {
                 content.add_partition(&partition, PartitionId(id));
             }
@@ -358,7 +377,8 @@ impl Target for Session {
     ) -> Result<(), TargetError> {
         let partition = partition.to_owned();
         self.with("DropPartition", database, name, move |_, content| {
-            if content.partitions.get(&partition).is_some_and(|p| p.loaded) {
+            let used = content.keeps(Rule::UsedIsKept);
+            if used && content.partitions.get(&partition).is_some_and(|p| p.loaded) {
                 let why =
                     "partition cannot be dropped, partition is loaded, please release it first";
                 return Err((65535, why.to_owned()));
@@ -400,7 +420,8 @@ impl Target for Session {
     ) -> Result<(), TargetError> {
         let index = index.clone();
         self.with("DropIndex", database, name, move |_, content| {
-            if content.loaded || content.partitions.values().any(|p| p.loaded) {
+            let used = content.keeps(Rule::UsedIsKept);
+            if used && (content.loaded || content.partitions.values().any(|p| p.loaded)) {
                 let why = "index cannot be dropped, collection is loaded, please release it first";
                 return Err((65535, why.to_owned()));
             }
@@ -426,7 +447,7 @@ impl Target for Session {
                 named.all(|name| parts.get(name).is_some_and(|p| p.loaded))
             };
             Ok(match loaded {
-                true if content.loading.is_empty() => Loaded::Yes,
+                true if content.unticked.is_empty() => Loaded::Yes,
                 true => Loaded::Loading,
                 false => Loaded::No,
             })
@@ -443,15 +464,14 @@ impl Target for Session {
     ) -> Result<(), TargetError> {
         let partitions = partitions.to_vec();
         self.with("LoadCollection", database, name, move |_, content| {
-            if content.indexes.is_empty() {
-                let why = "there is no vector index on collection, please create index firstly";
-                return Err((700, why.to_owned()));
+            if content.indexes.is_empty() && content.keeps(Rule::UsedIsKept) {
+                let why = format!("index not found[collection={}]", content.source.name);
+                return Err((700, why));
             }
             content.loaded |= partitions.is_empty();
             for (name, partition) in &mut content.partitions {
                 partition.loaded |= partitions.is_empty() || partitions.contains(name);
             }
-            content.loading = content.vchannels.iter().map(|v| v.pchannel()).collect();
             Ok(())
         })
         .await
@@ -522,10 +542,10 @@ impl Session {
     ) -> Result<T, TargetError> {
         let (database, name) = (database.to_owned(), name.to_owned());
         self.call(call, true, move |state| {
-            let (id, clock) = (state.id(), state.clock);
+            let id = state.id();
             match state.find(&database, &name) {
-                Some(content) if content.create_ts <= clock => effect(id, content),
-                _ => Err(not_found(&name)),
+                Some(content) => effect(id, content),
+                None => Err(not_found(&name)),
             }
         })
         .await

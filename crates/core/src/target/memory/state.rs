@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
+use milvus::proto::common::MsgBase;
 use milvus::proto::msg::{
     DeleteRequest, DropCollectionRequest, DropPartitionRequest, InsertRequest, TimeTickMsg,
 };
-use milvus::proto::schema::field_data::Field;
 use milvus::proto::schema::i_ds::IdField;
-use milvus::proto::schema::scalar_field::Data;
 use prost::Message;
 
-use super::content::{Content, Copy, Kill};
+use super::channel::{Channel, Rows};
+use super::content::{Content, Copy, Kill, Numbers, first_partitions};
+use super::message::{Columns, Entry, Head};
 use super::rules::Rule;
 use super::{Key, Row, Shown, ShownKey, Written};
 use crate::catalog::Collection;
@@ -26,13 +27,13 @@ pub(super) type Refusal = (i32, String);
 /// The proxy takes no request that is larger (64 MiB).
 const MAX_REQUEST: usize = 64 << 20;
 
-#[derive(Default)]
-struct Channel {
-    last_tick: Tso,
-    /// The ids of its messages, with their times.
-    ids: HashMap<i64, Tso>,
-    /// What no tick has shown yet: collection, shard, key, time.
-    hidden: Vec<(CollectionId, VChannel, Key, Tso)>,
+/// What becomes of a message: it is dropped at once, or taken.
+enum Admitted {
+    No,
+    Yes {
+        /// A recovery leaves it out.
+        perishes: bool,
+    },
 }
 
 /// Told of every tick that shows something.
@@ -45,6 +46,8 @@ pub(super) struct State {
     channels: BTreeMap<PChannel, Channel>,
     next_id: i64,
     pub(super) clock: Tso,
+    /// The rule that is not kept, if there is one.
+    pub(super) broken: Option<Rule>,
     /// Restarts so far.
     pub(super) incarnation: u64,
     /// It leaves a node out of its topology.
@@ -55,17 +58,6 @@ pub(super) struct State {
     next_channel: usize,
     pub(super) watcher: Option<Watcher>,
     trace: DefaultHasher,
-}
-
-/// A message as the proxy has read it.
-enum Entry {
-    Insert(InsertRequest),
-    Delete(DeleteRequest),
-    DropCollection(DropCollectionRequest),
-    DropPartition(DropPartitionRequest),
-    Tick(TimeTickMsg),
-    /// Of a type that the table allows and this model does not know more of.
-    Other,
 }
 
 impl State {
@@ -79,6 +71,10 @@ impl State {
             next_id: 440_000,
             ..Self::default()
         }
+    }
+
+    pub(super) fn keeps(&self, rule: Rule) -> bool {
+        self.broken != Some(rule)
     }
 
     pub(super) fn id(&mut self) -> i64 {
@@ -99,16 +95,28 @@ impl State {
     }
 
     pub(super) fn create(&mut self, database: &str, source: &Collection, ts: Tso) {
+        if !self.keeps(Rule::NameAgainIsNew)
+            && let Some((id, gone)) = self
+                .collections
+                .iter_mut()
+                .find(|(_, c)| c.dropped && c.database == database && c.source.name == source.name)
+        {
+            gone.dropped = false;
+            let names = self.databases.entry(database.to_owned()).or_default();
+            names.insert(source.name.clone(), *id);
+            return;
+        }
         let id = CollectionId(self.id());
         let vchannels = self.shards(id, source.shards.len());
         let mut content = Content::new(database, source, ts, vchannels);
-        let names: Vec<String> = if source.has_partition_key() {
-            (0..source.partitions.len())
-                .map(|i| format!("_default_{i}"))
-                .collect()
-        } else {
-            vec!["_default".to_owned()]
-        };
+        content.broken = self.broken;
+        if !self.keeps(Rule::LoadNeedsTicks) {
+            content.unticked.clear();
+        }
+        let mut names = first_partitions(source);
+        if !self.keeps(Rule::KeyedPartitions) {
+            names = vec!["_default".to_owned()];
+        }
         for name in names {
             let partition = PartitionId(self.id());
             content.add_partition(&name, partition);
@@ -158,23 +166,35 @@ impl State {
             tracing::trace!(target: "standby", clock, %channel, most, ?list);
         }
         self.written.calls += 1;
-        if channel.as_str().is_empty() {
+        if channel.as_str().is_empty() && self.keeps(Rule::EmptyRefused) {
             return Err((
                 1100,
                 "invalid channel name for the replicate message request".to_owned(),
             ));
         }
-        if msgs.iter().map(Bytes::len).sum::<usize>() > MAX_REQUEST {
+        let size: usize = msgs.iter().map(Bytes::len).sum();
+        if size > MAX_REQUEST && self.keeps(Rule::TooLargeRefused) {
             return Err((1102, "received message larger than max".to_owned()));
         }
-        let entries = msgs
-            .iter()
-            .map(|msg| self.read(msg, end))
-            .collect::<Result<Vec<_>, _>>()?;
-        if entries.is_empty() {
+        let mut entries = Vec::with_capacity(msgs.len());
+        for msg in msgs {
+            match self.read(msg, end) {
+                Ok(entry) => entries.push(entry),
+                Err(refusal) => {
+                    if !self.keeps(Rule::InvalidWritesNothing) {
+                        entries.into_iter().for_each(|e| self.write(channel, e));
+                    }
+                    return Err(refusal);
+                }
+            }
+        }
+        if entries.is_empty() && self.keeps(Rule::EmptyRefused) {
             return Err((65535, "empty msgs".to_owned()));
         }
         if !self.channels.contains_key(channel) {
+            if !self.keeps(Rule::UnknownPlaceLost) {
+                return Err((65535, "no such channel".to_owned()));
+            }
             self.violation(format!("{channel}: no such channel"));
             return Ok(());
         }
@@ -226,7 +246,7 @@ impl State {
             .get(&CollectionId(insert.collection_id))
             .is_some_and(|c| !c.dropped);
         let ahead = self.clock.behind(end).as_millis() > 2000;
-        if known && !ahead {
+        if known && !ahead || !self.keeps(Rule::SegmentByClock) {
             return Ok(());
         }
         let text = "getSegmentID failed: SegmentIDAllocator failRemainRequest unexpected error";
@@ -253,36 +273,46 @@ impl State {
         self.violation(format!("{what} [{rule:?}]"));
     }
 
-    /// Whether the message counts: not one whose id its readers have seen since the last tick.
-    fn admit(&mut self, name: &PChannel, id: i64, ts: Tso, what: &str) -> bool {
+    /// Whether the message counts: not one that its readers have seen since the last tick.
+    fn admit(&mut self, name: &PChannel, head: &mut Head, what: &str) -> Admitted {
+        let drops = self.keeps(Rule::RepeatDropped);
         let Some(channel) = self.channels.get_mut(name) else {
-            return false;
+            return Admitted::No;
         };
-        let seen = channel.ids.insert(id, ts);
+        let seen = channel.ids.insert(head.id, head.last);
         let last_tick = channel.last_tick;
-        let stale = ts <= last_tick;
+        let mut perishes = false;
         match seen {
-            // Both are of the stretch up to the next tick that is not below them: a tick below cuts neither off.
-            Some(at) if at > last_tick => {
+            // One tick shows both ([`Rule::RepeatDropped`]).
+            Some(at) if at == head.last && at > last_tick && !head.is_drop => {
                 self.written.repeats += 1;
-                return false;
+                if drops {
+                    return Admitted::No;
+                }
             }
-            Some(_) => self.broken(
-                Rule::RepeatLostOnRecovery,
-                &format!("{name}: {what} repeats message id {id} of before the last tick"),
-            ),
+            Some(at) if at == head.last && at > last_tick => {}
+            Some(_) => {
+                perishes |= self.keeps(Rule::RepeatLostOnRecovery);
+                let id = head.id;
+                let why = format!("{name}: {what} repeats message id {id} of another time");
+                self.broken(Rule::RepeatLostOnRecovery, &why);
+            }
             None => {}
         }
-        if stale {
+        if head.first <= last_tick {
             let why = format!(
                 "{name}: stale {what}: its time {} is not above the tick {} ({} ms)",
-                ts.0,
+                head.first.0,
                 last_tick.0,
-                ts.behind(last_tick).as_millis()
+                head.first.behind(last_tick).as_millis()
             );
-            self.broken(Rule::StaleVanishes, &why);
+            self.broken(Rule::StaleTaken, &why);
+            if !self.keeps(Rule::StaleTaken) {
+                return Admitted::No;
+            }
+            head.last = head.last.max(last_tick.next());
         }
-        !stale
+        Admitted::Yes { perishes }
     }
 
     /// The shard a message is for, if it is one of that collection's on this channel.
@@ -292,7 +322,8 @@ impl State {
             .collections
             .get(&CollectionId(collection))
             .is_some_and(|c| c.vchannels.contains(&vchannel));
-        if !known || vchannel.pchannel() != *name {
+        let dies = self.keeps(Rule::UnknownShardKills);
+        if (!known || vchannel.pchannel() != *name) && dies {
             let why = format!(
                 "{name}: {what} for shard {shard:?} of collection {collection}, which is not one of its shards here"
             );
@@ -307,27 +338,21 @@ impl State {
             Entry::Delete(delete) => self.delete(name, delete),
             Entry::DropCollection(drop) => {
                 let base = drop.base.unwrap_or_default();
-                self.drop(
-                    name,
-                    base.msg_id,
-                    Tso(base.timestamp),
-                    drop.collection_id,
-                    None,
-                );
+                self.drop(name, &base, drop.collection_id, None);
             }
             Entry::DropPartition(drop) => {
                 let base = drop.base.unwrap_or_default();
                 let partition = Some(PartitionId(drop.partition_id));
-                let ts = Tso(base.timestamp);
-                self.drop(name, base.msg_id, ts, drop.collection_id, partition);
+                self.drop(name, &base, drop.collection_id, partition);
             }
             Entry::Tick(tick) => {
                 let base = tick.base.unwrap_or_default();
                 self.written.ticks += 1;
+                let counts = !self.keeps(Rule::StaleTickIgnored);
                 let Some(channel) = self.channels.get_mut(name) else {
                     return;
                 };
-                if base.timestamp > channel.last_tick.0 {
+                if base.timestamp > channel.last_tick.0 || counts {
                     channel.last_tick = Tso(base.timestamp);
                     self.show(name);
                 }
@@ -339,25 +364,33 @@ impl State {
     /// [`Rule::TickShows`].
     fn show(&mut self, name: &PChannel) {
         for content in self.collections.values_mut() {
-            content.loading.remove(name);
+            content.unticked.remove(name);
         }
         let Some(channel) = self.channels.get_mut(name) else {
             return;
         };
         let tick = channel.last_tick;
-        let shown: Vec<_> = channel
-            .hidden
-            .extract_if(.., |(_, _, _, ts)| *ts <= tick)
-            .collect();
+        let (mut shown, again) = channel.shown();
+        if !self.keeps(Rule::RepeatDropped) {
+            shown.extend(again);
+        } else {
+            for rows in again {
+                self.written.repeats += 1;
+                if let Some(content) = self.collections.get_mut(&rows.collection) {
+                    content.forget(&rows.numbers);
+                }
+            }
+        }
+        let mut keys: BTreeMap<_, Vec<Tso>> = BTreeMap::new();
+        for rows in shown {
+            for (key, ts) in rows.keys {
+                let key = (rows.collection, rows.vchannel.clone(), key);
+                keys.entry(key).or_default().push(ts);
+            }
+        }
         let Some(mut watcher) = self.watcher.take() else {
             return;
         };
-        let mut keys: BTreeMap<_, Vec<Tso>> = BTreeMap::new();
-        for (collection, vchannel, key, ts) in shown {
-            keys.entry((collection, vchannel, key))
-                .or_default()
-                .push(ts);
-        }
         let mut list = Vec::new();
         for ((collection, vchannel, key), times) in keys {
             let Some(content) = self.collections.get(&collection) else {
@@ -394,22 +427,28 @@ impl State {
         self.watcher = Some(watcher);
     }
 
-    fn hide(&mut self, name: &PChannel, what: (CollectionId, VChannel, Key, Tso)) {
-        if let Some(channel) = self.channels.get_mut(name)
-            && self.watcher.is_some()
-        {
-            channel.hidden.push(what);
+    fn hide(&mut self, name: &PChannel, head: &Head, perishes: bool, mut rows: Rows) {
+        if self.watcher.is_none() {
+            rows.keys.clear();
         }
+        if let Some(channel) = self.channels.get_mut(name) {
+            channel.hide(head, perishes, Some(rows));
+        }
+    }
+
+    /// What a recovery leaves out, by collection.
+    pub(super) fn perishable(&mut self) -> Vec<(CollectionId, Numbers)> {
+        let all = self.channels.values_mut();
+        all.flat_map(Channel::perishable).collect()
     }
 
     fn insert(&mut self, name: &PChannel, insert: InsertRequest) {
         let what = format!("insert into {}", insert.collection_name);
-        let base = insert.base.as_ref();
-        let id = base.map_or(0, |b| b.msg_id);
-        let first = insert.timestamps.iter().min().copied().unwrap_or_default();
-        if !self.admit(name, id, Tso(first), &what)
-            || !self.shard(name, insert.collection_id, &insert.shard_name, &what)
-        {
+        let mut head = Head::of_rows(insert.base.as_ref(), &insert.timestamps);
+        let Admitted::Yes { perishes } = self.admit(name, &mut head, &what) else {
+            return;
+        };
+        if !self.shard(name, insert.collection_id, &insert.shard_name, &what) {
             return;
         }
         self.written.inserts += 1;
@@ -433,6 +472,7 @@ impl State {
             return;
         };
         let vchannel = VChannel::new(insert.shard_name);
+        let from = content.inserts;
         for (row, ts) in insert.timestamps.iter().enumerate() {
             let key = columns.keys[row].clone();
             let number = content.inserts;
@@ -443,22 +483,29 @@ impl State {
                 partition,
                 vchannel: vchannel.clone(),
                 ts: Tso(*ts),
+                end: head.last,
             });
         }
-        let id = CollectionId(insert.collection_id);
-        for (key, ts) in columns.keys.into_iter().zip(insert.timestamps) {
-            self.hide(name, (id, vchannel.clone(), key, Tso(ts)));
-        }
+        let times = insert.timestamps.into_iter().map(Tso);
+        let rows = Rows {
+            collection: CollectionId(insert.collection_id),
+            vchannel,
+            numbers: Numbers {
+                copies: from..content.inserts,
+                kills: 0..0,
+            },
+            keys: columns.keys.into_iter().zip(times).collect(),
+        };
+        self.hide(name, &head, perishes, rows);
     }
 
     fn delete(&mut self, name: &PChannel, delete: DeleteRequest) {
         let what = format!("delete from {}", delete.collection_name);
-        let base = delete.base.as_ref();
-        let id = base.map_or(0, |b| b.msg_id);
-        let first = delete.timestamps.iter().min().copied().unwrap_or_default();
-        if !self.admit(name, id, Tso(first), &what)
-            || !self.shard(name, delete.collection_id, &delete.shard_name, &what)
-        {
+        let mut head = Head::of_rows(delete.base.as_ref(), &delete.timestamps);
+        let Admitted::Yes { perishes } = self.admit(name, &mut head, &what) else {
+            return;
+        };
+        if !self.shard(name, delete.collection_id, &delete.shard_name, &what) {
             return;
         }
         self.written.deletes += 1;
@@ -488,6 +535,7 @@ impl State {
                 .push(format!("{name}: {what}: keys and times of unequal number"));
         }
         let vchannel = VChannel::new(delete.shard_name);
+        let from = content.deletes;
         for (key, ts) in keys.iter().zip(&delete.timestamps) {
             let number = content.deletes;
             content.deletes += 1;
@@ -496,42 +544,53 @@ impl State {
                 partition,
                 vchannel: vchannel.clone(),
                 ts: Tso(*ts),
+                end: head.last,
             });
         }
-        let id = CollectionId(delete.collection_id);
-        for (key, ts) in keys.into_iter().zip(delete.timestamps) {
-            self.hide(name, (id, vchannel.clone(), key, Tso(ts)));
-        }
+        let times = delete.timestamps.into_iter().map(Tso);
+        let rows = Rows {
+            collection: CollectionId(delete.collection_id),
+            vchannel,
+            numbers: Numbers {
+                copies: 0..0,
+                kills: from..content.deletes,
+            },
+            keys: keys.into_iter().zip(times).collect(),
+        };
+        self.hide(name, &head, perishes, rows);
     }
 
     fn drop(
         &mut self,
         name: &PChannel,
-        id: i64,
-        ts: Tso,
+        base: &MsgBase,
         collection: i64,
         partition: Option<PartitionId>,
     ) {
         let what = format!("drop of collection {collection}, partition {partition:?}");
-        if !self.admit(name, id, ts, &what) {
+        let ts = Tso(base.timestamp);
+        let mut head = Head {
+            id: base.msg_id,
+            first: ts,
+            last: ts,
+            is_drop: true,
+        };
+        if let Admitted::No = self.admit(name, &mut head, &what) {
             return;
         }
+        if let Some(channel) = self.channels.get_mut(name) {
+            channel.hide(&head, false, None);
+        }
+        let hides = !self.keeps(Rule::DropMessageHidesNothing);
         self.written.drops += 1;
         let known = self.collections.get_mut(&CollectionId(collection));
-        let here = |c: &Content| -> Vec<VChannel> {
-            c.vchannels
-                .iter()
-                .filter(|v| v.pchannel() == *name)
-                .cloned()
-                .collect()
-        };
         match known {
             Some(content)
-                if !here(content).is_empty()
+                if content.pchannels.contains(name)
                     && partition.is_none_or(|p| content.partition_ids.contains(&p)) =>
             {
-                for vchannel in here(content) {
-                    content.drops.push((vchannel, partition));
+                if hides {
+                    content.copies.clear();
                 }
             }
             _ => self.violation(format!("{name}: {what}: not one that lives here")),
@@ -557,41 +616,15 @@ impl State {
     /// partition, key and version.
     pub(super) fn rows(&mut self, database: &str, name: &str) -> Option<Vec<Row>> {
         let id = *self.databases.get(database)?.get(name)?;
-        Some(self.collections.get(&id)?.rows(|c| self.last_tick(c)))
-    }
-}
-
-struct Columns {
-    keys: Vec<Key>,
-    /// Of the first other Int64 column, if there is one.
-    versions: Vec<i64>,
-}
-
-impl Columns {
-    fn of(insert: &InsertRequest, source: &Collection) -> Option<Self> {
-        let rows = insert.timestamps.len();
-        let pk = source.primary_key()?;
-        let mut keys = None;
-        let mut versions = Vec::new();
-        for column in &insert.fields_data {
-            let Some(Field::Scalars(scalars)) = &column.field else {
-                continue;
-            };
-            match &scalars.data {
-                Some(Data::LongData(longs)) if column.field_id == pk.0 => {
-                    keys = Some(longs.data.iter().copied().map(Key::Int).collect());
-                }
-                Some(Data::StringData(texts)) if column.field_id == pk.0 => {
-                    keys = Some(texts.data.iter().cloned().map(Key::Text).collect());
-                }
-                Some(Data::LongData(longs)) if versions.is_empty() => {
-                    versions.clone_from(&longs.data);
-                }
-                _ => {}
-            }
+        let shown = self.keeps(Rule::TickShows);
+        let tick = |c: &PChannel| match shown {
+            true => self.last_tick(c),
+            false => Tso::MAX,
+        };
+        let mut rows = self.collections.get(&id)?.rows(tick);
+        if !self.keeps(Rule::CopiesCount) {
+            rows.dedup_by(|a, b| a.key == b.key);
         }
-        let keys: Vec<Key> = keys?;
-        let even = keys.len() == rows && (versions.is_empty() || versions.len() == rows);
-        even.then_some(Self { keys, versions })
+        Some(rows)
     }
 }
