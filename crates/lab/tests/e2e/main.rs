@@ -23,6 +23,7 @@ mod partitions;
 mod paused;
 mod plain;
 mod refusals;
+mod repair;
 mod replies;
 mod restarts;
 mod rows;
@@ -67,6 +68,7 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("restarts", restarts::TESTS),
     ("failover", failover::TESTS),
     ("verify", verify::TESTS),
+    ("repair", repair::TESTS),
     ("demo", demo::TESTS),
 ];
 
