@@ -87,7 +87,7 @@ async fn whatever_is_spoilt_is_made_right(random: &mut StdRng) -> Result<()> {
     refusals(&lab).await?;
     for flow in [false, true] {
         say(&format!("rows flow: {flow}"));
-        let spoilt = spoil_all(&lab, &workload.names(), random).await?;
+        let spoilt = spoil_all(&lab, &workload.rows(), random).await?;
         is_told_and_not_touched(&lab, &spoilt).await?;
         let enough = AtomicBool::new(!flow);
         let flowing = async {
@@ -190,7 +190,7 @@ async fn refusals(lab: &Lab) -> Result<()> {
 /// Each kind in the collections with both keys, in some partition; one of them in each of the others.
 async fn spoil_all(
     lab: &Lab,
-    others: &[(String, String)],
+    others: &[(String, String, u64)],
     random: &mut StdRng,
 ) -> Result<Vec<(Sabotage, String)>> {
     // The task has to go on above what is written here meanwhile: it is quiet now.
@@ -206,17 +206,30 @@ async fn spoil_all(
             spoilt.push((what, spoil(&lab.to, what, pick, is_it).await?));
         }
     }
-    for (db, name) in others {
+    let mut keyed = 0;
+    for (db, name, rows) in others {
+        // The workload's own deletes may have left none.
+        if *rows == 0 {
+            continue;
+        }
         let pick = random.random_range(0..40);
         let described = lab.from.describe(db, name).await?;
         let fields = described.schema.unwrap_or_default().fields;
         let what = match fields.iter().any(|f| f.is_partition_key) {
-            true => Sabotage::Lose,
+            true => {
+                keyed += 1;
+                Sabotage::Lose
+            }
             false => ROWS[random.random_range(0..ROWS.len())],
         };
         let is_it = |d: &str, n: &str| d == db && n == name;
-        spoilt.push((what, spoil(&lab.to, what, pick, is_it).await?));
+        let done = spoil(&lab.to, what, pick, is_it).await;
+        spoilt.push((
+            what,
+            done.with_context(|| format!("{what:?} in {db}.{name} of {rows} rows"))?,
+        ));
     }
+    ensure!(keyed > 0, "none with a partition key has rows");
     for (what, name) in &spoilt {
         say(&format!("{what:?}: {name}"));
     }
