@@ -10,6 +10,7 @@ use crate::catalog::Catalog;
 use crate::error::{ErrorClass, Problem, ProblemCode};
 use crate::ids::TaskId;
 use crate::pipeline::runner::TaskRunner;
+use crate::repair::{self, Repair, Repaired};
 use crate::source::LogSource;
 use crate::store::SharedStore;
 use crate::target::hub::Hubs;
@@ -135,6 +136,22 @@ impl Engine {
                 "resume it first",
             )
         })
+    }
+
+    /// Copies rows of a stopped task's collection to the target anew, or deletes them there: [`crate::repair`]. The caller
+    /// does not start the task meanwhile.
+    ///
+    /// # Errors
+    /// The task runs, what is asked for does not fit, or the target does not take it.
+    pub async fn repair(&self, spec: &TaskSpec, wanted: &Repair) -> Result<Repaired, Problem> {
+        if self.tasks.lock().contains_key(&spec.id) {
+            return Err(Problem::new(
+                ErrorClass::Conflict,
+                format!("task {} runs", spec.id),
+                "pause it first, then read the rows, then repair",
+            ));
+        }
+        repair::repair(&self.parts, &self.hubs, spec, wanted).await
     }
 
     /// Forgets a stopped task's progress. What is known of the target's time stays.

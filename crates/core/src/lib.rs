@@ -22,6 +22,7 @@ mod pipeline;
 pub mod position;
 pub mod promote;
 pub mod quarantine;
+pub mod repair;
 pub mod route;
 pub mod secret;
 pub mod source;

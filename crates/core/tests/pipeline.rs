@@ -23,6 +23,8 @@ mod lag;
 mod leaks;
 #[path = "pipeline/quarantine.rs"]
 mod quarantine;
+#[path = "pipeline/repair.rs"]
+mod repair;
 #[path = "pipeline/restarts.rs"]
 mod restarts;
 #[path = "pipeline/simulated.rs"]

@@ -197,6 +197,8 @@ enum Spoil {
     Double,
     /// Changes one field of one row.
     Change,
+    /// Writes a row that the source has not.
+    Extra,
     /// Drops one index.
     Index,
 }
@@ -207,6 +209,7 @@ impl From<Spoil> for Sabotage {
             Spoil::Lose => Sabotage::Lose,
             Spoil::Double => Sabotage::Double,
             Spoil::Change => Sabotage::Change,
+            Spoil::Extra => Sabotage::Extra,
             Spoil::Index => Sabotage::Index,
         }
     }

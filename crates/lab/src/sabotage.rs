@@ -22,6 +22,8 @@ pub enum Sabotage {
     Double,
     /// Change one field of one row.
     Change,
+    /// Write a row that the source has not.
+    Extra,
     /// Drop one index.
     Index,
 }
@@ -46,8 +48,40 @@ struct Victim {
 /// There is no loaded collection with a row and an index, or the target refuses.
 pub async fn sabotage(target: &Client, what: Sabotage) -> Result<String> {
     tokio::time::sleep(SETTLE).await;
-    let victim = find(target).await?;
+    spoil(target, what, 0, |_, _| true).await
+}
+
+/// The same in a collection that `is_it` is true of, by database and name, at a row that `pick` chooses. Not before the
+/// last tick of whoever wrote there is two seconds old. Of a collection with a partition key a row can only be deleted.
+///
+/// # Errors
+/// As [`sabotage`].
+pub async fn spoil(
+    target: &Client,
+    what: Sabotage,
+    pick: usize,
+    is_it: impl Fn(&str, &str) -> bool,
+) -> Result<String> {
+    let mut victim = find(target, what == Sabotage::Lose, pick, is_it).await?;
     match what {
+        Sabotage::Extra => {
+            let primary = victim.schema.fields.iter().find(|f| f.is_primary_key);
+            let primary = primary.context("no primary key")?.name.clone();
+            let mut row = victim.row.clone();
+            let ts = target.alloc_timestamp().await?;
+            victim.key = match victim.key {
+                Key::Int(_) => Key::Int(i64::try_from(ts)?),
+                Key::Str(_) => Key::Str(format!("extra \"{ts}\"")),
+            };
+            let value = match &victim.key {
+                Key::Int(key) => Value::Int(*key),
+                Key::Str(key) => Value::Str(key.clone()),
+            };
+            row.insert(primary, value);
+            victim.write(target, false, Some(&row)).await?;
+            victim.until(target, |rows, _| !rows.is_empty()).await?;
+            Ok(victim.name())
+        }
         Sabotage::Index => drop_index(target, &victim).await,
         Sabotage::Lose => {
             victim.write(target, true, None).await?;
@@ -98,14 +132,21 @@ async fn drop_index(target: &Client, victim: &Victim) -> Result<String> {
     Ok(format!("index {db}.{name} {}", index.field_name))
 }
 
-async fn find(target: &Client) -> Result<Victim> {
+async fn find(
+    target: &Client,
+    with_key: bool,
+    pick: usize,
+    is_it: impl Fn(&str, &str) -> bool,
+) -> Result<Victim> {
     for db in target.databases().await? {
         for name in target.collections(&db).await? {
+            if !is_it(&db, &name) {
+                continue;
+            }
             let described = target.describe(&db, &name).await?;
             let schema = described.schema.clone().unwrap_or_default();
-            if schema.fields.iter().any(|f| f.is_partition_key)
-                || target.indexes(&db, &name).await?.is_empty()
-            {
+            let partition_key = schema.fields.iter().any(|f| f.is_partition_key);
+            if partition_key && !with_key || target.indexes(&db, &name).await?.is_empty() {
                 continue;
             }
             let Some(primary) = schema.fields.iter().find(|f| f.is_primary_key) else {
@@ -120,8 +161,15 @@ async fn find(target: &Client) -> Result<Victim> {
             if schema.enable_dynamic_field {
                 output.push(META.to_owned());
             }
-            for partition in target.partitions(&db, &name).await? {
-                let partitions = [partition.0.clone()];
+            let mut all = match partition_key {
+                // None can be named.
+                true => vec![(String::new(), -1)],
+                false => target.partitions(&db, &name).await?,
+            };
+            let first = pick % all.len().max(1);
+            all.rotate_left(first);
+            for partition in all {
+                let partitions = names(&partition.0);
                 let consistency = ConsistencyLevel::Eventually;
                 let query = Query {
                     db: &db,
@@ -134,7 +182,8 @@ async fn find(target: &Client) -> Result<Victim> {
                 let Ok(rows) = target.query(&query).await else {
                     continue;
                 };
-                let Some(row) = rows.into_iter().next() else {
+                let place = pick % rows.len().max(1);
+                let Some(row) = rows.into_iter().nth(place) else {
                     continue;
                 };
                 let Some(key) = row.get(&primary.name).and_then(Value::key) else {
@@ -154,9 +203,20 @@ async fn find(target: &Client) -> Result<Victim> {
     bail!("no collection of the target is loaded, indexed and has a row in a partition of its own")
 }
 
+fn names(partition: &str) -> Vec<String> {
+    match partition {
+        "" => Vec::new(),
+        partition => vec![partition.to_owned()],
+    }
+}
+
 impl Victim {
     fn place(&self) -> String {
-        format!("{}.{}/{}", self.db, self.schema.name, self.partition.0)
+        let full = format!("{}.{}", self.db, self.schema.name);
+        match self.partition.0.as_str() {
+            "" => full,
+            partition => format!("{full}/{partition}"),
+        }
     }
 
     fn name(&self) -> String {
@@ -164,7 +224,7 @@ impl Victim {
     }
 
     async fn count(&self, target: &Client) -> Result<u64> {
-        let partitions = [self.partition.0.clone()];
+        let partitions = names(&self.partition.0);
         target
             .count(
                 &self.db,

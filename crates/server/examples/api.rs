@@ -15,6 +15,7 @@ use cdc_core::error::Problem;
 use cdc_core::ids::{CollectionId, PChannel, TaskId};
 use cdc_core::position::{Position, QueueKind};
 use cdc_core::promote::TriedOut;
+use cdc_core::repair::{Repair, Repaired};
 use cdc_core::secret::Secret;
 use cdc_core::source::reach::Held;
 use cdc_core::task::{
@@ -91,6 +92,14 @@ impl Replication for StandIn {
     }
     async fn judge(&self, _: &TaskId, _: &str, _: Verdict, _: &str) -> Result<(), Problem> {
         Ok(())
+    }
+    async fn repair(&self, _: &TaskSpec, wanted: &Repair) -> Result<Repaired, Problem> {
+        Ok(Repaired {
+            database: "default".to_owned(),
+            name: "a".to_owned(),
+            replaced: 0,
+            deleted: wanted.keys.len(),
+        })
     }
     async fn target_time(&self, _: &TargetSpec) -> Result<Tso, Problem> {
         Ok(Tso::from_millis(1_700_000_000_000))

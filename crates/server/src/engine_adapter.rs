@@ -12,6 +12,7 @@ use cdc_core::engine::{Engine, Parts};
 use cdc_core::error::{ErrorClass, Problem, ProblemCode};
 use cdc_core::ids::{PChannel, TaskId};
 use cdc_core::promote::{self, TriedOut};
+use cdc_core::repair::{Repair, Repaired};
 use cdc_core::source::reach::{Held, Reach};
 use cdc_core::source::{LogSource, QueueConfig, SourceError, open_source};
 use cdc_core::store::SharedStore;
@@ -189,6 +190,10 @@ impl Replication for EngineReplication {
         by: &str,
     ) -> Result<(), Problem> {
         self.engine()?.judge(task, key, verdict, by).await
+    }
+
+    async fn repair(&self, spec: &TaskSpec, wanted: &Repair) -> Result<Repaired, Problem> {
+        self.engine()?.repair(spec, wanted).await
     }
 
     async fn target_time(&self, target: &TargetSpec) -> Result<Tso, Problem> {

@@ -9,6 +9,7 @@ use cdc_core::doctor::{Check, Patient};
 use cdc_core::error::Problem;
 use cdc_core::ids::{PChannel, TaskId};
 use cdc_core::promote::TriedOut;
+use cdc_core::repair::{Repair, Repaired};
 use cdc_core::source::reach::Held;
 use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus, Verdict};
 use cdc_core::tso::Tso;
@@ -41,6 +42,8 @@ pub trait Replication: Send + Sync {
         verdict: Verdict,
         by: &str,
     ) -> Result<(), Problem>;
+    /// Copies rows of a stopped task's collection to its target anew.
+    async fn repair(&self, spec: &TaskSpec, wanted: &Repair) -> Result<Repaired, Problem>;
     /// A fresh timestamp of the target's oracle.
     async fn target_time(&self, target: &TargetSpec) -> Result<Tso, Problem>;
     /// Whether the target takes replicated messages, and none from clients.

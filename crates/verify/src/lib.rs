@@ -4,12 +4,13 @@
 //! - [`client`]: calls that look. [`objects`]: what is there beside rows. [`select`]: which of it.
 //! - [`hash`]: a row as 128 bits. [`ranges`]: the keys in parts that fit into memory. [`suspects`]: what differed, until a
 //!   later look clears it. These three are pure.
-//! - [`report`]: what it came to.
+//! - [`report`]: what it came to. [`copies`]: rows read to be copied, by whoever makes right what is wrong.
 //!
 //! It works while rows flow: what differs is looked at again after a settle time, on both sides, and what is equal then
 //! was only on its way. It needs memory for a few ranges of keys, not for a collection.
 
 pub mod client;
+pub mod copies;
 pub mod hash;
 mod load;
 pub mod objects;
@@ -29,7 +30,7 @@ use tokio::time::Instant;
 
 use crate::client::Client;
 use crate::objects::{Collection, Objects, differences};
-use crate::report::{Counts, Difference, Line, Report, Verdict};
+use crate::report::{Counts, Difference, Line, Report, Verdict, Wrong};
 use crate::rows::{Outcome, Place};
 use crate::select::Selection;
 use crate::table::Partition;
@@ -74,6 +75,9 @@ pub struct Options {
     pub range_rows: Option<u64>,
     /// How long the target may take to load what was loaded on the source; `None`: nothing is loaded.
     pub load: Option<Duration>,
+    /// Tell every key that is wrong, of which there are up to `kept` in a partition, in [`Report::wrong`]: each doubled row
+    /// is looked for, too.
+    pub keys: bool,
 }
 
 impl Default for Options {
@@ -86,6 +90,7 @@ impl Default for Options {
             named: 100,
             range_rows: None,
             load: None,
+            keys: false,
         }
     }
 }
@@ -210,14 +215,23 @@ pub async fn compare_rows(
     }
     let outcomes = stream::iter(places)
         .map(|(object, wanted, found, names)| async move {
+            let of = (wanted, names.first().cloned());
             let outcome = compare_place(source, target, wanted, found, names, options).await;
-            (object, outcome)
+            (object, of, outcome)
         })
         .buffer_unordered(AT_ONCE);
     let mut outcomes = std::pin::pin!(outcomes);
-    while let Some((object, outcome)) = outcomes.next().await {
+    while let Some((object, (of, partition), outcome)) = outcomes.next().await {
         if let Some(line) = lines.get_mut(&object) {
             put(line, &outcome);
+        }
+        if options.keys && !outcome.keys.is_empty() {
+            report.wrong.push(Wrong {
+                db: of.db.clone(),
+                collection: of.name.clone(),
+                partition,
+                keys: outcome.keys.into_iter().collect(),
+            });
         }
         report.differences.extend(outcome.differences);
         report.more += outcome.more;
@@ -229,6 +243,8 @@ pub async fn compare_rows(
     report.differences.sort();
     report.open.sort();
     report.remarks.sort();
+    let place = |w: &Wrong| (w.db.clone(), w.collection.clone(), w.partition.clone());
+    report.wrong.sort_by_key(place);
 }
 
 fn put(line: &mut Line, outcome: &Outcome) {

@@ -97,11 +97,19 @@ impl Range {
         }
     }
 
-    /// The smallest key it can hold; of a range that cannot be halved, its only one.
-    pub fn first(&self) -> Key {
-        match self {
-            Range::Int { low, .. } => Key::Int(*low),
-            Range::Str { low, .. } => Key::Str(low.clone()),
+    /// The part of it from one of its keys to another one, as near as can be said without a key behind the last.
+    #[must_use]
+    pub fn narrow(self, first: &Key, last: &Key) -> Self {
+        match (self, first, last) {
+            (Range::Int { .. }, Key::Int(low), Key::Int(high)) => Range::Int {
+                low: *low,
+                high: *high,
+            },
+            (Range::Str { high, .. }, Key::Str(low), _) => Range::Str {
+                low: low.clone(),
+                high,
+            },
+            (range, ..) => range,
         }
     }
 
@@ -252,6 +260,20 @@ mod tests {
             high: Some("b\\".to_owned()),
         };
         assert_eq!(quoted.expr("pk"), r#"pk >= "a\"" and pk < "b\\""#);
+    }
+
+    #[test]
+    fn a_range_is_narrowed_to_its_keys() {
+        let [below, _] = &Range::all(false)[..] else {
+            panic!("two ranges")
+        };
+        let narrow = below.clone().narrow(&Key::Int(-9), &Key::Int(-4));
+        assert_eq!(narrow, Range::Int { low: -9, high: -4 });
+        let key = |k: &str| Key::Str(k.to_owned());
+        let all = Range::all(true).remove(0);
+        let from_b = all.narrow(&key("b"), &key("c"));
+        assert!(!from_b.contains(&key("a")) && from_b.contains(&key("b")));
+        assert!(from_b.contains(&key("c")));
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::client::Key;
+
 /// What is wrong with an object or a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -74,6 +76,17 @@ impl Counts {
     }
 }
 
+/// The keys of a place whose rows on the target are not those of the source: missing, extra, changed or doubled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrong {
+    pub db: String,
+    pub collection: String,
+    /// `None`: the partitions of the collection cannot be named.
+    pub partition: Option<String>,
+    /// Each once, in their order.
+    pub keys: Vec<Key>,
+}
+
 /// What is said of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -109,6 +122,9 @@ pub struct Report {
     pub open: Vec<String>,
     /// What else is to be known, and says nothing against the target.
     pub remarks: Vec<String>,
+    /// All that is known to be wrong by its key, if that was asked for.
+    #[serde(skip)]
+    pub wrong: Vec<Wrong>,
 }
 
 impl Report {

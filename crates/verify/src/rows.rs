@@ -1,7 +1,7 @@
 //! The rows of one place on both servers: all of them once, by ranges of keys, then what differed again, until it is
 //! clear or there was enough time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use tokio::time::Instant;
@@ -45,6 +45,8 @@ pub(crate) struct Outcome {
     pub(crate) more: u64,
     pub(crate) open: Vec<String>,
     pub(crate) remarks: Vec<String>,
+    /// Keys that are known to be wrong.
+    pub(crate) keys: BTreeSet<Key>,
 }
 
 /// A range whose rows have other numbers of copies on both sides.
@@ -276,6 +278,7 @@ impl<S: Table, T: Table> Looks<'_, S, T> {
             return all;
         }
         let found = self.suspects.outcome();
+        all.keys = found.different.iter().map(|(key, _)| key.clone()).collect();
         let mut named = found.different.iter();
         for (key, kind) in named.by_ref().take(options.named) {
             match kind {
@@ -383,7 +386,11 @@ impl<S: Table, T: Table> Looks<'_, S, T> {
                 moving.len()
             ));
         }
-        let mut left = DOUBLED.min(options.named);
+        // Each of them only where somebody wants to make it right.
+        let mut left = match options.keys {
+            true => options.kept,
+            false => DOUBLED.min(options.named),
+        };
         for doubled in [true, false] {
             let ranges: Vec<&&Doubt> = still.iter().filter(|d| d.doubled == doubled).collect();
             if ranges.is_empty() {
@@ -407,22 +414,30 @@ impl<S: Table, T: Table> Looks<'_, S, T> {
             });
             let mut rows = Vec::new();
             for doubt in ranges.iter().filter(|_| doubled) {
-                rows.extend(self.name_doubled(&doubt.range, &mut left).await);
+                rows.extend(self.find_doubled(&doubt.range, &mut left).await);
             }
             all.counts
                 .add(kind, (rows.len() as u64).max(ranges.len() as u64));
-            all.differences.extend(rows);
+            let named = rows.iter().take(DOUBLED.min(options.named));
+            all.differences
+                .extend(named.map(|(key, (on_source, on_target))| Difference {
+                    object: format!("row {place} {key}"),
+                    kind: Kind::Doubled,
+                    detail: format!("{on_target} times on the target, {on_source} on the source"),
+                }));
+            all.keys.extend(rows.into_iter().map(|(key, _)| key));
         }
     }
 
-    /// Which keys of a range the target holds more often than the source: `count(*)` beyond the number of keys, so that a
-    /// missing row does not hide a doubled one; halved until one key is left. None where it cannot be read, for the
-    /// difference itself is known already.
-    async fn name_doubled(&self, range: &Range, left: &mut usize) -> Vec<Difference> {
-        let mut named = Vec::new();
+    /// Which keys of a range the target holds more often than the source, with both numbers: `count(*)` beyond the number
+    /// of keys, so that a missing row does not hide a doubled one; halved until one key is left. None where it cannot be
+    /// read, for the difference itself is known already.
+    async fn find_doubled(&self, range: &Range, left: &mut usize) -> Vec<(Key, (u64, u64))> {
+        let mut doubled = Vec::new();
         let Ok((source, target)) = self.place.hashes(Rows::Range(range)).await else {
-            return named;
+            return doubled;
         };
+        let both: BTreeSet<&Key> = source.keys().chain(target.keys()).collect();
         let keys_in = |of: &Hashes, range: &Range| of.keys().filter(|k| range.contains(k)).count();
         let mut ranges = vec![range.clone()];
         while let Some(range) = ranges.pop() {
@@ -432,26 +447,29 @@ impl<S: Table, T: Table> Looks<'_, S, T> {
             if keys_in(&target, &range) == 0 {
                 continue;
             }
-            let Ok((on_source, on_target)) = self.place.counts(Some(&range)).await else {
+            let mut inside = both.iter().filter(|k| range.contains(k));
+            let (Some(first), last) = (inside.next(), inside.next_back()) else {
+                continue;
+            };
+            let range = range.narrow(first, last.unwrap_or(first));
+            let Ok(copies) = self.place.counts(Some(&range)).await else {
                 break;
             };
-            if excess(on_target, keys_in(&target, &range))
-                <= excess(on_source, keys_in(&source, &range))
+            if excess(copies.1, keys_in(&target, &range))
+                <= excess(copies.0, keys_in(&source, &range))
             {
                 continue;
             }
-            if let Some((low, high)) = range.split() {
+            if last.is_some()
+                && let Some((low, high)) = range.split()
+            {
                 ranges.extend([high, low]);
                 continue;
             }
             *left -= 1;
-            named.push(Difference {
-                object: format!("row {} {}", self.place.name, range.first()),
-                kind: Kind::Doubled,
-                detail: format!("{on_target} times on the target, {on_source} on the source"),
-            });
+            doubled.push(((*first).clone(), copies));
         }
-        named
+        doubled
     }
 }
 

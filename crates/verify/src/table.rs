@@ -104,7 +104,7 @@ impl Table for Partition<'_> {
 }
 
 /// A server in the middle of a load or a flush refuses for a moment.
-async fn again<T, W: Future<Output = Result<T>>>(ask: impl Fn() -> W) -> Result<T> {
+pub(crate) async fn again<T, W: Future<Output = Result<T>>>(ask: impl Fn() -> W) -> Result<T> {
     let mut tries = 1;
     loop {
         let error = match ask().await {

@@ -136,9 +136,9 @@ impl TaskRunner {
 }
 
 /// Under this id the store notes that a task was drained and no call of it can arrive any more.
-const ENDED_WELL: CollectionId = CollectionId(-3);
+pub(crate) const ENDED_WELL: CollectionId = CollectionId(-3);
 
-pub(super) fn ended_well(task: &TaskId, well: bool) -> Change {
+pub(crate) fn ended_well(task: &TaskId, well: bool) -> Change {
     Change::PutNote {
         task: task.clone(),
         collection: ENDED_WELL,

@@ -2,8 +2,11 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use milvus::proto::common::{MsgBase, MsgType};
-use milvus::proto::msg::{DeleteRequest, DropCollectionRequest, DropPartitionRequest, TimeTickMsg};
-use milvus::proto::schema::IDs;
+use milvus::proto::msg::{
+    DeleteRequest, DropCollectionRequest, DropPartitionRequest, InsertDataVersion, InsertRequest,
+    TimeTickMsg,
+};
+use milvus::proto::schema::{FieldData, IDs};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
@@ -107,6 +110,35 @@ pub fn delete_of(
     .into()
 }
 
+/// An insert of columns that are at hand, with one time for all rows; `row_ids` has one id a row.
+pub fn insert_of(
+    columns: Vec<FieldData>,
+    row_ids: Vec<i64>,
+    to: &Shard,
+    partition: PartitionId,
+    partition_name: &str,
+    ts: Tso,
+    msg_id: i64,
+) -> Bytes {
+    InsertRequest {
+        base: Some(base(MsgType::Insert, msg_id, ts.0)),
+        shard_name: to.vchannel.as_str().to_owned(),
+        db_name: to.database.clone(),
+        collection_name: to.name.clone(),
+        partition_name: partition_name.to_owned(),
+        collection_id: to.collection.0,
+        partition_id: partition.0,
+        timestamps: vec![ts.0; row_ids.len()],
+        num_rows: row_ids.len() as u64,
+        row_i_ds: row_ids,
+        fields_data: columns,
+        version: InsertDataVersion::ColumnBased.into(),
+        ..Default::default()
+    }
+    .encode_to_vec()
+    .into()
+}
+
 pub fn drop_collection(to: &Shard, ts: u64, msg_id: i64) -> Bytes {
     DropCollectionRequest {
         base: Some(base(MsgType::DropCollection, msg_id, ts)),
@@ -164,9 +196,8 @@ fn put_varint(out: &mut BytesMut, field: u32, value: u64) {
 mod tests {
     use super::*;
     use crate::decode::{Event, decode};
-    use milvus::proto::msg::InsertRequest;
+    use milvus::proto::schema::LongArray;
     use milvus::proto::schema::i_ds::IdField;
-    use milvus::proto::schema::{FieldData, LongArray};
     use proptest::prelude::*;
 
     fn shard() -> Shard {

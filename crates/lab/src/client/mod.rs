@@ -1,7 +1,6 @@
 //! Calls to Milvus as a client makes them, thin: every request has its database and its deadline, every refusal names
 //! the call, the code and the reason. What only looks is `cdc_verify`'s; what writes is here.
 
-mod columns;
 mod data;
 mod objects;
 
@@ -14,8 +13,9 @@ use milvus::proto::common::{ConsistencyLevel, KeyValuePair, MsgBase, MsgType, Re
 use milvus::proto::milvus as pb;
 use tonic::transport::{ClientTlsConfig, Endpoint};
 
-pub use cdc_verify::client::{Key, META, Query, Refused, Row, Value, from_columns, key_expr};
-pub use columns::to_columns;
+pub use cdc_verify::client::{
+    Key, META, Query, Refused, Row, Value, from_columns, key_expr, to_columns,
+};
 pub use data::keys;
 
 /// Larger than any request or answer of a test.

@@ -23,6 +23,7 @@ mod partitions;
 mod paused;
 mod plain;
 mod refusals;
+mod repair;
 mod replies;
 mod restarts;
 mod rows;
@@ -69,6 +70,7 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("restarts", restarts::TESTS),
     ("failover", failover::TESTS),
     ("verify", verify::TESTS),
+    ("repair", repair::TESTS),
     ("demo", demo::TESTS),
 ];
 

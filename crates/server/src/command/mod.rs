@@ -3,4 +3,5 @@
 pub mod doctor;
 pub mod import_go;
 pub mod promote;
+mod repair;
 pub mod verify;

@@ -14,7 +14,8 @@ use cdc_verify::{Again, Options, verify};
 use serde_json::json;
 use tonic::Code;
 
-use crate::cli::Output;
+use super::repair::{Repairer, Told};
+use crate::cli::{Connection, Output};
 use crate::client::http::secret;
 use crate::client::{Failure, say};
 use crate::request::normalise_uri;
@@ -23,10 +24,12 @@ use crate::request::normalise_uri;
 const CONNECT: Duration = Duration::from_secs(10);
 /// Differences by name in the table.
 const SHOWN: usize = 40;
+/// Behind a repair it is looked again for at least so many seconds: the task has to go on and to catch up.
+const AFTERWARDS: u64 = 30;
 
 /// Compares a target with its source by reading both: databases, collections, schemas, properties, partitions, indexes,
 /// load states, every row with every field, count(*). Works while rows flow: what differs is looked at again, and what is
-/// equal then was only on its way. Changes nothing, but for --load.
+/// equal then was only on its way. Changes nothing, but for --load and --repair.
 ///
 /// Exit code 0: everything was compared and is equal; 1: something differs; 9: what was compared is equal, and something
 /// was not compared, as it says.
@@ -62,9 +65,19 @@ pub struct Args {
     /// Rows held of each side at a time, at most; by their size if not given. Four partitions are read at a time.
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     range_rows: Option<u64>,
-    /// How to print.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    /// Make right what is wrong with rows: they are copied from the source anew, through the task that writes to this
+    /// target. It is paused for that, and goes on. Then all is compared again, which is what the exit code is of.
+    #[arg(long, requires = "task")]
+    repair: bool,
+    /// With --repair: say what would be copied or deleted, and change nothing.
+    #[arg(long, requires = "repair")]
+    dry_run: bool,
+    /// The task that writes to this target, on the server of --server.
+    #[arg(long, value_name = "ID", requires = "repair")]
+    task: Option<String>,
+    /// Where the task is; of use only with --repair, but for --output.
+    #[command(flatten)]
+    connection: Connection,
 }
 
 /// Of a server with https://
@@ -134,27 +147,74 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         selection,
         range_rows: args.range_rows,
         load: args.load.map(Duration::from_secs),
+        keys: args.repair,
         ..Options::default()
     };
     let [source, target] = sides(&args);
     let (source, target) = futures::try_join!(connect(&source), connect(&target))?;
-    let report = tokio::select! {
-        report = verify(&source, &target, &options) => report.map_err(explained)?,
-        _ = tokio::signal::ctrl_c() => return Err(Failure::new(1, "interrupted: nothing is known").into()),
+    let repairer = match &args.task {
+        Some(task) => Some(Repairer::new(
+            &args.connection,
+            task,
+            &args.target,
+            args.dry_run,
+        )?),
+        None => None,
     };
-    match args.output {
-        Output::Table => say(report.table(SHOWN)),
-        Output::Json => {
-            let mut shown = json!({ "equal": report.is_equal(), "differs": report.differs() });
-            if let (Some(shown), serde_json::Value::Object(all)) =
-                (shown.as_object_mut(), serde_json::to_value(&report)?)
-            {
-                shown.extend(all);
-            }
-            say(format_args!("{shown:#}"));
+    let report = compare(&source, &target, &options).await?;
+    let output = args.connection.output;
+    let Some(repairer) = repairer else {
+        show(output, &report, None)?;
+        return Ok(code(&report));
+    };
+    if output == Output::Table {
+        say(report.table(SHOWN));
+    }
+    let told = repairer.repair(&source, &report).await?;
+    if output == Output::Table {
+        say(&told);
+    }
+    if args.dry_run || told.is_nothing() {
+        if output == Output::Json {
+            show(output, &report, Some(&told))?;
+        }
+        return Ok(code(&report));
+    }
+    let rounds = u32::try_from(AFTERWARDS.div_ceil(args.settle)).unwrap_or(u32::MAX);
+    let again = Options {
+        again: Again::Rounds(args.rounds.max(rounds)),
+        load: None,
+        keys: false,
+        ..options
+    };
+    let report = compare(&source, &target, &again).await?;
+    show(output, &report, Some(&told))?;
+    Ok(code(&report))
+}
+
+async fn compare(source: &Client, target: &Client, options: &Options) -> anyhow::Result<Report> {
+    tokio::select! {
+        report = verify(source, target, options) => report.map_err(explained),
+        _ = tokio::signal::ctrl_c() => Err(Failure::new(1, "interrupted: nothing is known").into()),
+    }
+}
+
+fn show(output: Output, report: &Report, repair: Option<&Told>) -> anyhow::Result<()> {
+    if output == Output::Table {
+        say(report.table(SHOWN));
+        return Ok(());
+    }
+    let mut shown = json!({ "equal": report.is_equal(), "differs": report.differs() });
+    if let (Some(shown), serde_json::Value::Object(all)) =
+        (shown.as_object_mut(), serde_json::to_value(report)?)
+    {
+        shown.extend(all);
+        if let Some(repair) = repair {
+            shown.insert("repair".to_owned(), serde_json::to_value(repair)?);
         }
     }
-    Ok(code(&report))
+    say(format_args!("{shown:#}"));
+    Ok(())
 }
 
 fn code(report: &Report) -> ExitCode {
@@ -320,6 +380,12 @@ mod tests {
         assert_eq!(parse(&["--load"]).unwrap().load, Some(120));
         assert_eq!(parse(&["--load", "7"]).unwrap().load, Some(7));
         assert!(parse(&["--source-client-cert", "f"]).is_err());
+        let repair = parse(&["--repair", "--task", "east", "--dry-run"]).unwrap();
+        assert!(repair.repair && repair.dry_run && repair.task.as_deref() == Some("east"));
+        // Neither means anything alone.
+        for half in [&["--repair"][..], &["--dry-run"], &["--task", "east"]] {
+            assert!(parse(half).is_err(), "{half:?}");
+        }
     }
 
     #[tokio::test]

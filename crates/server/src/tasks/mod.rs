@@ -8,6 +8,7 @@ mod making;
 mod patients;
 mod promote;
 mod quarantine;
+mod repair;
 mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -14,6 +14,7 @@ mod go_shape;
 mod limits;
 mod promote;
 mod quarantine;
+mod repair;
 mod server;
 mod show;
 mod standing;

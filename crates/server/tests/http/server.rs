@@ -12,6 +12,7 @@ use cdc_core::error::Problem;
 use cdc_core::ids::{CollectionId, PChannel, TaskId};
 use cdc_core::position::QueueKind;
 use cdc_core::promote::TriedOut;
+use cdc_core::repair::{Repair, Repaired};
 use cdc_core::source::reach::Held;
 use cdc_core::task::{
     Choice, CollectionState, CollectionStatus, Counters, TargetSpec, TaskSpec, TaskStatus, Verdict,
@@ -45,6 +46,8 @@ pub(crate) struct Fake {
     pub(crate) judged: Mutex<Vec<(String, Verdict, String)>>,
     pub(crate) refuse_verdict: Mutex<Option<Problem>>,
     pub(crate) never_stops: Mutex<bool>,
+    pub(crate) repaired: Mutex<Vec<Repair>>,
+    pub(crate) refuse_repair: Mutex<Option<Problem>>,
     /// The target's time.
     pub(crate) time: Mutex<Tso>,
     pub(crate) standby: Mutex<bool>,
@@ -70,6 +73,8 @@ impl Default for Fake {
             judged: Mutex::default(),
             refuse_verdict: Mutex::default(),
             never_stops: Mutex::default(),
+            repaired: Mutex::default(),
+            refuse_repair: Mutex::default(),
             time: Mutex::default(),
             standby: Mutex::new(true),
             refuse_switch: Mutex::default(),
@@ -153,6 +158,18 @@ impl Replication for Fake {
         let judged = (key.to_owned(), verdict, by.to_owned());
         self.judged.lock().push(judged);
         Ok(())
+    }
+    async fn repair(&self, _: &TaskSpec, wanted: &Repair) -> Result<Repaired, Problem> {
+        if let Some(problem) = self.refuse_repair.lock().clone() {
+            return Err(problem);
+        }
+        self.repaired.lock().push(wanted.clone());
+        Ok(Repaired {
+            database: "db".to_owned(),
+            name: "a".to_owned(),
+            replaced: wanted.rows.len(),
+            deleted: wanted.keys.len() - wanted.rows.len(),
+        })
     }
     async fn target_time(&self, _: &TargetSpec) -> Result<Tso, Problem> {
         Ok(*self.time.lock())

@@ -2,6 +2,7 @@
 //! and the reason. The only calls that change anything are [`Client::load`] and [`Client::flush`], and nothing here makes
 //! them unless it is told to load.
 
+mod columns;
 mod load;
 mod read;
 mod value;
@@ -19,6 +20,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response};
 
+pub use columns::to_columns;
 pub use read::Query;
 pub use value::{Key, META, Row, Value, from_columns, key_expr};
 

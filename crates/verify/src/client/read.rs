@@ -28,6 +28,14 @@ impl Client {
         Ok(call!(self, get_version, pb::GetVersionRequest {}, "")?.version)
     }
 
+    /// A fresh timestamp of the server's oracle.
+    pub async fn timestamp(&self) -> Result<u64> {
+        let request = pb::AllocTimestampRequest {
+            base: base(MsgType::RequestTso),
+        };
+        Ok(call!(self, alloc_timestamp, request, "")?.timestamp)
+    }
+
     pub async fn databases(&self) -> Result<Vec<String>> {
         let request = pb::ListDatabasesRequest {
             base: base(MsgType::ListDatabases),

@@ -199,6 +199,45 @@ pub(crate) struct TargetEtcd {
     pub(crate) tls_min_version: Option<String>,
 }
 
+/// Rows to be copied anew: exactly one of `int_keys` and `string_keys`.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Repair)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Repair {
+    /// The source's id.
+    #[schema(pattern = "^[0-9]{1,19}$")]
+    pub(crate) collection_id: String,
+    /// The source's id of the partition in which the keys are looked at; left out with a partition key.
+    #[schema(pattern = "^[0-9]{1,19}$")]
+    pub(crate) partition_id: Option<String>,
+    /// A timestamp of the source that was given out before the rows were read.
+    #[schema(pattern = "^[0-9]{1,19}$")]
+    pub(crate) read_at: String,
+    /// The primary keys, each once. They are deleted on the target; those in `rows` are inserted again.
+    #[schema(min_items = 1, max_items = 1000)]
+    pub(crate) int_keys: Option<Vec<String>>,
+    #[schema(min_items = 1, max_items = 1000)]
+    pub(crate) string_keys: Option<Vec<String>>,
+    /// What the source holds of these keys.
+    pub(crate) rows: Option<Vec<RepairRows>>,
+    /// Ask the target to flush the collection behind it.
+    pub(crate) flush: Option<bool>,
+}
+
+/// Rows of one partition and one shard, as the source's proxy would have put them there.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RepairRows {
+    /// The source's id.
+    #[schema(pattern = "^[0-9]{1,19}$")]
+    pub(crate) partition_id: String,
+    #[schema(maximum = 65_535)]
+    pub(crate) shard: u64,
+    /// Base64 of a `milvus.proto.msg.InsertRequest`, of which `fields_data` counts: every field once, by its name.
+    #[schema(content_encoding = "base64")]
+    pub(crate) insert: String,
+}
+
 /// One more target that the doctor shall look at.
 #[derive(Serialize, ToSchema)]
 #[schema(as = DoctorRequest)]

@@ -6,6 +6,7 @@ mod events;
 mod promote;
 mod quarantine;
 mod query;
+mod repair;
 pub(crate) mod shape;
 mod tasks;
 mod view;
@@ -36,6 +37,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(quarantine::get))
         .routes(routes!(quarantine::retry))
         .routes(routes!(quarantine::leave_out))
+        .routes(routes!(repair::repair))
         .routes(routes!(events::of_task))
         .routes(routes!(events::all))
         .routes(routes!(doctor::look, doctor::look_further))

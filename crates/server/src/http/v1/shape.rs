@@ -7,6 +7,17 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+/// Rows that were copied anew.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Repaired {
+    pub(crate) database: String,
+    pub(crate) name: String,
+    /// Keys that have the source's row now.
+    pub(crate) replaced: u64,
+    /// Keys that are gone from the target.
+    pub(crate) deleted: u64,
+}
+
 /// The program that answers.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Version {

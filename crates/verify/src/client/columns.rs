@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, bail};
 use milvus::proto::schema::{
     ArrayArray, BoolArray, CollectionSchema, DataType, DoubleArray, FieldData, FieldSchema,
-    FloatArray, IntArray, JsonArray, LongArray, ScalarField, StringArray, VectorField, field_data,
-    scalar_field, vector_field,
+    FloatArray, IntArray, JsonArray, LongArray, ScalarField, SparseFloatArray, StringArray,
+    VectorField, field_data, scalar_field, vector_field,
 };
 
 use super::{META, Row, Value};
@@ -55,16 +55,44 @@ fn column(field: &FieldSchema, rows: &[Row]) -> Result<FieldData> {
                 vector_field::Data::FloatVector(FloatArray { data: all }),
             )
         }
-        DataType::BinaryVector => {
+        DataType::BinaryVector | DataType::Float16Vector | DataType::BFloat16Vector => {
             let mut all = Vec::new();
             for v in &values {
-                let Value::BinaryVector(v) = v else {
-                    bail!("{}: {v:?} is no binary vector", field.name)
-                };
-                all.extend_from_slice(v);
+                match (kind, v) {
+                    (DataType::BinaryVector, Value::BinaryVector(v))
+                    | (DataType::Float16Vector, Value::Float16Vector(v))
+                    | (DataType::BFloat16Vector, Value::BFloat16Vector(v)) => {
+                        all.extend_from_slice(v);
+                    }
+                    _ => bail!("{}: {v:?} is no {kind:?}", field.name),
+                }
             }
-            let dim = 8 * all.len() / values.len().max(1);
-            vectors(dim, vector_field::Data::BinaryVector(all))
+            let width = all.len() / values.len().max(1);
+            match kind {
+                DataType::BinaryVector => vectors(8 * width, vector_field::Data::BinaryVector(all)),
+                DataType::Float16Vector => {
+                    vectors(width / 2, vector_field::Data::Float16Vector(all))
+                }
+                _ => vectors(width / 2, vector_field::Data::Bfloat16Vector(all)),
+            }
+        }
+        DataType::SparseFloatVector => {
+            let mut contents = Vec::new();
+            let mut dim = 0;
+            for v in &values {
+                let Value::SparseVector(pairs) = v else {
+                    bail!("{}: {v:?} is no {kind:?}", field.name)
+                };
+                let last = pairs.last().map_or(0, |(index, _)| i64::from(*index) + 1);
+                dim = last.max(dim);
+                let bytes = pairs
+                    .iter()
+                    .flat_map(|(index, bits)| [index.to_le_bytes(), bits.to_le_bytes()].concat());
+                contents.push(bytes.collect());
+            }
+            let data = SparseFloatArray { contents, dim };
+            let dim = usize::try_from(dim)?;
+            vectors(dim, vector_field::Data::SparseFloatVector(data))
         }
         _ => field_data::Field::Scalars(
             scalars(kind, field.element_type(), &values).with_context(|| field.name.clone())?,
@@ -142,6 +170,39 @@ fn scalars(kind: DataType, element: DataType, values: &[&Value]) -> Result<Scala
 mod tests {
     use super::*;
     use crate::client::from_columns;
+
+    #[test]
+    fn vectors_of_later_versions_survive_their_columns() {
+        let f = |name: &str, kind: DataType| FieldSchema {
+            name: name.into(),
+            data_type: kind.into(),
+            ..Default::default()
+        };
+        let schema = CollectionSchema {
+            fields: vec![
+                f("half", DataType::Float16Vector),
+                f("brain", DataType::BFloat16Vector),
+                f("sparse", DataType::SparseFloatVector),
+            ],
+            ..Default::default()
+        };
+        let row = |n: u8| -> Row {
+            [
+                ("half", Value::Float16Vector(vec![n, 1, 2, 3])),
+                ("brain", Value::BFloat16Vector(vec![n, 4, 5, 6])),
+                (
+                    "sparse",
+                    Value::SparseVector(vec![(u32::from(n), 1), (70, 2)]),
+                ),
+            ]
+            .into_iter()
+            .map(|(k, v)| (k.to_owned(), v))
+            .collect()
+        };
+        let rows = vec![row(1), row(2)];
+        let columns = to_columns(&schema, &rows).unwrap();
+        assert_eq!(from_columns(columns).unwrap(), rows);
+    }
 
     #[test]
     fn rows_survive_their_columns() {
