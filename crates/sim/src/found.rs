@@ -74,4 +74,8 @@ pub const FOUND: &[(u64, &str)] = &[
         78356,
         "a database that was made with its first collection was not dropped after a crash",
     ),
+    (
+        212671,
+        "a collection that failed and went on, with no rows since, was joined to a reader whose times were below its rows: a delete hit nothing",
+    ),
 ];

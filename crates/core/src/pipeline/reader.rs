@@ -123,6 +123,11 @@ impl Reader {
             put_off: VecDeque::new(),
         };
         if let Scope::One(route) = &scope {
+            // From the beginning, not with the first row: where an earlier reader of this collection has sent rows at
+            // later times, this one is not at the source's times before its tick has passed them.
+            for shard in route.shards_on(&channel) {
+                inner.edges.join(&route.shards[shard]);
+            }
             inner.attached.insert(
                 route.source,
                 Attached {
