@@ -78,4 +78,8 @@ pub const FOUND: &[(u64, &str)] = &[
         212671,
         "a collection that failed and went on, with no rows since, was joined to a reader whose times were below its rows: a delete hit nothing",
     ),
+    (
+        319416,
+        "a partition that was dropped while the target was asked for its partitions was taken for the newer one of its name, and rows went nowhere",
+    ),
 ];

@@ -26,6 +26,9 @@ impl Objects {
         source: &Collection,
     ) -> Result<(), Problem> {
         let to = &route.shards[0].to;
+        // Also as it is before the target is asked: one that is dropped while it answers is in the answer still, and is
+        // not the newer one of its name.
+        let mut taken = self.names_taken(route);
         let found = self
             .ctx
             .hub
@@ -33,6 +36,7 @@ impl Objects {
             .partitions(&to.database, &to.name)
             .await
             .map_err(|e| e.problem())?;
+        taken.extend(self.names_taken(route));
         // Those that were made, whatever the source says of them by now: their drops are still to be carried.
         let made: Vec<PartitionObject> = self.partitions.lock().values().cloned().collect();
         for object in made {
@@ -54,19 +58,24 @@ impl Objects {
             if known || partition.state != ObjectState::Created {
                 continue;
             }
-            let owned = self.partitions.lock().values().any(|o| {
-                o.collection == route.source
-                    && o.source != partition.id
-                    && o.name == partition.name
-                    && o.phase != ObjectPhase::Dropped
-            });
-            if !owned
+            let mut taken = taken.iter();
+            let is_taken = taken.any(|(id, name)| *id != partition.id && *name == partition.name);
+            if !is_taken
                 && let Some((name, id)) = found.iter().find(|(name, _)| *name == partition.name)
             {
                 self.adopt_partition(route, partition.id, name, *id).await;
             }
         }
         Ok(())
+    }
+
+    /// The names that partitions of this collection have on the target, or are to have.
+    fn names_taken(&self, route: &Route) -> Vec<(PartitionId, String)> {
+        let partitions = self.partitions.lock();
+        let of_it = partitions
+            .values()
+            .filter(|o| o.collection == route.source && o.phase != ObjectPhase::Dropped);
+        of_it.map(|o| (o.source, o.name.clone())).collect()
     }
 
     async fn adopt_partition(

@@ -103,6 +103,11 @@ impl Board {
         self.source = problems;
     }
 
+    /// Takes down all collections but those of which this is true.
+    pub(crate) fn keep(&mut self, of: impl Fn(CollectionId) -> bool) {
+        self.lines.retain(|id, _| of(*id));
+    }
+
     /// A collection that is gone on the source and on the target.
     pub(crate) fn remove(&mut self, id: CollectionId) {
         self.lines.remove(&id);
