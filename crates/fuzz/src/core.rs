@@ -105,6 +105,7 @@ fn carried(rows: &Rows) {
         let sent = encode::rows(rows, &to, PartitionId(78), "p", &map, 5);
         let again = decode(&sent);
         let wanted = Rows {
+            id: 5,
             collection: to.collection,
             partition: PartitionId(78),
             vchannel: to.vchannel.clone(),
