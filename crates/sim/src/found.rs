@@ -82,4 +82,8 @@ pub const FOUND: &[(u64, &str)] = &[
         319416,
         "a partition that was dropped while the target was asked for its partitions was taken for the newer one of its name, and rows went nowhere",
     ),
+    (
+        505936,
+        "a partition was made once more by another way, which forgot its id, and was not dropped",
+    ),
 ];

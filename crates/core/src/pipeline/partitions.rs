@@ -117,13 +117,24 @@ impl Objects {
         if let Some(known) = self.known_partition(route, id) {
             return PartitionAnswer::Known(known);
         }
-        if self
-            .partitions
-            .lock()
-            .get(&id)
-            .is_some_and(|o| o.phase == ObjectPhase::Dropped)
-        {
-            return PartitionAnswer::Gone;
+        let made = self.partitions.lock().get(&id).cloned();
+        match made.map(|made| (made.phase, made.target, made.name)) {
+            Some((ObjectPhase::Dropped, ..)) => return PartitionAnswer::Gone,
+            // By another way: this one was found while it was being made.
+            Some((ObjectPhase::Live, Some(target), name)) => {
+                let to = &route.shards[0].to;
+                let there = self.ctx.hub.target.partitions(&to.database, &to.name);
+                let there = match there.await {
+                    Ok(there) => there,
+                    Err(e) => return PartitionAnswer::Failed(e.problem()),
+                };
+                if there.iter().any(|(_, id)| *id == target) {
+                    let known = PartitionRoute { target, name };
+                    route.partitions.write().insert(id, known.clone());
+                    return PartitionAnswer::Known(known);
+                }
+            }
+            _ => {}
         }
         let source = match self.ctx.catalog().read_collection(route.source).await {
             Ok(Some(source)) => source,
