@@ -461,6 +461,7 @@ async fn the_document_describes_every_operation() {
             "listTaskEvents",
             "listTasks",
             "promoteTarget",
+            "repairRows",
             "retryQuarantined"
         ]
     );
