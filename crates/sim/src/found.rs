@@ -86,4 +86,8 @@ pub const FOUND: &[(u64, &str)] = &[
         505936,
         "a partition was made once more by another way, which forgot its id, and was not dropped",
     ),
+    (
+        639282,
+        "a collection whose channel was silent for five seconds was still said to be at the source's times, while ticks passed it",
+    ),
 ];

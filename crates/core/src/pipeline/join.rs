@@ -119,6 +119,9 @@ impl Reader {
     pub(super) fn stop_holding(&self, inner: &mut Inner) {
         if inner.edges.holds && !inner.edges.has_natural_above() {
             inner.edges.set_holds(false);
+            // From now on its lanes' ticks may pass what it has not read yet: that is said at once.
+            self.note_raised(inner);
+            self.ctx.wake.notify_one();
         }
     }
 
