@@ -47,7 +47,7 @@ cargo xtask simulate [OPTIONS]   the corelib between models of a source and a ta
 cargo xtask schemathesis [--seed N]   the OpenAPI document against the running server (schemathesis, from PyPI)
 cargo xtask fuzz [--seconds N] [--seed N] [--target NAME]   mutated bytes to everything that reads bytes from outside
 cargo xtask mutants [--list|--only WORD,…]   breaks one guard of the heart after the other, in a copy of what git has,
-                             and names those that the quick tests do not notice; an hour on two cores
+                             and names those that the quick tests do not notice; long
 cargo xtask env              prints the environment in which these commands build, as shell exports
 ";
 

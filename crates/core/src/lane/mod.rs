@@ -6,7 +6,7 @@
 //! # A call is an optional tick, then rows above it
 //!
 //! A tick never follows rows in one call, it leads the next call (or goes alone, when nothing waits). So a call whose
-//! outcome is unknown can be repeated as it is, with the same message ids and timestamps: between its first copy and its
+//! outcome is unknown can be repeated as it is, or in parts, with the same message ids and timestamps: between its first copy and its
 //! second there is no tick that a reader of the target would count (a tick that was seen already is skipped), and within
 //! one stretch between ticks the target drops a message id that it has seen. What remains is the copy that arrives
 //! late: no later tick is sent before the deadline of every call of unknown outcome has passed.

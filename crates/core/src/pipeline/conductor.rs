@@ -353,12 +353,6 @@ impl<'a> Conductor<'a> {
         if self.first.is_some() {
             return;
         }
-        // Where the task has begun again: what it was about to make then may be gone since, and nobody would take it down.
-        let entries = &self.entries;
-        let stored = |id| self.objects.look(id, |o| o.phase != ObjectPhase::Dropped);
-        self.board
-            .lock()
-            .keep(|id| entries.contains_key(&id) || stored(id) == Some(true));
         let mut first = BTreeSet::new();
         for object in self.objects.all() {
             if object.phase == ObjectPhase::Dropped {
@@ -374,6 +368,9 @@ impl<'a> Conductor<'a> {
             }
         }
         self.first = Some(first);
+        // Where the task has begun again: what it was about to make then may be gone since, and nobody would take it down.
+        let entries = &self.entries;
+        self.board.lock().keep(|id| entries.contains_key(&id));
     }
 
     fn enter(&mut self, source: Arc<Collection>, database: String, phase: Phase) {

@@ -1,6 +1,6 @@
 //! The folder of a secondary instance. It goes with it, and with the next one if its process was killed.
 
-use std::fs::{File, create_dir_all, read_dir, remove_dir_all};
+use std::fs::{File, create_dir_all, read_dir, remove_dir_all, rename};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -19,8 +19,10 @@ impl Folder {
         sweep(parent);
         let path = parent.join(format!("{PREFIX}{:016x}", rand::random::<u64>()));
         create_dir_all(&path)?;
-        let lock = File::create(path.join(LOCK))?;
+        // Under its name only when it is locked: another one that sweeps must not find it free.
+        let lock = File::create(path.join("new"))?;
         lock.lock()?;
+        rename(path.join("new"), path.join(LOCK))?;
         Ok(Self { path, _lock: lock })
     }
 
