@@ -97,6 +97,58 @@ impl Range {
         }
     }
 
+    /// Parts that hold what this one does, by keys that are known to be in it, sorted: two with about half of these keys
+    /// each, or, where there is only one, that key alone and what lies on both sides of it. `None` if that is all there
+    /// can be.
+    pub fn divide(&self, keys: &[Key]) -> Option<Vec<Range>> {
+        let middle = keys.get(keys.len() / 2)?;
+        let cuts = match keys.len() {
+            1 => vec![Some(middle.clone()), after(middle)],
+            _ => vec![Some(middle.clone())],
+        };
+        let mut parts = vec![self.clone()];
+        for cut in cuts.into_iter().flatten() {
+            let Some((low, high)) = parts.pop().and_then(|last| last.cut(&cut)) else {
+                return None;
+            };
+            parts.extend([low, high].into_iter().flatten());
+        }
+        (parts.len() > 1).then_some(parts)
+    }
+
+    /// What is below a key, and the rest from it on; one of them is `None` if the key is not inside.
+    fn cut(self, key: &Key) -> Option<(Option<Range>, Option<Range>)> {
+        match (self, key) {
+            (Range::Int { low, high }, Key::Int(key)) => {
+                let below = (low < *key).then(|| Range::Int {
+                    low,
+                    high: high.min(key.saturating_sub(1)),
+                });
+                let rest = (*key <= high).then(|| Range::Int {
+                    low: low.max(*key),
+                    high,
+                });
+                Some((below, rest))
+            }
+            (Range::Str { low, high }, Key::Str(key)) => {
+                let inside = high.as_ref().is_none_or(|high| key < high);
+                let below = (low < *key).then(|| Range::Str {
+                    low: low.clone(),
+                    high: match inside {
+                        true => Some(key.clone()),
+                        false => high.clone(),
+                    },
+                });
+                let rest = inside.then(|| Range::Str {
+                    low: low.max(key.clone()),
+                    high,
+                });
+                Some((below, rest))
+            }
+            _ => None,
+        }
+    }
+
     /// The part of it from one of its keys to another one, as near as can be said without a key behind the last.
     #[must_use]
     pub fn narrow(self, first: &Key, last: &Key) -> Self {
@@ -121,6 +173,14 @@ impl Range {
             }
             _ => false,
         }
+    }
+}
+
+/// The next key; `None` behind the last one.
+fn after(key: &Key) -> Option<Key> {
+    match key {
+        Key::Int(key) => key.checked_add(1).map(Key::Int),
+        Key::Str(key) => Some(Key::Str(format!("{key}\0"))),
     }
 }
 
@@ -237,6 +297,16 @@ impl Walk {
         self.ahead.extend([high, low]);
         true
     }
+
+    /// A range that was just taken shows fewer keys than rows: it comes again in parts, by the keys that are known. False
+    /// if it is of one key.
+    pub fn divide(&mut self, range: &Range, keys: &[Key]) -> bool {
+        let Some(parts) = range.divide(keys) else {
+            return false;
+        };
+        self.ahead.extend(parts.into_iter().rev());
+        true
+    }
 }
 
 #[cfg(test)]
@@ -274,6 +344,46 @@ mod tests {
         let from_b = all.narrow(&key("b"), &key("c"));
         assert!(!from_b.contains(&key("a")) && from_b.contains(&key("b")));
         assert!(from_b.contains(&key("c")));
+    }
+
+    #[test]
+    fn a_key_is_set_apart_from_what_may_lie_around_it() {
+        let range = |low, high| Range::Int { low, high };
+        let int = |keys: &[i64]| keys.iter().map(|k| Key::Int(*k)).collect::<Vec<_>>();
+        assert_eq!(
+            range(0, i64::MAX).divide(&int(&[7])),
+            Some(vec![range(0, 6), range(7, 7), range(8, i64::MAX)])
+        );
+        assert_eq!(
+            range(0, 9).divide(&int(&[1, 3, 5])),
+            Some(vec![range(0, 2), range(3, 9)])
+        );
+        assert_eq!(
+            range(0, 9).divide(&int(&[0, 9])),
+            Some(vec![range(0, 8), range(9, 9)])
+        );
+        assert_eq!(
+            range(4, 5).divide(&int(&[4])),
+            Some(vec![range(4, 4), range(5, 5)])
+        );
+        assert_eq!(range(4, 4).divide(&int(&[4])), None);
+        let last = range(i64::MAX, i64::MAX);
+        assert_eq!(last.divide(&int(&[i64::MAX])), None);
+        assert_eq!(range(0, 9).divide(&[]), None);
+        let text = |low: &str, high: Option<&str>| Range::Str {
+            low: low.to_owned(),
+            high: high.map(str::to_owned),
+        };
+        let key = |k: &str| Key::Str(k.to_owned());
+        assert_eq!(
+            text("", None).divide(&[key("k")]),
+            Some(vec![
+                text("", Some("k")),
+                text("k", Some("k\0")),
+                text("k\0", None)
+            ])
+        );
+        assert_eq!(text("k", Some("k\0")).divide(&[key("k")]), None);
     }
 
     #[test]

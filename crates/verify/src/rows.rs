@@ -20,6 +20,8 @@ const AT_ONCE: usize = 200;
 const DOUBTS: usize = 1000;
 /// Doubled rows named one by one.
 const DOUBLED: usize = 20;
+/// Ranges of a place that come again in parts because they show fewer keys than rows.
+const DIVIDED: usize = 1000;
 /// Characters of a value in a report.
 const CLIP: usize = 200;
 
@@ -178,6 +180,7 @@ impl<S: Table, T: Table> Looks<'_, S, T> {
         self.doubts.clear();
         self.dropped = 0;
         let mut walk = Walk::new(self.place.string_key, self.place.bound);
+        let mut divided = 0;
         while let Some(range) = walk.take() {
             let (on_source, on_target) = self.place.counts(Some(&range)).await?;
             if walk.judge(&range, on_source.max(on_target)) != Step::Read {
@@ -188,6 +191,17 @@ impl<S: Table, T: Table> Looks<'_, S, T> {
                 Err(e) if e.is::<TooLarge>() && walk.halve(&range) => continue,
                 Err(e) => return Err(e),
             };
+            // A query of 2.3.5 that finds a key twice can leave out a row of another key (seen: the largest one). Alone,
+            // none is hidden behind a doubled one.
+            let doubled = excess(on_source, source.len()) > 0 || excess(on_target, target.len()) > 0;
+            if doubled && divided < DIVIDED {
+                let keys: BTreeSet<&Key> = source.keys().chain(target.keys()).collect();
+                let keys: Vec<Key> = keys.into_iter().cloned().collect();
+                if walk.divide(&range, &keys) {
+                    divided += 1;
+                    continue;
+                }
+            }
             self.compare(source.keys().chain(target.keys()), &source, &target);
             if excess(on_source, source.len()) != excess(on_target, target.len()) {
                 drop((source, target));

@@ -1,5 +1,6 @@
 //! The rows of one partition on one server.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
@@ -81,6 +82,30 @@ impl Table for Partition<'_> {
     }
 
     async fn rows(&self, which: Rows<'_>) -> Result<Vec<(Key, Row)>> {
+        let Rows::Keys(keys) = which else {
+            return self.found(which).await;
+        };
+        // A key that is there twice can hide another one from the same answer (2.3.5): who is not in it is asked for
+        // once more, without those that are.
+        let mut all = Vec::new();
+        let mut missing: BTreeSet<&Key> = keys.iter().collect();
+        while !missing.is_empty() {
+            let asked: Vec<Key> = missing.iter().map(|k| (*k).clone()).collect();
+            let found = self.found(Rows::Keys(&asked)).await?;
+            for (key, _) in &found {
+                missing.remove(key);
+            }
+            all.extend(found);
+            if missing.len() == asked.len() {
+                break;
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl Partition<'_> {
+    async fn found(&self, which: Rows<'_>) -> Result<Vec<(Key, Row)>> {
         let expr = self.condition(which);
         let query = Query {
             db: &self.of.db,
