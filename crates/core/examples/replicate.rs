@@ -43,6 +43,7 @@ async fn main() {
         tls: ClientTls::default(),
         connect_timeout: Duration::from_secs(5),
         call_timeout: Duration::from_secs(5),
+        mode: cdc_core::task::Mode::Replicate,
     };
     engine.check_target(&target).await.unwrap();
     let id = TaskId::new("t");

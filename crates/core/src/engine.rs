@@ -45,8 +45,8 @@ impl Engine {
         }
     }
 
-    /// Asks a target whether a task could write to it: reachable, login accepted, a version and a mode that take
-    /// replicated messages. Writes nothing.
+    /// Asks a target whether a task could write to it: reachable, login accepted, a version and a kind of server that
+    /// take what is written in this mode. Writes nothing.
     pub async fn check_target(&self, target: &TargetSpec) -> Result<(), Problem> {
         let client = self
             .parts
@@ -54,7 +54,7 @@ impl Engine {
             .connect(target)
             .await
             .map_err(|e| target_problem(&e))?;
-        client.probe_standby().await.map_err(|e| target_problem(&e))
+        client.probe().await.map_err(|e| target_problem(&e))
     }
 
     /// Starts a task from its stored progress, or from its start point if it has none. Returns at once: what is not

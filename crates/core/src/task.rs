@@ -12,6 +12,27 @@ use crate::secret::Secret;
 use crate::tls::ClientTls;
 use crate::tso::Tso;
 
+/// How a target is written to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// As a standby (`common.ttMsgEnabled: false`, 2.3 to 2.5): by replicated messages, which keep the source's times.
+    #[default]
+    Replicate,
+    /// As any client would: by Insert and Delete. The target is a Milvus of its own, of any version from 2.3 on, and may
+    /// be written to by others.
+    Plain,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Mode::Replicate => "replicate",
+            Mode::Plain => "plain",
+        })
+    }
+}
+
 /// How to reach a target.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TargetSpec {
@@ -22,8 +43,9 @@ pub struct TargetSpec {
     /// Of use with `https` only.
     pub tls: ClientTls,
     pub connect_timeout: Duration,
-    /// Deadline of one ReplicateMessage call.
+    /// Deadline of one ReplicateMessage call; in plain mode, of all the calls that one of a lane becomes.
     pub call_timeout: Duration,
+    pub mode: Mode,
 }
 
 impl TargetSpec {
@@ -385,6 +407,7 @@ mod tests {
                 tls: ClientTls::default(),
                 connect_timeout: Duration::ZERO,
                 call_timeout: Duration::ZERO,
+                mode: Mode::Replicate,
             },
             selection: Selection::All,
             start: StartPoint::Earliest,

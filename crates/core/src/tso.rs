@@ -1,7 +1,7 @@
 //! Milvus' hybrid timestamp.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,12 @@ pub struct Tso(pub u64);
 impl Tso {
     pub const ZERO: Tso = Tso(0);
     pub const MAX: Tso = Tso(u64::MAX);
+
+    /// This machine's clock.
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        Self::from_millis(since.unwrap_or_default().as_millis() as u64)
+    }
 
     pub const fn from_millis(unix_ms: u64) -> Self {
         Self(unix_ms << LOGICAL_BITS)

@@ -46,6 +46,7 @@ impl Twin {
             tls: Default::default(),
             connect_timeout: CALL_TIMEOUT,
             call_timeout: CALL_TIMEOUT,
+            mode: cdc_core::task::Mode::Replicate,
         };
         Self {
             target: memory.connect(&spec).await.unwrap(),

@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+pub use cdc_verify::objects::Likeness;
 use cdc_verify::objects::{Collection, Objects};
 use cdc_verify::{Again, compare_objects, compare_rows};
 use milvus::proto::common::LoadState;
@@ -28,6 +29,7 @@ pub struct Options {
     pub patience: Duration,
     /// Whether rows are compared, for which collections may be loaded and indexed on the source.
     pub rows: bool,
+    pub likeness: Likeness,
 }
 
 impl Default for Options {
@@ -35,16 +37,18 @@ impl Default for Options {
         Self {
             patience: Duration::from_secs(120),
             rows: true,
+            likeness: Likeness::default(),
         }
     }
 }
 
-fn within(patience: Duration) -> cdc_verify::Options {
+fn within(patience: Duration, likeness: Likeness) -> cdc_verify::Options {
     cdc_verify::Options {
         settle: PAUSE,
         again: Again::For(patience),
         kept: ALL,
         named: ALL,
+        likeness,
         ..cdc_verify::Options::default()
     }
 }
@@ -55,7 +59,7 @@ fn within(patience: Duration) -> cdc_verify::Options {
 /// A server cannot be read. What differs is no error but in the report.
 pub async fn compare(source: &Client, target: &Client, options: Options) -> Result<Report> {
     let mut report = Report::default();
-    let all = within(options.patience);
+    let all = within(options.patience, options.likeness);
     let (wanted, found) = compare_objects(source, target, &all, &mut report).await?;
     if !options.rows {
         return Ok(report);
@@ -75,10 +79,10 @@ pub async fn compare(source: &Client, target: &Client, options: Options) -> Resu
             .collect();
         wait_loaded(target, &on_both, patience).await;
         let selection = &all.selection;
-        wanted = Objects::read(source, selection).await?;
-        found = Objects::read(target, selection).await?;
+        wanted = Objects::read(source, selection, all.likeness).await?;
+        found = Objects::read(target, selection, all.likeness).await?;
     }
-    let rows = within(patience);
+    let rows = within(patience, options.likeness);
     compare_rows(source, target, (&wanted, &found), &rows, &mut report).await;
     Ok(report)
 }

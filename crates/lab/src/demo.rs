@@ -10,23 +10,92 @@ use parking_lot::Mutex;
 
 use crate::cdc::{Cdc, Status};
 use crate::client::Client;
-use crate::compare::{Options, Report, compare};
+use crate::compare::{Likeness, Options, Report, compare};
 use crate::latency::visibility;
 use crate::progress::Progress;
 use crate::sabotage::{Sabotage, sabotage};
-use crate::servers::{Milvus, Mq, Spec};
+use crate::servers::{Lite, Milvus, Mq, Spec};
 use crate::workload::{Done, Plan, Workload};
 
 /// What the demo is asked to do.
 #[derive(Debug, Clone)]
 pub struct Demo {
     pub source: Mq,
+    pub target: Target,
     /// Leave everything running at the end and say how to go on by hand.
     pub keep: bool,
     pub sabotage: Option<Sabotage>,
     pub plan: Plan,
     /// Everything goes below this folder; a temporary one if `None`.
     pub dir: Option<PathBuf>,
+}
+
+/// What takes the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// A Milvus 2.3.5 that takes replicated messages.
+    Standby,
+    /// A Milvus 2.3.5 of its own.
+    Plain,
+    MilvusLite,
+}
+
+impl Target {
+    fn likeness(self) -> Likeness {
+        match self {
+            Target::Standby => Likeness::Standby,
+            Target::Plain => Likeness::Plain,
+            Target::MilvusLite => Likeness::Lite,
+        }
+    }
+}
+
+/// A server that takes the rows.
+enum Taker {
+    Milvus(Milvus),
+    Lite(Lite),
+}
+
+impl Taker {
+    async fn start(target: Target, dir: PathBuf, progress: &Progress) -> Result<Self> {
+        Ok(match target {
+            Target::Standby => {
+                Self::Milvus(Milvus::start(Spec::standby("target", dir), progress).await?)
+            }
+            Target::Plain => {
+                Self::Milvus(Milvus::start(Spec::plain("target", dir), progress).await?)
+            }
+            Target::MilvusLite => Self::Lite(Lite::start(dir, progress).await?),
+        })
+    }
+
+    fn uri(&self) -> String {
+        match self {
+            Self::Milvus(server) => server.uri(),
+            Self::Lite(server) => server.uri(),
+        }
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        match self {
+            Self::Milvus(server) => server.pids().collect(),
+            Self::Lite(server) => server.pid().into_iter().collect(),
+        }
+    }
+
+    fn leave_running(&mut self) {
+        match self {
+            Self::Milvus(server) => server.leave_running(),
+            Self::Lite(server) => server.leave_running(),
+        }
+    }
+
+    async fn kill9(&mut self) -> Result<()> {
+        match self {
+            Self::Milvus(server) => server.kill9().await,
+            Self::Lite(server) => server.kill9().await.map(drop),
+        }
+    }
 }
 
 /// Rows of the latency measurement.
@@ -42,7 +111,8 @@ const STOP: Duration = Duration::from_secs(5);
 
 struct Lab {
     source: Milvus,
-    target: Milvus,
+    target: Taker,
+    kind: Target,
     cdc: Cdc,
     task: String,
 }
@@ -94,7 +164,7 @@ pub(crate) async fn asked_to_stop() {
 }
 
 async fn inside(demo: &Demo, dir: &Path, progress: &Progress) -> Result<bool> {
-    let mut lab = Lab::start(demo.source, dir, progress).await?;
+    let mut lab = Lab::start(demo.source, demo.target, dir, progress).await?;
     let source = Client::connect("source", &lab.source.uri()).await?;
     let target = Client::connect("target", &lab.target.uri()).await?;
 
@@ -124,7 +194,8 @@ async fn inside(demo: &Demo, dir: &Path, progress: &Progress) -> Result<bool> {
     }
 
     progress.begin("compare source and target");
-    let (mut report, unlike) = compared(&source, &target, &acknowledged).await?;
+    let likeness = demo.target.likeness();
+    let (mut report, unlike) = compared(&source, &target, &acknowledged, likeness).await?;
     progress.done("compare source and target");
 
     if let Some(kind) = demo.sabotage {
@@ -140,6 +211,7 @@ async fn inside(demo: &Demo, dir: &Path, progress: &Progress) -> Result<bool> {
             Options {
                 patience: Duration::from_secs(5),
                 rows: true,
+                ..Options::default()
             },
         )
         .await?;
@@ -171,10 +243,15 @@ async fn compared(
     source: &Client,
     target: &Client,
     acknowledged: &Acknowledged,
+    likeness: Likeness,
 ) -> Result<(Report, Vec<String>)> {
     let end = Instant::now() + SETTLE;
     loop {
-        let report = compare(source, target, Options::default()).await?;
+        let options = Options {
+            likeness,
+            ..Options::default()
+        };
+        let report = compare(source, target, options).await?;
         let unlike: Vec<String> = acknowledged
             .iter()
             .filter_map(|(db, name, rows)| {
@@ -192,10 +269,10 @@ async fn compared(
 }
 
 impl Lab {
-    async fn start(mq: Mq, dir: &Path, progress: &Progress) -> Result<Self> {
+    async fn start(mq: Mq, kind: Target, dir: &Path, progress: &Progress) -> Result<Self> {
         let (source, target) = tokio::try_join!(
             Milvus::start(Spec::source("source", mq, dir.join("source")), progress),
-            Milvus::start(Spec::standby("target", dir.join("target")), progress),
+            Taker::start(kind, dir.join("target"), progress),
         )?;
         let cdc = Cdc::start(&source, dir.join("cdc"), progress).await?;
         progress.line(&format!(
@@ -209,6 +286,7 @@ impl Lab {
         Ok(Self {
             source,
             target,
+            kind,
             cdc,
             task,
         })
@@ -303,10 +381,11 @@ impl Lab {
                 pulsar.admin_port()
             );
         }
-        println!(
-            "  target      {}  (a standby: read it with Eventually, never drop anything on it)",
-            self.target.uri()
-        );
+        let what = match self.kind {
+            Target::Standby => "  (a standby: read it with Eventually, never drop anything on it)",
+            Target::Plain | Target::MilvusLite => "",
+        };
+        println!("  target      {}{what}", self.target.uri());
         println!(
             "  milvus-cdc  http://{}  (configuration {})",
             self.cdc.address(),

@@ -33,6 +33,9 @@ enum Command {
         /// The source's message queue.
         #[arg(long, value_enum, default_value = "natsmq")]
         source: Source,
+        /// What takes the rows.
+        #[arg(long, value_enum, default_value = "standby")]
+        target: Taker,
         /// Leaves everything running at the end and prints how to go on by hand.
         #[arg(long)]
         keep: bool,
@@ -178,6 +181,16 @@ enum Source {
     Kafka,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Taker {
+    /// A Milvus 2.3.5 that takes replicated messages.
+    Standby,
+    /// A Milvus 2.3.5 of its own, written to by ordinary calls.
+    Plain,
+    /// milvus-lite 3.2.2, by ordinary calls.
+    MilvusLite,
+}
+
 impl From<Source> for Mq {
     fn from(source: Source) -> Self {
         match source {
@@ -231,6 +244,7 @@ async fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo {
             source,
+            target,
             keep,
             sabotage,
             size,
@@ -238,6 +252,11 @@ async fn run(command: Command) -> Result<()> {
         } => {
             let demo = Demo {
                 source: source.into(),
+                target: match target {
+                    Taker::Standby => demo::Target::Standby,
+                    Taker::Plain => demo::Target::Plain,
+                    Taker::MilvusLite => demo::Target::MilvusLite,
+                },
                 keep,
                 sabotage: sabotage.map(Into::into),
                 plan: size.plan(),

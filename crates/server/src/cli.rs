@@ -189,6 +189,9 @@ pub struct Create {
     /// What to do with collections that are on the target already and not empty.
     #[arg(long, value_enum)]
     pub on_conflict: Option<OnConflict>,
+    /// How the target is written to; what it is found to be if left out.
+    #[arg(long, value_enum)]
+    pub mode: Option<Mode>,
 }
 
 #[derive(Args)]
@@ -223,6 +226,16 @@ pub struct Edit {
     /// What to do with collections that are on the target already and not empty.
     #[arg(long, value_enum)]
     pub on_conflict: Option<OnConflict>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Mode {
+    /// A standby by replicated messages, anything else by ordinary calls.
+    Auto,
+    /// By replicated messages: the target is a standby, with common.ttMsgEnabled false.
+    Replicate,
+    /// By Insert and Delete: the target is a Milvus of its own, of any version.
+    Plain,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

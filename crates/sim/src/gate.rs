@@ -18,7 +18,7 @@ use cdc_core::store::{Change, ProgressStore, SharedStore, StoreError, TaskProgre
 use cdc_core::target::{
     Loaded, Target, TargetCollection, TargetConnector, TargetError, TargetIndex,
 };
-use cdc_core::task::TargetSpec;
+use cdc_core::task::{Mode, TargetSpec};
 use cdc_core::tso::Tso;
 use parking_lot::Mutex;
 use rand::Rng;
@@ -300,6 +300,10 @@ macro_rules! through {
     ($(($kind:ident) $name:ident($($arg:ident: $type:ty),*) -> $answer:ty;)*) => {
         #[async_trait]
         impl Target for Gated<dyn Target> {
+            fn mode(&self) -> Mode {
+                self.inner.mode()
+            }
+
             $(async fn $name(&self, $($arg: $type),*) -> Result<$answer, TargetError> {
                 let call = self.inner.$name($($arg),*);
                 self.gate.pass_by(Kind::$kind, &[stringify!($name)], call).await
@@ -309,7 +313,7 @@ macro_rules! through {
 }
 
 through! {
-    (Read) probe_standby() -> ();
+    (Read) probe() -> ();
     (Replicate) replicate(channel: &PChannel, msgs: Vec<Bytes>, begin: Tso, end: Tso) -> ();
     (Read) now() -> Tso;
     (Read) databases() -> Vec<String>;

@@ -67,6 +67,7 @@ pub fn task(name: &str, selection: Selection) -> TaskSpec {
             tls: Default::default(),
             connect_timeout: Duration::from_secs(1),
             call_timeout: Duration::from_secs(1),
+            mode: cdc_core::task::Mode::Replicate,
         },
         selection,
         start: StartPoint::Created,

@@ -29,7 +29,7 @@ use futures::stream::{self, StreamExt};
 use tokio::time::Instant;
 
 use crate::client::Client;
-use crate::objects::{Collection, Objects, differences};
+use crate::objects::{Collection, Likeness, Objects, differences};
 use crate::report::{Counts, Difference, Line, Report, Verdict, Wrong};
 use crate::rows::{Outcome, Place};
 use crate::select::Selection;
@@ -73,6 +73,7 @@ pub struct Options {
     pub named: usize,
     /// Rows of one range; by the width of the rows if `None`.
     pub range_rows: Option<u64>,
+    pub likeness: Likeness,
     /// How long the target may take to load what was loaded on the source; `None`: nothing is loaded.
     pub load: Option<Duration>,
     /// Tell every key that is wrong, of which there are up to `kept` in a partition, in [`Report::wrong`]: each doubled row
@@ -89,6 +90,7 @@ impl Default for Options {
             kept: 10_000,
             named: 100,
             range_rows: None,
+            likeness: Likeness::Standby,
             load: None,
             keys: false,
         }
@@ -134,8 +136,9 @@ pub async fn compare_objects(
         let over = options.again.is_over(round, begun);
         let selection = &options.selection;
         let read = async {
-            let wanted = Objects::read(source, selection).await?;
-            anyhow::Ok((wanted, Objects::read(target, selection).await?))
+            let likeness = options.likeness;
+            let wanted = Objects::read(source, selection, likeness).await?;
+            anyhow::Ok((wanted, Objects::read(target, selection, likeness).await?))
         };
         match read.await {
             Ok((wanted, found)) => {

@@ -62,8 +62,8 @@ pub(crate) async fn load(
         wait(target, c, end).await;
     }
     Ok((
-        Objects::read(source, &options.selection).await?,
-        Objects::read(target, &options.selection).await?,
+        Objects::read(source, &options.selection, options.likeness).await?,
+        Objects::read(target, &options.selection, options.likeness).await?,
     ))
 }
 

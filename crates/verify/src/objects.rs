@@ -14,6 +14,20 @@ use crate::select::Selection;
 /// Kind and name to a description.
 pub(crate) type Described = BTreeMap<(&'static str, String), String>;
 
+/// How alike two servers' objects can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Likeness {
+    /// A standby: everything is as on the source.
+    #[default]
+    Standby,
+    /// A Milvus of its own: field ids and the number of shards are its own, it makes no keys, and the partitions of a
+    /// partition key are as many as it likes.
+    Plain,
+    /// milvus-lite, which keeps of a collection no more than its fields, its partitions and its indexes, and loads it as a
+    /// whole.
+    Lite,
+}
+
 /// One server's objects.
 #[derive(Debug, Clone, Default)]
 pub struct Objects {
@@ -66,7 +80,7 @@ impl Objects {
     ///
     /// # Errors
     /// The server cannot be read, or something vanished between two calls.
-    pub async fn read(client: &Client, selection: &Selection) -> Result<Self> {
+    pub async fn read(client: &Client, selection: &Selection, likeness: Likeness) -> Result<Self> {
         let mut all = Self::default();
         for db in client.databases().await? {
             if !selection.has_database(&db) {
@@ -76,18 +90,27 @@ impl Objects {
                 .insert(("database", db.clone()), String::new());
             for name in client.collections(&db).await? {
                 if selection.has(&db, &name) {
-                    all.read_collection(client, &db, &name).await?;
+                    all.read_collection(client, &db, &name, likeness).await?;
                 }
             }
         }
         Ok(all)
     }
 
-    async fn read_collection(&mut self, client: &Client, db: &str, name: &str) -> Result<()> {
+    async fn read_collection(
+        &mut self,
+        client: &Client,
+        db: &str,
+        name: &str,
+        likeness: Likeness,
+    ) -> Result<()> {
         let described = client.describe(db, name).await?;
         let full = format!("{db}.{name}");
         self.described
-            .insert(("collection", full.clone()), describe(&described));
+            .insert(("collection", full.clone()), describe(&described, likeness));
+        let schema = described.schema.unwrap_or_default();
+        let partition_key = schema.fields.iter().any(|f| f.is_partition_key);
+        let own_partitions = partition_key && likeness != Likeness::Standby;
 
         let mut partitions: Vec<String> = client
             .partitions(db, name)
@@ -101,26 +124,33 @@ impl Objects {
             .insert(("load state", full.clone()), format!("{whole:?}"));
         let mut loaded = BTreeSet::new();
         for p in &partitions {
+            if own_partitions {
+                if whole == LoadState::Loaded {
+                    loaded.insert(p.clone());
+                }
+                continue;
+            }
             self.described
                 .insert(("partition", format!("{full}/{p}")), String::new());
             let state = client.load_state(db, name, std::slice::from_ref(p)).await?;
             if state == LoadState::Loaded {
                 loaded.insert(p.clone());
             }
-            self.described
-                .insert(("load state", format!("{full}/{p}")), format!("{state:?}"));
+            if likeness != Likeness::Lite {
+                self.described
+                    .insert(("load state", format!("{full}/{p}")), format!("{state:?}"));
+            }
         }
         if whole != LoadState::Loaded && loaded.len() == partitions.len() {
             loaded.clear();
         }
 
-        let schema = described.schema.unwrap_or_default();
         let mut c = Collection {
             db: db.to_owned(),
             name: name.to_owned(),
             partitions,
             loaded,
-            partition_key: schema.fields.iter().any(|f| f.is_partition_key),
+            partition_key,
             primary: String::new(),
             string_key: false,
             fields: schema.fields.iter().map(|f| f.name.clone()).collect(),
@@ -146,7 +176,10 @@ impl Objects {
         }
         for index in client.indexes(db, name).await? {
             c.indexed |= index.field_name == c.vector;
-            let text = format!("{} {}", index.index_name, pairs(&index.params));
+            let text = match likeness {
+                Likeness::Lite => String::new(),
+                _ => format!("{} {}", index.index_name, pairs(&index.params)),
+            };
             self.described
                 .insert(("index", format!("{full} {}", index.field_name)), text);
         }
@@ -193,14 +226,23 @@ fn width(f: &FieldSchema) -> usize {
     }
 }
 
-fn describe(c: &DescribeCollectionResponse) -> String {
+fn describe(c: &DescribeCollectionResponse, likeness: Likeness) -> String {
     let schema = c.schema.clone().unwrap_or_default();
-    let fields: Vec<String> = schema.fields.iter().map(field).collect();
+    let mut fields: Vec<String> = schema.fields.iter().map(|f| field(f, likeness)).collect();
+    if likeness == Likeness::Lite {
+        fields.sort();
+        let dynamic = schema.enable_dynamic_field;
+        return format!("dynamic {dynamic} fields [{}]", fields.join("; "));
+    }
+    let shards = match likeness {
+        Likeness::Standby => c.shards_num.to_string(),
+        _ => "any".to_owned(),
+    };
     format!(
         "{:?} dynamic {} shards {} consistency {} properties {} aliases {:?} fields [{}]",
         schema.description,
         schema.enable_dynamic_field,
-        c.shards_num,
+        shards,
         c.consistency_level,
         pairs(&c.properties),
         c.aliases,
@@ -208,20 +250,27 @@ fn describe(c: &DescribeCollectionResponse) -> String {
     )
 }
 
-fn field(f: &FieldSchema) -> String {
-    let mut text = format!("{} {} {:?}", f.field_id, f.name, f.data_type());
+fn field(f: &FieldSchema, likeness: Likeness) -> String {
+    let standby = likeness == Likeness::Standby;
+    let mut text = format!("{} {:?}", f.name, f.data_type());
+    if standby {
+        text = format!("{} {text}", f.field_id);
+    }
     if f.data_type() == DataType::Array {
         text += &format!(" of {:?}", f.element_type());
     }
     for (flag, name) in [
         (f.is_primary_key, "primary"),
-        (f.auto_id, "auto id"),
+        (f.auto_id && standby, "auto id"),
         (f.is_partition_key, "partition key"),
         (f.is_dynamic, "dynamic"),
     ] {
         if flag {
             text = text + " " + name;
         }
+    }
+    if likeness == Likeness::Lite {
+        return text;
     }
     format!("{text} {} {:?}", pairs(&f.type_params), f.description)
 }

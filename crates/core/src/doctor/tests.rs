@@ -77,6 +77,7 @@ fn task(position: u64, applied: Tso) -> Patient {
         tls: ClientTls::default(),
         connect_timeout: Duration::from_secs(1),
         call_timeout: Duration::from_secs(1),
+        mode: crate::task::Mode::Replicate,
     };
     let progress = Progress {
         position: Position::Natsmq(position),

@@ -34,6 +34,7 @@ use crate::route::encode;
 use crate::route::tsmap::TsMap;
 use crate::target::hub::{Hub, store_problem};
 use crate::target::{TargetError, carried_out_within};
+use crate::task::Mode;
 use crate::tso::Tso;
 
 use state::{Call, State};
@@ -65,6 +66,7 @@ pub struct Lane {
 
 struct Shared {
     channel: PChannel,
+    mode: Mode,
     state: Mutex<State>,
     wake: Notify,
     problem: Mutex<Option<Problem>>,
@@ -81,6 +83,7 @@ impl Lane {
         }
         let shared = Arc::new(Shared {
             channel,
+            mode: hub.mode,
             state: Mutex::new(state),
             wake: Notify::new(),
             problem: Mutex::default(),
@@ -134,6 +137,12 @@ impl Lane {
     pub fn set_holds(&self, edge: EdgeId, holds: bool) {
         self.shared.state.lock().set_holds(edge, holds);
         self.shared.wake.notify_one();
+    }
+
+    /// Whether what is sent here gets its times from the target: it has to come in the order of the source's times, and no
+    /// tick is sent.
+    pub fn is_plain(&self) -> bool {
+        self.shared.mode == Mode::Plain
     }
 
     /// Whether what this reader sends next, all of it above source tick `tick`, may keep its source timestamps.
@@ -236,7 +245,7 @@ impl Sender {
             let limit = self.hub.flow.call_limit();
             let call = self.shared.state.lock().gather(may_tick, limit);
             let Some(call) = call else {
-                let behind = self.shared.state.lock().may_be_behind();
+                let behind = !self.is_plain() && self.shared.state.lock().may_be_behind();
                 tokio::select! {
                     () = self.shared.wake.notified() => {}
                     () = tokio::time::sleep_until(quiet_until), if !may_tick => {}
@@ -255,15 +264,23 @@ impl Sender {
         }
     }
 
+    fn is_plain(&self) -> bool {
+        self.shared.mode == Mode::Plain
+    }
+
     /// Sends a call until it is acknowledged, or its messages are given back because their stream failed.
     async fn deliver(&mut self, call: Call) {
-        self.reserve(call.max_ts()).await;
-        if call.messages.is_empty() && call.tick.is_none() {
+        // What a target without ticks has answered can be read: its tick says so here, and goes nowhere.
+        let own_tick = call.tick.filter(|_| !self.is_plain());
+        if !self.is_plain() {
+            self.reserve(call.max_ts()).await;
+        }
+        if call.messages.is_empty() && own_tick.is_none() {
             self.shared.state.lock().acknowledged(call);
             return;
         }
         let mut backoff = Backoff::new();
-        let (mut refused, mut tick, mut sent) = (0, call.tick, 0);
+        let (mut refused, mut tick, mut sent) = (0, own_tick, 0);
         while tick.is_some() || sent < call.messages.len() {
             // All of it, unless calls have become smaller since: one whose outcome is not known may be repeated in
             // parts, for there is no other tick between them.
@@ -368,7 +385,11 @@ impl Sender {
         tick: Option<Tso>,
         messages: &[Outgoing],
     ) -> Result<usize, TargetError> {
-        self.until_near(messages).await?;
+        if self.is_plain() {
+            self.until_ended().await;
+        } else {
+            self.until_near(messages).await?;
+        }
         let mut count = messages.len();
         let place = self
             .hub
@@ -444,6 +465,18 @@ impl Sender {
             }
             floor.raising.store(false, Ordering::Release);
         });
+    }
+
+    /// Waits until no call whose answer was not seen can be carried out any more: behind what is sent next it would bring
+    /// its rows a second time.
+    async fn until_ended(&self) {
+        loop {
+            let quiet_until = *self.shared.quiet_until.lock();
+            if quiet_until <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(quiet_until).await;
+        }
     }
 
     /// Waits until the target's clock has come near the inserts of a call.

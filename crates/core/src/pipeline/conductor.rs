@@ -31,7 +31,7 @@ use crate::ids::{CollectionId, DbId, PChannel};
 use crate::lane::StreamCtl;
 use crate::position::Position;
 use crate::store::{Change, CollectionObject, ObjectPhase, Progress, TaskProgress};
-use crate::task::{Choice, CollectionState, StartPoint, Verdict};
+use crate::task::{Choice, CollectionState, Mode, StartPoint, Verdict};
 
 /// Collections made or dropped on the target at the same time.
 const JOBS: usize = 8;
@@ -202,7 +202,11 @@ impl<'a> Conductor<'a> {
         self.took("the source's metadata is read");
         self.start_side("the convergence");
         self.start_side("the flushes");
-        self.start_side("the watch on the target");
+        // A standby may lose what it has answered, until it is flushed.
+        let may_lose = self.ctx.hub.mode == Mode::Replicate;
+        if may_lose {
+            self.start_side("the watch on the target");
+        }
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut checkpoint = tokio::time::interval(CHECKPOINT_EVERY);
         let every = self.ctx.spec.durable_every;
@@ -237,7 +241,7 @@ impl<'a> Conductor<'a> {
                         Said::Verdict(key, verdict, by) => self.judge(&key, verdict, &by).await,
                     });
                 }
-                _ = settle.tick(), if self.rounds.is_empty() && !self.first_round => self.start_round().await,
+                _ = settle.tick(), if may_lose && self.rounds.is_empty() && !self.first_round => self.start_round().await,
                 Some(Ok(settled)) = self.rounds.join_next(), if !self.rounds.is_empty() => self.settled(settled).await,
                 () = self.ctx.restarted.cancelled() => return Ended::TargetRestarted,
                 () = self.ctx.drain.cancelled() => {

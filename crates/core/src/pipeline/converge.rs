@@ -20,6 +20,7 @@ use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, DbId};
 use crate::store::{Change, ObjectPhase};
 use crate::target::{Loaded, Target, TargetError, TargetIndex};
+use crate::task::Mode;
 
 /// Under this id the store's notes hold the databases that were made, as JSON.
 const DATABASES_NOTE: CollectionId = CollectionId(-1);
@@ -156,9 +157,9 @@ struct Settling {
 }
 
 impl Settling {
-    /// Before the load.
+    /// Before the load. Only a standby needs it.
     async fn begin(&mut self, id: CollectionId) {
-        if self.loaded.insert(id) {
+        if self.ctx.hub.mode == Mode::Replicate && self.loaded.insert(id) {
             self.store().await;
         }
     }
@@ -382,12 +383,12 @@ async fn converge(
         LoadState::Collection { replicas } => {
             // Not again where nothing is missing: a load names the indexes of the moment, and one that names others
             // than the first did is refused.
-            if target
-                .loaded(db, name, &names(&created))
-                .await
-                .map_err(problem)?
-                == Loaded::No
-            {
+            // Where partitions are the target's own, it may have others.
+            let of = match ctx.hub.mode {
+                Mode::Plain if route.has_partition_key => Vec::new(),
+                _ => names(&created),
+            };
+            if target.loaded(db, name, &of).await.map_err(problem)? == Loaded::No {
                 settling.begin(route.source).await;
                 load(target, db, name, (&[], &[]), *replicas).await?;
             }

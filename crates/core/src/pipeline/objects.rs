@@ -22,7 +22,7 @@ use crate::store::{Change, CollectionObject, ObjectPhase, PartitionObject, TaskP
 use crate::target::TargetCollection;
 use crate::target::grpc::user_schema;
 use crate::target::hub::store_problem;
-use crate::task::OnConflict;
+use crate::task::{Mode, OnConflict};
 use crate::tso::Tso;
 
 /// One shard of a collection: where it comes from, where it goes.
@@ -263,10 +263,9 @@ impl Objects {
             if object.phase == ObjectPhase::Dropped {
                 return Err(Obstacle::Gone);
             }
-            let found = target
-                .describe(&object.database, &object.name)
-                .await
-                .map_err(failed)?;
+            let found = self
+                .described(source, &object.database, &object.name)
+                .await?;
             return match found {
                 Some(found) if Some(found.id) == object.target => Ok(Opened {
                     route: self.route(source, &object.database, &found).await?,
@@ -322,17 +321,14 @@ impl Objects {
         }
         let mut adopted = false;
         let mut there = false;
-        if let Some(found) = target
-            .describe(database, &source.name)
-            .await
-            .map_err(failed)?
-        {
+        if let Some(found) = self.described(source, database, &source.name).await? {
             // Our own create whose answer we never saw is empty as well: nothing was sent to it yet.
             let empty = !target
                 .holds_rows(database, &source.name)
                 .await
                 .map_err(failed)?;
-            let alike = found.vchannels.len() == source.shards.len() && same_schema(source, &found);
+            let alike = found.vchannels.len() == source.shards.len()
+                && same_schema(source, &found, self.ctx.hub.mode);
             if choice == OnConflict::Recreate && !(empty && alike) {
                 self.drop_on_target(database, &found, &[])
                     .await
@@ -364,10 +360,9 @@ impl Objects {
                 .await
                 .map_err(failed)?;
         }
-        let found = target
-            .describe(database, &source.name)
-            .await
-            .map_err(failed)?
+        let found = self
+            .described(source, database, &source.name)
+            .await?
             .ok_or_else(|| {
                 let why = format!(
                     "{database}.{} was made on the target but is not visible there yet",
@@ -487,6 +482,19 @@ impl Objects {
         Ok(route)
     }
 
+    /// The target's collection of a name, with a channel for each of the source's shards.
+    async fn described(
+        &self,
+        source: &Collection,
+        database: &str,
+        name: &str,
+    ) -> Result<Option<TargetCollection>, Obstacle> {
+        let hub = &self.ctx.hub;
+        let found = hub.target.describe(database, name).await;
+        let found = found.map_err(|e| Obstacle::Failed(e.problem()))?;
+        Ok(found.map(|f| f.with_channels(hub.mode, source.shards.len())))
+    }
+
     /// The drop of a collection is applied on one shard; `true` after the last one.
     pub(crate) async fn shard_dropped(
         &self,
@@ -556,8 +564,10 @@ fn on_target(
     Problem::new(ErrorClass::Conflict, why, hint)
 }
 
-/// Whether rows of one fit the other: fields by id, name, type and parameters.
-fn same_schema(source: &Collection, found: &TargetCollection) -> bool {
+/// Whether rows of one fit the other: fields by id, name, type and parameters. In plain mode field ids are the target's
+/// own, and it is given the keys that the source made.
+fn same_schema(source: &Collection, found: &TargetCollection, mode: Mode) -> bool {
+    let plain = mode == Mode::Plain;
     let wanted = user_schema(source);
     let sorted = |f: &FieldSchema| {
         let mut params: Vec<_> = f
@@ -569,22 +579,24 @@ fn same_schema(source: &Collection, found: &TargetCollection) -> bool {
         params
     };
     let same = |a: &FieldSchema, b: &FieldSchema| {
-        a.field_id == b.field_id
+        (plain || a.field_id == b.field_id)
             && a.name == b.name
             && a.data_type == b.data_type
             && a.element_type == b.element_type
             && a.is_primary_key == b.is_primary_key
             && a.is_partition_key == b.is_partition_key
-            && a.auto_id == b.auto_id
+            && (plain && !b.auto_id || a.auto_id == b.auto_id)
             && sorted(a) == sorted(b)
     };
     let mut fields: Vec<_> = found
         .schema
         .fields
         .iter()
-        .filter(|f| !f.is_dynamic && f.field_id >= 100)
+        .filter(|f| !f.is_dynamic && (plain || f.field_id >= 100))
         .collect();
-    fields.sort_by_key(|f| f.field_id);
+    if !plain {
+        fields.sort_by_key(|f| f.field_id);
+    }
     wanted.enable_dynamic_field == found.schema.enable_dynamic_field
         && wanted.fields.len() == fields.len()
         && wanted.fields.iter().zip(fields).all(|(a, b)| same(a, b))

@@ -2,10 +2,12 @@
 //! when every shard has shown its drop.
 
 use super::objects::{Objects, PartitionAnswer, PartitionRoute, Route};
+use super::stretch::all_partitions;
 use crate::catalog::{Collection, ObjectState};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::PartitionId;
 use crate::store::{Change, ObjectPhase, PartitionObject};
+use crate::task::Mode;
 use crate::tso::Tso;
 
 impl Objects {
@@ -112,6 +114,10 @@ impl Objects {
     pub(crate) async fn partition(&self, route: &Route, id: PartitionId) -> PartitionAnswer {
         if let Some(known) = self.known_partition(route, id) {
             return PartitionAnswer::Known(known);
+        }
+        if self.ctx.hub.mode == Mode::Plain && route.has_partition_key {
+            // The target chooses it, and may have others than the source.
+            return PartitionAnswer::Known(all_partitions());
         }
         let _guard = self.making.lock().await;
         if let Some(known) = self.known_partition(route, id) {

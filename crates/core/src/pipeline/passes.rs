@@ -17,6 +17,7 @@ use crate::error::{ErrorClass, Problem};
 use crate::position::Position;
 use crate::route::tsmap::TsMap;
 use crate::source::{RawMessage, Start};
+use crate::task::Mode;
 use crate::tso::Tso;
 
 /// How long a reader of one collection waits for a partition's name to be free on the target.
@@ -35,6 +36,9 @@ pub(super) enum Turn {
 ///
 /// Times between two ticks are not in order, so a stretch that has to be raised is kept until its tick. One that is too
 /// large for that is read twice: first for its timestamps, then, with the map that they give, for its messages.
+///
+/// A target that gives the times itself has to be sent the messages in the order of time: there the second reading is one
+/// of several, each of which keeps and sends what belongs to a part of the stretch's time, as much as there is room for.
 pub(super) enum Pass {
     /// Once; what has to be raised is kept.
     Once,
@@ -47,7 +51,15 @@ pub(super) enum Pass {
         tick: Tso,
         /// Where this second reading goes on.
         next: Start,
+        part: Option<Part>,
     },
+}
+
+/// Of a stretch that is sent in the order of time: what this reading is for, above `above` and up to `up_to`.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    above: Tso,
+    up_to: Tso,
 }
 
 /// What is behind a stretch that was read twice: messages above its tick that stand before it, for the lanes it was read
@@ -65,6 +77,8 @@ pub(super) enum Take {
     Plain,
     /// With the map of its stretch.
     Mapped(Arc<TsMap>),
+    /// With the part of its stretch that is being read.
+    Kept,
 }
 
 /// A message as it was read.
@@ -216,27 +230,54 @@ impl Reader {
                     attached.dropped = false;
                 }
                 let mut maps = BTreeMap::new();
+                let plain = self.ctx.hub.mode == Mode::Plain;
                 for (lane, mut times) in times {
+                    if plain {
+                        maps.insert(lane, Arc::new(TsMap::Natural));
+                        continue;
+                    }
                     times.retain(|ts| *ts <= tick.0);
                     if let Some(map) = inner.edges.raise(&lane, times) {
                         maps.insert(lane, Arc::new(map));
                     }
                 }
-                let next = match self.books.lock().begun_at() {
-                    (from, true) => Start::After(from),
-                    (from, false) => Start::At(from),
-                };
+                let part = plain.then_some(Part {
+                    above: inner.edges.tick,
+                    up_to: tick,
+                });
                 inner.pass = Pass::Mapped {
                     maps,
                     end: position,
                     tick,
-                    next,
+                    next: self.from_its_beginning(),
+                    part,
                 };
                 return Some(Turn::Again);
             }
             again @ Pass::Mapped { end, .. } if position < end => {
                 inner.pass = again;
                 return None;
+            }
+            Pass::Mapped {
+                maps,
+                end,
+                tick,
+                part: Some(Part { up_to, .. }),
+                ..
+            } if up_to < tick => {
+                inner.edges.send_part(up_to);
+                let part = Part {
+                    above: up_to,
+                    up_to: tick,
+                };
+                inner.pass = Pass::Mapped {
+                    maps,
+                    end,
+                    tick,
+                    next: self.from_its_beginning(),
+                    part: Some(part),
+                };
+                return Some(Turn::Again);
             }
             Pass::Mapped { maps, .. } => {
                 inner.remainder = Some(Remainder {
@@ -270,6 +311,14 @@ impl Reader {
         let books = self.books.lock();
         let at_rest = draining && !books.has_above() && tick >= books.joined;
         at_rest.then_some(Turn::End(End::Stopped))
+    }
+
+    /// Where the present stretch begins.
+    fn from_its_beginning(&self) -> Start {
+        match self.books.lock().begun_at() {
+            (from, true) => Start::After(from),
+            (from, false) => Start::At(from),
+        }
     }
 
     /// Before a stretch ends: rows of partitions whose names are older ones' on the target wait until those are dropped
@@ -317,7 +366,15 @@ impl Reader {
         let budget = &self.ctx.budget;
         let too_much = gathered > self.ctx.reserve()
             && (budget.used() > budget.total() / 4 * 3 || gathered > budget.total() / 2);
-        if !too_much || matches!(inner.pass, Pass::Mapped { .. }) {
+        if !too_much {
+            return;
+        }
+        if let Pass::Mapped { part, .. } = &mut inner.pass {
+            if let Some(part) = part
+                && let Some(up_to) = inner.edges.halve()
+            {
+                part.up_to = up_to;
+            }
             return;
         }
         let times = match &mut inner.pass {
@@ -367,10 +424,16 @@ impl Reader {
                 }
                 None => Some(Take::Plain),
             },
-            Pass::Mapped { maps, tick, .. } => maps
+            Pass::Mapped {
+                maps, tick, part, ..
+            } => maps
                 .get(lane)
                 .filter(|_| due && ts <= *tick)
-                .map(|map| Take::Mapped(map.clone())),
+                .filter(|_| part.is_none_or(|part| part.above < ts && ts <= part.up_to))
+                .map(|map| match part {
+                    Some(_) => Take::Kept,
+                    None => Take::Mapped(map.clone()),
+                }),
         }
     }
 
@@ -378,6 +441,7 @@ impl Reader {
         match take {
             Take::Plain => inner.edges.take(planned),
             Take::Mapped(map) => inner.edges.send_mapped(planned, &map),
+            Take::Kept => inner.edges.keep(planned),
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::ids::{CollectionId, TaskId};
 use crate::lane::Budget;
 use crate::store::{Change, TaskProgress};
 use crate::target::hub::{Hub, Hubs, store_problem};
-use crate::task::{Choice, TaskSpec, TaskStatus, Verdict};
+use crate::task::{Choice, Mode, TaskSpec, TaskStatus, Verdict};
 
 /// How long a start waits for the target to name its nodes: one that takes long over it can take rows all the same.
 const NODES_WITHIN: Duration = Duration::from_millis(500);
@@ -148,6 +148,10 @@ pub(crate) fn ended_well(task: &TaskId, well: bool) -> Change {
 
 /// The target's nodes at a beginning. `watched`: this task has seen them twice, and ended for that.
 async fn nodes(hub: &Hub, stored: &TaskProgress, watched: bool) -> Asked {
+    // What a target that is not replicated to has answered is in its own log: there is nothing to send again.
+    if hub.mode == Mode::Plain {
+        return Asked::NotNow;
+    }
     let target = hub.target.clone();
     // Not dropped when it is waited for no longer: cancelled, it would leave a node out of what the next one hears.
     let asking = tokio::spawn(async move { target.nodes().await });

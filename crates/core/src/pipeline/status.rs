@@ -13,7 +13,7 @@ use crate::error::Problem;
 use crate::ids::{CollectionId, PChannel};
 use crate::store::Progress;
 use crate::task::{
-    ChannelPosition, CollectionState, CollectionStatus, Counters, LastError, TaskStatus,
+    ChannelPosition, CollectionState, CollectionStatus, Counters, LastError, Mode, TaskStatus,
 };
 use crate::tso::Tso;
 
@@ -236,7 +236,12 @@ impl Board {
                 continue;
             };
             let durable = || {
-                let point = self.ctx.as_ref()?.durable.lock().of(channel, id)?;
+                let ctx = self.ctx.as_ref()?;
+                // What such a target has answered it keeps.
+                if ctx.hub.mode == Mode::Plain {
+                    return Some(progress.applied);
+                }
+                let point = ctx.durable.lock().of(channel, id)?;
                 Some(point.applied)
             };
             let position = ChannelPosition {

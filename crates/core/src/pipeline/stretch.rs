@@ -64,12 +64,16 @@ pub(crate) struct Edge {
 impl Edge {
     /// Raises and sends what waits up to source timestamp `ts`.
     fn send_up_to(&mut self, ctx: &TaskContext, ts: Tso) {
-        let (due, later) = std::mem::take(&mut self.waiting)
+        let (mut due, later) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition::<Vec<_>, _>(|p| p.act.ts() <= ts);
         self.waiting = later;
         if due.is_empty() {
             return;
+        }
+        if self.lane.is_plain() {
+            // Stable: what has one time stays in its order, but for the halves of an upsert, which is a delete first.
+            due.sort_by_key(|p| (p.act.ts(), !p.act.is_delete()));
         }
         let in_doubt = due
             .iter()
@@ -145,6 +149,7 @@ impl Edges {
             && !planned.is_awaiting()
             && planned.act.first_ts() > tick
             && tick >= in_doubt
+            && !edge.lane.is_plain()
             && edge.lane.is_natural(edge.id, tick)
         {
             let ts = planned.act.ts();
@@ -260,6 +265,46 @@ impl Edges {
         send(&ctx, &edge.lane, planned, map);
     }
 
+    /// Keeps a message of a stretch that is read in parts.
+    pub(crate) fn keep(&mut self, planned: Planned) {
+        let route = planned.route.clone();
+        let edge = self.join(&route.shards[planned.shard]);
+        edge.waiting.push(planned);
+    }
+
+    /// Gives up the later half of what it keeps, by source time, and says up to when it has all. Nothing if all of it has
+    /// one time.
+    pub(crate) fn halve(&mut self) -> Option<Tso> {
+        let kept = || self.edges.values().flat_map(|e| &e.waiting);
+        let mut by_time: BTreeMap<Tso, usize> = BTreeMap::new();
+        for planned in kept() {
+            *by_time.entry(planned.act.ts()).or_default() += planned.bytes;
+        }
+        let half = by_time.values().sum::<usize>() / 2;
+        let (mut bytes, mut up_to) = (0, *by_time.first_key_value()?.0);
+        for (ts, more) in &by_time {
+            bytes += more;
+            if bytes > half {
+                break;
+            }
+            up_to = *ts;
+        }
+        if up_to == *by_time.last_key_value()?.0 {
+            return None;
+        }
+        for edge in self.edges.values_mut() {
+            edge.waiting.retain(|p| p.act.ts() <= up_to);
+        }
+        Some(up_to)
+    }
+
+    /// Sends what is kept up to source timestamp `ts`, which is not a tick.
+    pub(crate) fn send_part(&mut self, ts: Tso) {
+        for edge in self.edges.values_mut() {
+            edge.send_up_to(&self.ctx, ts);
+        }
+    }
+
     /// Takes out what is kept of a collection.
     pub(crate) fn take_back(&mut self, collection: CollectionId) -> Vec<Ticket> {
         let mut tickets = Vec::new();
@@ -281,8 +326,11 @@ impl Edges {
 
     /// Lanes on which what it sends next has other times than the source's, or what had is not shown yet.
     pub(crate) fn raised(&self) -> BTreeSet<String> {
-        let raised =
-            |edge: &Edge| !edge.lane.is_natural(edge.id, self.tick) || !edge.lane.is_shown(edge.id);
+        // Where the target gives the times, none of them is the source's.
+        let raised = |edge: &Edge| {
+            !edge.lane.is_plain()
+                && (!edge.lane.is_natural(edge.id, self.tick) || !edge.lane.is_shown(edge.id))
+        };
         let edges = self.edges.iter().filter(|(_, edge)| raised(edge));
         edges.map(|(lane, _)| lane.clone()).collect()
     }
@@ -343,6 +391,10 @@ impl Act {
             }
             Act::DropCollection { ts } | Act::DropPartition { ts, .. } => *ts,
         }
+    }
+
+    fn is_delete(&self) -> bool {
+        matches!(self, Act::Rows { rows, .. } if rows.kind == RowsKind::Delete)
     }
 
     /// Its largest source timestamp.

@@ -123,6 +123,7 @@ fn spec() -> TaskSpec {
             tls: ClientTls::default(),
             connect_timeout: std::time::Duration::from_secs(1),
             call_timeout: std::time::Duration::from_secs(1),
+            mode: crate::task::Mode::Replicate,
         },
         selection: Selection::All,
         start: StartPoint::Created,

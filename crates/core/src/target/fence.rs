@@ -16,7 +16,7 @@ use super::{
 };
 use crate::catalog::Collection;
 use crate::ids::{PChannel, PartitionId};
-use crate::task::TargetSpec;
+use crate::task::{Mode, TargetSpec};
 use crate::tso::Tso;
 
 /// Whether this process may still change a target.
@@ -77,8 +77,12 @@ impl Fenced {
 
 #[async_trait]
 impl Target for Fenced {
-    async fn probe_standby(&self) -> Result<(), TargetError> {
-        self.inner.probe_standby().await
+    fn mode(&self) -> Mode {
+        self.inner.mode()
+    }
+
+    async fn probe(&self) -> Result<(), TargetError> {
+        self.inner.probe().await
     }
 
     async fn replicate(
@@ -293,6 +297,7 @@ mod tests {
                 connect_timeout: Duration::from_secs(1),
                 call_timeout: Duration::from_secs(1),
                 tls: Default::default(),
+                mode: Mode::Replicate,
             };
             let target = fenced.connect(&spec).await.unwrap();
             target.create_database("a").await.unwrap();

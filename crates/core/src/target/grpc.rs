@@ -4,6 +4,7 @@ mod call;
 mod durable;
 pub mod plain;
 mod replicate;
+mod rows;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,10 +21,11 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 
 use self::call::{answer_call, chain, status_call};
+use super::plain::PlainWriter;
 use super::{Loaded, Target, TargetCollection, TargetConnector, TargetError, TargetIndex};
 use crate::catalog::Collection;
 use crate::ids::{CollectionId, PChannel, PartitionId, VChannel};
-use crate::task::TargetSpec;
+use crate::task::{Mode, TargetSpec};
 use crate::tls::{self, FieldNames};
 use crate::tso::Tso;
 
@@ -55,6 +57,8 @@ struct GrpcTarget {
     channel: Channel,
     authorization: Option<MetadataValue<Ascii>>,
     call_timeout: Duration,
+    /// Plain mode.
+    writer: Option<PlainWriter>,
 }
 
 #[allow(deprecated, reason = "it is what a standby of 2.3 to 2.5 reads")]
@@ -123,9 +127,20 @@ impl GrpcTarget {
             channel,
             authorization,
             call_timeout: spec.call_timeout,
+            writer: (spec.mode == Mode::Plain).then(PlainWriter::default),
         };
-        target.check_version().await?;
+        if spec.mode == Mode::Replicate {
+            target.check_version().await?;
+        }
         Ok(target)
+    }
+
+    /// What a request of a standby's writer begins with.
+    fn base(&self, msg_type: MsgType, ts: Tso) -> Option<MsgBase> {
+        match self.mode() {
+            Mode::Replicate => replicated(msg_type, ts),
+            Mode::Plain => None,
+        }
     }
 
     async fn version(&self) -> Result<String, TargetError> {
@@ -181,7 +196,7 @@ impl GrpcTarget {
         names: &[String],
     ) -> Result<rpc::FlushResponse, TargetError> {
         let request = rpc::FlushRequest {
-            base: replicated(MsgType::Flush, Tso::ZERO),
+            base: self.base(MsgType::Flush, Tso::ZERO),
             db_name: database.into(),
             collection_names: names.to_vec(),
         };
@@ -207,8 +222,18 @@ fn no_connection(uri: String, error: &(dyn std::error::Error + 'static)) -> Targ
 
 #[async_trait]
 impl Target for GrpcTarget {
+    fn mode(&self) -> Mode {
+        match self.writer {
+            None => Mode::Replicate,
+            Some(_) => Mode::Plain,
+        }
+    }
+
     /// Asks with an empty channel name: a standby complains about the name (1100), a normal server about itself (1900).
-    async fn probe_standby(&self) -> Result<(), TargetError> {
+    async fn probe(&self) -> Result<(), TargetError> {
+        if self.writer.is_some() {
+            return self.probe_plain().await;
+        }
         let refuse = |cause: String| {
             TargetError::Configuration {
             uri: self.uri.clone(),
@@ -216,10 +241,7 @@ impl Target for GrpcTarget {
             hint: "make the target a standby: set common.ttMsgEnabled to false in its milvus.yaml and restart it".into(),
         }
         };
-        match self
-            .replicate(&PChannel::new(""), Vec::new(), Tso::ZERO, Tso::ZERO)
-            .await
-        {
+        match self.probe_replicate().await {
             Ok(()) | Err(TargetError::Refused { code: 1100, .. }) => Ok(()),
             Err(TargetError::Refused {
                 code: 1900, reason, ..
@@ -243,10 +265,18 @@ impl Target for GrpcTarget {
         begin: Tso,
         end: Tso,
     ) -> Result<(), TargetError> {
-        replicate::send(self, channel, msgs, begin, end).await
+        let Some(writer) = &self.writer else {
+            return replicate::send(self, channel, msgs, begin, end).await;
+        };
+        let within = self.call_timeout;
+        writer.write(self, &self.uri, channel, &msgs, within).await
     }
 
     async fn now(&self) -> Result<Tso, TargetError> {
+        // The target's time counts for nothing where it gives it itself, and not every server tells it.
+        if self.writer.is_some() {
+            return Ok(Tso::now());
+        }
         let answer = answer_call!(
             self,
             "AllocTimestamp",
@@ -267,7 +297,7 @@ impl Target for GrpcTarget {
     }
 
     async fn create_database(&self, name: &str) -> Result<(), TargetError> {
-        let base = replicated(MsgType::CreateDatabase, Tso::ZERO);
+        let base = self.base(MsgType::CreateDatabase, Tso::ZERO);
         let request = rpc::CreateDatabaseRequest {
             base,
             db_name: name.into(),
@@ -280,7 +310,7 @@ impl Target for GrpcTarget {
     }
 
     async fn drop_database(&self, name: &str) -> Result<(), TargetError> {
-        let base = replicated(MsgType::DropDatabase, Tso::ZERO);
+        let base = self.base(MsgType::DropDatabase, Tso::ZERO);
         status_call!(
             self,
             "DropDatabase",
@@ -321,6 +351,18 @@ impl Target for GrpcTarget {
             Err(e) if e.is_not_found() => return Ok(None),
             other => other?,
         }
+        let schema = answer.schema.unwrap_or_default();
+        if let Some(writer) = &self.writer {
+            let id = CollectionId(rows::id_or_hash(answer.collection_id, &[database, name]));
+            writer.learn(id, &schema);
+            return Ok(Some(TargetCollection {
+                id,
+                name: name.to_owned(),
+                vchannels: Vec::new(),
+                pchannels: Vec::new(),
+                schema,
+            }));
+        }
         Ok(Some(TargetCollection {
             id: CollectionId(answer.collection_id),
             name: name.to_owned(),
@@ -334,7 +376,7 @@ impl Target for GrpcTarget {
                 .into_iter()
                 .map(PChannel::new)
                 .collect(),
-            schema: answer.schema.unwrap_or_default(),
+            schema,
         }))
     }
 
@@ -354,13 +396,20 @@ impl Target for GrpcTarget {
             "CreateCollection",
             create_collection,
             rpc::CreateCollectionRequest {
-                base: replicated(MsgType::CreateCollection, ts),
+                base: self.base(MsgType::CreateCollection, ts),
                 db_name: database.into(),
                 collection_name: source.name.clone(),
-                schema: user_schema(source).encode_to_vec(),
+                schema: match self.mode() {
+                    Mode::Replicate => user_schema(source),
+                    Mode::Plain => rows::plain_schema(source),
+                }
+                .encode_to_vec(),
                 shards_num: source.shards.len() as i32,
                 consistency_level: source.consistency_level,
-                properties: pairs(&source.properties),
+                properties: match self.mode() {
+                    Mode::Replicate => pairs(&source.properties),
+                    Mode::Plain => pairs(&rows::plain_properties(source)),
+                },
                 num_partitions,
             }
         )
@@ -372,7 +421,7 @@ impl Target for GrpcTarget {
         name: &str,
         ts: Tso,
     ) -> Result<(), TargetError> {
-        let base = replicated(MsgType::DropCollection, ts);
+        let base = self.base(MsgType::DropCollection, ts);
         status_call!(
             self,
             "DropCollection",
@@ -386,6 +435,9 @@ impl Target for GrpcTarget {
     }
 
     async fn holds_rows(&self, database: &str, name: &str) -> Result<bool, TargetError> {
+        if self.writer.is_some() {
+            return self.counts_rows(database, name).await;
+        }
         if self.names_segments(database, name).await? {
             return Ok(true);
         }
@@ -414,11 +466,13 @@ impl Target for GrpcTarget {
             ..Default::default()
         };
         let answer = answer_call!(self, "ShowPartitions", show_partitions, request);
-        Ok(answer
-            .partition_names
-            .into_iter()
-            .zip(answer.partition_i_ds.into_iter().map(PartitionId))
-            .collect())
+        let mut ids = answer.partition_i_ds.into_iter();
+        let named = |partition: String| {
+            let id = ids.next().unwrap_or_default();
+            let id = rows::id_or_hash(id, &[database, name, &partition]);
+            (partition, PartitionId(id))
+        };
+        Ok(answer.partition_names.into_iter().map(named).collect())
     }
 
     async fn create_partition(
@@ -428,7 +482,7 @@ impl Target for GrpcTarget {
         partition: &str,
         ts: Tso,
     ) -> Result<(), TargetError> {
-        let base = replicated(MsgType::CreatePartition, ts);
+        let base = self.base(MsgType::CreatePartition, ts);
         let (db_name, collection_name, partition_name) =
             (database.into(), name.into(), partition.into());
         let request = rpc::CreatePartitionRequest {
@@ -447,7 +501,7 @@ impl Target for GrpcTarget {
         partition: &str,
         ts: Tso,
     ) -> Result<(), TargetError> {
-        let base = replicated(MsgType::DropPartition, ts);
+        let base = self.base(MsgType::DropPartition, ts);
         let (db_name, collection_name, partition_name) =
             (database.into(), name.into(), partition.into());
         let request = rpc::DropPartitionRequest {
@@ -495,7 +549,7 @@ impl Target for GrpcTarget {
             "CreateIndex",
             create_index,
             rpc::CreateIndexRequest {
-                base: replicated(MsgType::CreateIndex, Tso::ZERO),
+                base: self.base(MsgType::CreateIndex, Tso::ZERO),
                 db_name: database.into(),
                 collection_name: name.into(),
                 field_name: index.field.clone(),
@@ -516,7 +570,7 @@ impl Target for GrpcTarget {
             "DropIndex",
             drop_index,
             rpc::DropIndexRequest {
-                base: replicated(MsgType::DropIndex, Tso::ZERO),
+                base: self.base(MsgType::DropIndex, Tso::ZERO),
                 db_name: database.into(),
                 collection_name: name.into(),
                 field_name: index.field.clone(),
@@ -555,7 +609,7 @@ impl Target for GrpcTarget {
     ) -> Result<(), TargetError> {
         if partitions.is_empty() {
             let request = rpc::LoadCollectionRequest {
-                base: replicated(MsgType::LoadCollection, Tso::ZERO),
+                base: self.base(MsgType::LoadCollection, Tso::ZERO),
                 db_name: database.into(),
                 collection_name: name.into(),
                 replica_number: replicas,
@@ -564,14 +618,20 @@ impl Target for GrpcTarget {
             return status_call!(self, "LoadCollection", load_collection, request);
         }
         let request = rpc::LoadPartitionsRequest {
-            base: replicated(MsgType::LoadPartitions, Tso::ZERO),
+            base: self.base(MsgType::LoadPartitions, Tso::ZERO),
             db_name: database.into(),
             collection_name: name.into(),
             partition_names: partitions.to_vec(),
             replica_number: replicas,
             ..Default::default()
         };
-        status_call!(self, "LoadPartitions", load_partitions, request)
+        match status_call!(self, "LoadPartitions", load_partitions, request) {
+            // milvus-lite has no such call: it loads collections.
+            Err(TargetError::Refused { code: 10, .. }) if self.writer.is_some() => {
+                self.load(database, name, &[], replicas).await
+            }
+            other => other,
+        }
     }
 
     async fn release(
@@ -581,7 +641,7 @@ impl Target for GrpcTarget {
         partitions: &[String],
     ) -> Result<(), TargetError> {
         if partitions.is_empty() {
-            let base = replicated(MsgType::ReleaseCollection, Tso::ZERO);
+            let base = self.base(MsgType::ReleaseCollection, Tso::ZERO);
             let request = rpc::ReleaseCollectionRequest {
                 base,
                 db_name: database.into(),
@@ -590,12 +650,16 @@ impl Target for GrpcTarget {
             return status_call!(self, "ReleaseCollection", release_collection, request);
         }
         let request = rpc::ReleasePartitionsRequest {
-            base: replicated(MsgType::ReleasePartitions, Tso::ZERO),
+            base: self.base(MsgType::ReleasePartitions, Tso::ZERO),
             db_name: database.into(),
             collection_name: name.into(),
             partition_names: partitions.to_vec(),
         };
-        status_call!(self, "ReleasePartitions", release_partitions, request)
+        match status_call!(self, "ReleasePartitions", release_partitions, request) {
+            // Where they cannot be released they need not be.
+            Err(TargetError::Refused { code: 10, .. }) if self.writer.is_some() => Ok(()),
+            other => other,
+        }
     }
 
     async fn flush(&self, database: &str, names: &[String]) -> Result<(), TargetError> {
@@ -612,6 +676,9 @@ impl Target for GrpcTarget {
     }
 
     async fn nodes(&self) -> Result<Option<BTreeSet<String>>, TargetError> {
+        if self.writer.is_some() {
+            return Ok(None);
+        }
         self.data_nodes().await
     }
 }

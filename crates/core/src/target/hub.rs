@@ -14,7 +14,7 @@ use crate::error::{ErrorClass, Problem};
 use crate::ids::{PChannel, TargetKey};
 use crate::lane::Lane;
 use crate::store::{Change, SharedStore, StoreError};
-use crate::task::TargetSpec;
+use crate::task::{Mode, TargetSpec};
 use crate::tso::Tso;
 
 /// Message ids of ours start here: above every id that Milvus' own allocators give out (they are TSO-like, below 2^60),
@@ -68,6 +68,14 @@ impl Hubs {
         let slot = self.hubs.lock().entry(spec.key()).or_default().clone();
         let mut slot = slot.lock().await;
         if let Some(hub) = slot.in_use(spec).await {
+            if hub.mode != spec.mode {
+                let why = format!(
+                    "another task writes to {} in mode {}, this one in mode {}",
+                    spec.uri, hub.mode, spec.mode
+                );
+                let hint = "a target is a standby or it is not: set the mode of both alike";
+                return Err(Problem::new(ErrorClass::Configuration, why, hint));
+            }
             return Ok(hub);
         }
         let target = self
@@ -75,19 +83,26 @@ impl Hubs {
             .connect(spec)
             .await
             .map_err(|e| e.problem())?;
-        target.probe_standby().await.map_err(|e| e.problem())?;
+        target.probe().await.map_err(|e| e.problem())?;
         let now = target.now().await.map_err(|e| e.problem())?;
         let floors = self
             .store
             .floors(&spec.key())
             .await
             .map_err(store_problem)?;
-        let used = !floors.is_empty()
-            || holds_collections(target.as_ref())
-                .await
-                .map_err(|e| e.problem())?;
+        let used = match spec.mode {
+            // Ticks of others are of no concern.
+            Mode::Plain => false,
+            Mode::Replicate => {
+                !floors.is_empty()
+                    || holds_collections(target.as_ref())
+                        .await
+                        .map_err(|e| e.problem())?
+            }
+        };
         let hub = Arc::new(Hub {
             key: spec.key(),
+            mode: spec.mode,
             target,
             store: self.store.clone(),
             call_timeout: spec.call_timeout,
@@ -128,6 +143,7 @@ pub(crate) fn store_problem(error: StoreError) -> Problem {
 /// One target.
 pub struct Hub {
     pub key: TargetKey,
+    pub mode: Mode,
     pub target: Arc<dyn Target>,
     pub store: SharedStore,
     pub call_timeout: Duration,
@@ -306,6 +322,7 @@ mod tests {
             tls: ClientTls::default(),
             connect_timeout: Duration::from_secs(1),
             call_timeout: Duration::from_secs(1),
+            mode: Mode::Replicate,
         }
     }
 

@@ -11,6 +11,7 @@ pub mod grpc;
 pub mod hub;
 #[cfg(any(test, feature = "testkit"))]
 pub mod memory;
+pub mod plain;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use milvus::proto::schema::CollectionSchema;
 use crate::catalog::Collection;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PChannel, PartitionId, VChannel};
-use crate::task::TargetSpec;
+use crate::task::{Mode, TargetSpec};
 use crate::tso::Tso;
 
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
@@ -139,11 +140,22 @@ impl TargetError {
 pub struct TargetCollection {
     pub id: CollectionId,
     pub name: String,
-    /// In shard order.
+    /// In shard order. Empty in plain mode, until [`TargetCollection::with_channels`].
     pub vchannels: Vec<VChannel>,
     pub pchannels: Vec<PChannel>,
     /// User fields only.
     pub schema: CollectionSchema,
+}
+
+impl TargetCollection {
+    /// In plain mode, with channels that stand for so many shards.
+    #[must_use]
+    pub(crate) fn with_channels(mut self, mode: Mode, shards: usize) -> Self {
+        if mode == Mode::Plain {
+            (self.vchannels, self.pchannels) = plain::channels(self.id, shards).into_iter().unzip();
+        }
+        self
+    }
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -179,8 +191,11 @@ pub trait TargetConnector: Send + Sync {
 /// Names are resolved by the target in the database given. DDL carries `replicateInfo` with the source's timestamp.
 #[async_trait]
 pub trait Target: Send + Sync {
-    /// Whether the target takes replicated messages. Writes nothing.
-    async fn probe_standby(&self) -> Result<(), TargetError>;
+    /// How it is written to. Plain: `replicate` calls Insert and Delete for what it is given, on the channels of
+    /// [`plain::channels`]; a collection has no channels of its own.
+    fn mode(&self) -> Mode;
+    /// Whether the target takes what is written to it in this mode. Writes nothing.
+    async fn probe(&self) -> Result<(), TargetError>;
     /// Appends messages to one channel, in their order; not atomic once it writes, but a call with an invalid entry
     /// writes nothing. Leaves within [`DISPATCH`] or never, so that with a deadline of `call_timeout` it can be carried
     /// out until [`carried_out_within`] and not after.

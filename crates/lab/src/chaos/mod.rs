@@ -210,6 +210,7 @@ async fn judge(
     let options = Options {
         patience: EQUAL,
         rows: true,
+        ..Options::default()
     };
     progress.begin("compare source and target");
     let report = compared(bench, source, target, options).await?;

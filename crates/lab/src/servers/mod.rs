@@ -2,6 +2,7 @@
 
 mod config;
 pub mod kafka;
+pub mod lite;
 mod ports;
 pub mod process;
 pub mod pulsar;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 pub use kafka::Kafka;
+pub use lite::Lite;
 pub use ports::free_port;
 pub use process::{Exit, Process};
 pub use pulsar::Pulsar;
@@ -73,6 +75,11 @@ impl Spec {
             dir: dir.into(),
             overrides: Vec::new(),
         }
+    }
+
+    /// A target of its own: an ordinary server, whatever its queue.
+    pub fn plain(name: &str, dir: impl Into<PathBuf>) -> Self {
+        Self::source(name, Mq::Rocksmq, dir)
     }
 
     /// Adds a setting of `milvus.yaml`.

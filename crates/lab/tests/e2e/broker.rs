@@ -93,6 +93,7 @@ async fn equal_to_the_writers_account(lab: &Lab, written: &[Plain], refused: u64
     let options = Options {
         patience: Duration::ZERO,
         rows: true,
+        ..Options::default()
     };
     let mut last = String::new();
     let equal = until("equal to the writer's account", async || {

@@ -169,6 +169,7 @@ impl Lab {
         let options = Options {
             patience: PATIENCE,
             rows,
+            ..Options::default()
         };
         let report = compare(&self.from, &self.to, options).await?;
         say(&report.to_string());

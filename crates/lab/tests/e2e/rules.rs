@@ -59,6 +59,7 @@ async fn connect(uri: &str) -> Result<Arc<dyn Target>> {
         tls: Default::default(),
         connect_timeout: CALL_TIMEOUT,
         call_timeout: CALL_TIMEOUT,
+        mode: cdc_core::task::Mode::Replicate,
     };
     Ok(GrpcConnector.connect(&spec).await?)
 }

@@ -144,6 +144,7 @@ async fn others_are_equal(lab: &Lab, stuck: &str) -> Result<()> {
     let options = Options {
         patience: SHORT,
         rows: true,
+        ..Options::default()
     };
     let report = compare(&lab.from, &lab.to, options).await?;
     let place = format!(" {DB}.{stuck}/");

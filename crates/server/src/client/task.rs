@@ -6,7 +6,7 @@ use ureq::http::Method;
 
 use super::http::{Client, secret};
 use super::{Failure, quarantine, say, table, watch};
-use crate::cli::{Create, Edit, NamedAnswer, OnConflict, Output, Start, TaskCommand};
+use crate::cli::{Create, Edit, Mode, NamedAnswer, OnConflict, Output, Start, TaskCommand};
 use crate::http::v1::body;
 
 pub(super) fn run(client: &Client, command: &TaskCommand) -> Result<(), Failure> {
@@ -135,6 +135,11 @@ fn new_task(create: &Create) -> Result<Value, Failure> {
             Start::Now => body::Start::Now,
         }),
         on_conflict: create.on_conflict.map(on_conflict),
+        mode: create.mode.map(|mode| match mode {
+            Mode::Auto => body::Mode::Auto,
+            Mode::Replicate => body::Mode::Replicate,
+            Mode::Plain => body::Mode::Plain,
+        }),
     };
     to_json(task)
 }

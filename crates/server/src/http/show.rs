@@ -34,6 +34,7 @@ pub(super) fn brief(task: &Task) -> Map<String, Value> {
     put("db_collections", json!(task.given.db_collections));
     put("start", json!(spec.start));
     put("on_conflict", json!(spec.on_conflict));
+    put("mode", json!(spec.target.mode));
     put("created", json!(task.created));
     put("updated", json!(task.updated));
     match &task.desired {

@@ -340,7 +340,7 @@ async fn target(spec: &TargetSpec, known: &mut Targets) -> Result<(), Problem> {
     }
     let look = async {
         let target = GrpcConnector.connect(spec).await.map_err(|e| e.problem())?;
-        target.probe_standby().await.map_err(|e| e.problem())
+        target.probe().await.map_err(|e| e.problem())
     };
     let found = tokio::time::timeout(spec.connect_timeout + spec.call_timeout, look)
         .await

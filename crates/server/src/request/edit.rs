@@ -42,6 +42,10 @@ pub(super) fn refuse_what_stays(data: &Fields<'_>) {
             "cannot be changed: all that is stored of the task goes by it; make a new task",
         ),
         ("start", START_STAYS),
+        (
+            "mode",
+            "cannot be changed: what is on the target was made for this one; make a new task",
+        ),
     ] {
         if data.get(key).is_some() {
             data.wrong(key, why);

@@ -13,7 +13,7 @@ use std::time::Duration;
 use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::position::QueueKind;
 use cdc_core::secret::Secret;
-use cdc_core::task::{GivenPosition, OnConflict, Selection, StartPoint, TargetSpec};
+use cdc_core::task::{GivenPosition, Mode, OnConflict, Selection, StartPoint, TargetSpec};
 use cdc_core::tls::ClientTls;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -34,6 +34,7 @@ pub fn target(param: Fields<'_>, call_timeout: Duration) -> Option<TargetSpec> {
         tls: connect.tls,
         connect_timeout: connect.timeout,
         call_timeout,
+        mode: Mode::Replicate,
     })
 }
 
@@ -59,6 +60,8 @@ pub struct CreateTask {
     pub starts: BTreeMap<(String, String), StartPoint>,
     pub positions: BTreeMap<CollectionId, BTreeMap<PChannel, GivenPosition>>,
     pub on_conflict: OnConflict,
+    /// `None`: what the target is says it.
+    pub mode: Option<Mode>,
     pub given: Given,
 }
 
@@ -82,6 +85,12 @@ const CONFLICTS: &[(&str, OnConflict)] = &[
     ("recreate", OnConflict::Recreate),
 ];
 
+const MODES: &[(&str, Option<Mode>)] = &[
+    ("auto", None),
+    ("replicate", Some(Mode::Replicate)),
+    ("plain", Some(Mode::Plain)),
+];
+
 /// Reads `request_data` of a create request. What is wrong goes to the errors of `data`.
 pub fn create(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
     let id = data.string("task_id").filter(|id| !id.is_empty());
@@ -99,18 +108,20 @@ pub fn create(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
     };
     let wanted = selection::read(&data, limits);
     let on_conflict = data.choice("on_conflict", CONFLICTS).unwrap_or_default();
+    let mode = data.choice("mode", MODES).unwrap_or_default();
     data.finish();
-    Some(put_together(id, target?, wanted, on_conflict))
+    Some(put_together(id, target?, wanted, (on_conflict, mode)))
 }
 
 fn put_together(
     id: Option<String>,
     target: connect::Connect,
     wanted: selection::Wanted,
-    on_conflict: OnConflict,
+    (on_conflict, mode): (OnConflict, Option<Mode>),
 ) -> CreateTask {
     CreateTask {
         id,
+        mode,
         uri: target.uri,
         token: target.token,
         tls: target.tls,

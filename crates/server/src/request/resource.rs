@@ -3,7 +3,7 @@
 use cdc_core::task::TaskSpec;
 
 use super::{
-    Answer, CONFLICTS, CreateTask, Edited, Given, Limits, answer, check_id, connect, edit,
+    Answer, CONFLICTS, CreateTask, Edited, Given, Limits, MODES, answer, check_id, connect, edit,
     put_together, selection,
 };
 use crate::fields::Fields;
@@ -38,8 +38,9 @@ pub fn task(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
     };
     let wanted = selection::read_list(&data, limits);
     let on_conflict = data.choice("on_conflict", CONFLICTS).unwrap_or_default();
+    let mode = data.choice("mode", MODES).unwrap_or_default();
     data.finish();
-    Some(put_together(id, target?, wanted, on_conflict))
+    Some(put_together(id, target?, wanted, (on_conflict, mode)))
 }
 
 /// Reads the body of a change of the task `current`, if there is one. What is wrong goes to the errors of `data`.

@@ -22,6 +22,7 @@ pub(crate) fn task(request: CreateTask, id: TaskId, now: u64, limits: &TaskLimit
             tls: request.tls,
             connect_timeout: request.connect_timeout,
             call_timeout: limits.call_timeout,
+            mode: request.mode.unwrap_or_default(),
         },
         selection: request.selection,
         start: request.start,

@@ -15,11 +15,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cdc_core::error::Problem;
+use cdc_core::error::{ErrorClass, Problem};
 use cdc_core::ids::{PChannel, TargetKey, TaskId};
 use cdc_core::source::reach::Held;
 use cdc_core::store::{StoreError, TaskProgress};
-use cdc_core::task::{TaskSpec, TaskStatus};
+use cdc_core::task::{Mode, TargetSpec, TaskSpec, TaskStatus};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
@@ -262,8 +262,14 @@ impl Tasks {
             .id
             .clone()
             .unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
-        let task = making::task(request, TaskId::new(id), unix_ms(), &inner.limits);
-        let spec = task.spec.clone();
+        let asked = request.mode;
+        let mut task = making::task(request, TaskId::new(id), unix_ms(), &inner.limits);
+        if asked.is_none()
+            && let Some(there) = inner.tasks.read().get(&task.spec.id)
+        {
+            task.spec.target.mode = there.spec.target.mode;
+        }
+        let mut spec = task.spec.clone();
         if let Some(same) = inner.check_room(&spec)? {
             return Ok(same);
         }
@@ -273,17 +279,14 @@ impl Tasks {
             .check_source()
             .await
             .map_err(TaskError::Refused)?;
-        inner
-            .replication
-            .check_target(&spec.target)
-            .await
-            .map_err(TaskError::Refused)?;
+        spec.target.mode = inner.find_mode(asked, &spec.target).await?;
+        task.spec.target.mode = spec.target.mode;
 
         let _changing = inner.changing.lock().await;
         if let Some(same) = inner.check_room(&spec)? {
             return Ok(same);
         }
-        let text = format!("created for {}", spec.target.uri);
+        let text = format!("created for {}, {}", spec.target.uri, spec.target.mode);
         if let Err(error) = inner.write(creation(&task, text)?).await {
             let doubt = Doubt::Created(Box::new(task.clone()));
             if inner.found(&spec.id, doubt, &error).await != Found::Done {
@@ -410,6 +413,29 @@ impl Tasks {
 }
 
 impl Inner {
+    /// How this target can be written to: as was asked for, or as what it is.
+    async fn find_mode(&self, asked: Option<Mode>, target: &TargetSpec) -> Result<Mode, TaskError> {
+        let check = async |mode| {
+            let target = TargetSpec {
+                mode,
+                ..target.clone()
+            };
+            let checked = self.replication.check_target(&target).await;
+            checked.map(|()| mode)
+        };
+        let found = match asked {
+            Some(mode) => check(mode).await,
+            None => match check(Mode::Plain).await {
+                // A standby says so; anything else that is wrong is wrong in both modes, and said once more.
+                Err(problem) if problem.class == ErrorClass::Configuration => {
+                    check(Mode::Replicate).await
+                }
+                other => other,
+            },
+        };
+        found.map_err(TaskError::Refused)
+    }
+
     async fn read(&self) -> Result<Read, StoreError> {
         making::read(self.store.as_ref(), &self.limits).await
     }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::secret::Secret;
 use cdc_core::store::StoreError;
-use cdc_core::task::{GivenPosition, OnConflict, Selection, StartPoint, TargetSpec, TaskSpec};
+use cdc_core::task::{
+    GivenPosition, Mode, OnConflict, Selection, StartPoint, TargetSpec, TaskSpec,
+};
 use cdc_core::tls::ClientTls;
 use cdc_core::tso::Tso;
 use serde::{Deserialize, Serialize};
@@ -24,6 +26,9 @@ struct StoredSpec {
     #[serde(default)]
     tls: ClientTls,
     connect_timeout_s: u64,
+    /// Older tasks have none: they write to standbys.
+    #[serde(default)]
+    mode: Mode,
     selection: Selection,
     start: StartPoint,
     /// Database, name, start: a pair is no key of a JSON object.
@@ -53,6 +58,7 @@ pub(super) fn encode(task: &Task) -> Result<StoredTask, StoreError> {
         token: target.token.expose().to_owned(),
         tls: target.tls,
         connect_timeout_s: target.connect_timeout.as_secs(),
+        mode: target.mode,
         selection,
         start,
         starts: starts
@@ -90,6 +96,7 @@ pub(super) fn decode(stored: StoredTask, limits: &TaskLimits) -> Result<Task, St
             tls: spec.tls,
             connect_timeout: Duration::from_secs(spec.connect_timeout_s),
             call_timeout: limits.call_timeout,
+            mode: spec.mode,
         },
         selection: spec.selection,
         start: spec.start,

@@ -27,7 +27,7 @@ pub(super) async fn empty_refused(standby: &dyn Standby) -> Outcome {
     refused("without anything", answer.await, "(code 1100)")?;
     let answer = scene.try_send(0, Vec::new()).await;
     refused("without entries", answer, "empty msgs (code 65535)")?;
-    Ok(target.probe_standby().await?)
+    Ok(target.probe().await?)
 }
 
 pub(super) async fn too_large_refused(standby: &dyn Standby) -> Outcome {

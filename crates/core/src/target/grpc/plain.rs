@@ -10,7 +10,6 @@ use milvus::proto::schema::{
 use prost::Message;
 
 use super::GrpcTarget;
-use crate::ids::PChannel;
 use crate::target::{Loaded, Target, TargetCollection, TargetError};
 use crate::task::TargetSpec;
 use crate::tso::Tso;
@@ -70,14 +69,9 @@ impl PlainTarget {
     }
 
     /// Whether it takes replicated messages: `common.ttMsgEnabled` is false, as the proxy that answers sees it. Asks as
-    /// [`Target::probe_standby`] does; code 1900 is a normal server's answer (2.3.5).
+    /// [`Target::probe`] does; code 1900 is a normal server's answer (2.3.5).
     pub async fn is_standby(&self) -> Result<bool, TargetError> {
-        let nowhere = PChannel::new("");
-        match self
-            .target
-            .replicate(&nowhere, Vec::new(), Tso::ZERO, Tso::ZERO)
-            .await
-        {
+        match self.target.probe_replicate().await {
             Ok(()) | Err(TargetError::Refused { code: 1100, .. }) => Ok(true),
             Err(TargetError::Refused { code: 1900, .. }) => Ok(false),
             Err(TargetError::Refused { reason, .. }) if reason.contains("invalid channel name") => {

@@ -1,4 +1,4 @@
-//! ReplicateMessage, and whether it left.
+//! ReplicateMessage and the other calls that change rows, and whether they left.
 //!
 //! A call whose outcome is not known may be carried out for as long as its deadline, which travels with the request,
 //! counts where the request arrives. So it has to be known until when it can still leave: while a channel connects, it
@@ -23,6 +23,7 @@ use crate::target::{DISPATCH, TargetError};
 use crate::tso::Tso;
 
 const CALL: &str = "ReplicateMessage";
+const PATH: &str = "/milvus.proto.milvus.MilvusService/ReplicateMessage";
 
 /// ReplicateMessageRequest with entries that share the batch's memory; same layout as the official message.
 #[derive(Clone, PartialEq, Message)]
@@ -39,8 +40,7 @@ struct ReplicateRequest {
     msgs: Vec<Bytes>,
 }
 
-type Answer = rpc::ReplicateMessageResponse;
-type Plain = ProstCodec<ReplicateRequest, Answer>;
+type Plain<Q, A> = ProstCodec<Q, A>;
 
 /// Of one request: still held back, on its way, or given up before it was.
 #[derive(Clone)]
@@ -84,21 +84,21 @@ impl Way {
 }
 
 /// Writes the request when there is a connection that it is written to, and tells.
-struct Told {
-    plain: Plain,
+struct Told<Q, A> {
+    plain: Plain<Q, A>,
     way: Way,
 }
 
-struct TellingEncoder {
-    plain: <Plain as Codec>::Encoder,
+struct TellingEncoder<E> {
+    plain: E,
     way: Way,
 }
 
-impl Codec for Told {
-    type Encode = ReplicateRequest;
-    type Decode = Answer;
-    type Encoder = TellingEncoder;
-    type Decoder = <Plain as Codec>::Decoder;
+impl<Q: Message + 'static, A: Message + Default + 'static> Codec for Told<Q, A> {
+    type Encode = Q;
+    type Decode = A;
+    type Encoder = TellingEncoder<<Plain<Q, A> as Codec>::Encoder>;
+    type Decoder = <Plain<Q, A> as Codec>::Decoder;
 
     fn encoder(&mut self) -> Self::Encoder {
         TellingEncoder {
@@ -112,8 +112,8 @@ impl Codec for Told {
     }
 }
 
-impl Encoder for TellingEncoder {
-    type Item = ReplicateRequest;
+impl<E: Encoder<Error = Status>> Encoder for TellingEncoder<E> {
+    type Item = E::Item;
     type Error = Status;
 
     fn encode(&mut self, item: Self::Item, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
@@ -142,24 +142,37 @@ pub(super) async fn send(
         end_ts: end.0,
         msgs,
     };
+    let answer: rpc::ReplicateMessageResponse =
+        call_once(target, CALL, PATH, message, target.call_timeout).await?;
+    target.check(CALL, answer.status)
+}
+
+/// A call that leaves within [`DISPATCH`] or never, with a deadline of `within`.
+pub(super) async fn call_once<Q: Message + 'static, A: Message + Default + 'static>(
+    target: &GrpcTarget,
+    name: &'static str,
+    path: &'static str,
+    message: Q,
+    within: Duration,
+) -> Result<A, TargetError> {
     let way = Way::within(DISPATCH);
     let codec = Told {
-        plain: Plain::default(),
+        plain: Plain::<Q, A>::default(),
         way: way.clone(),
     };
-    let request = target.request_within(message, target.call_timeout);
+    let request = target.request_within(message, within);
     let mut grpc = tonic::client::Grpc::new(target.channel.clone());
-    let call = target.call_within(CALL, target.call_timeout, async move {
+    let call = target.call_within(name, within, async move {
         grpc.ready()
             .await
             .map_err(|e| Status::unavailable(e.to_string()))?;
-        let path = PathAndQuery::from_static("/milvus.proto.milvus.MilvusService/ReplicateMessage");
+        let path = PathAndQuery::from_static(path);
         grpc.unary(request, path, codec).await
     });
     tokio::pin!(call);
     let not_sent = |cause: String| TargetError::Unreachable {
         uri: target.uri.clone(),
-        call: CALL,
+        call: name,
         cause,
     };
     let outcome = match tokio::time::timeout(DISPATCH, &mut call).await {
@@ -170,9 +183,8 @@ pub(super) async fn send(
         Err(_) => call.await,
     };
     match outcome {
-        Ok(answer) => target.check(CALL, answer.status),
         Err(TargetError::Unknown { cause, .. }) if way.give_up() => Err(not_sent(cause)),
-        Err(error) => Err(error),
+        other => other,
     }
 }
 

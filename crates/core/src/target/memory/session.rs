@@ -17,6 +17,7 @@ use crate::catalog::Collection;
 use crate::ids::{PChannel, PartitionId};
 use crate::target::grpc::user_schema;
 use crate::target::{Loaded, Target, TargetCollection, TargetError, TargetIndex};
+use crate::task::Mode;
 use crate::tso::Tso;
 
 /// One client's connection.
@@ -154,7 +155,11 @@ impl Session {
 
 #[async_trait]
 impl Target for Session {
-    async fn probe_standby(&self) -> Result<(), TargetError> {
+    fn mode(&self) -> Mode {
+        Mode::Replicate
+    }
+
+    async fn probe(&self) -> Result<(), TargetError> {
         self.call("probe", false, |_| Ok(())).await
     }
 

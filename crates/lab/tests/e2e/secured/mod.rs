@@ -205,6 +205,7 @@ async fn equal(from: &Client, to: &Client, rows: usize) -> Result<()> {
     let options = Options {
         patience: PATIENCE,
         rows: true,
+        ..Options::default()
     };
     let report = compare(from, to, options).await?;
     say(&report.to_string());

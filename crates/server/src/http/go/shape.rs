@@ -112,6 +112,8 @@ pub(crate) struct Create {
     pub(crate) start: Option<super::super::v1::body::Start>,
     /// The Go server has none.
     pub(crate) on_conflict: Option<super::super::v1::body::OnConflict>,
+    /// The Go server has none.
+    pub(crate) mode: Option<super::super::v1::body::Mode>,
 }
 
 /// `uri`, or `host` and `port`; `token`, or `username` and `password`.

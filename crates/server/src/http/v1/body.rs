@@ -19,9 +19,11 @@ pub(crate) struct NewTask {
     pub(crate) collections: Vec<NewSelected>,
     pub(crate) start: Option<Start>,
     pub(crate) on_conflict: Option<OnConflict>,
+    /// `auto` if left out.
+    pub(crate) mode: Option<Mode>,
 }
 
-/// The standby that takes the rows, and its login: `token`, or `username` and `password`.
+/// The Milvus that takes the rows, and its login: `token`, or `username` and `password`.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewTarget {
@@ -80,6 +82,16 @@ pub(crate) enum Start {
     Created,
     Earliest,
     Now,
+}
+
+/// How the target is written to: as a standby, by replicated messages; as any Milvus, by its ordinary calls; or as what
+/// it is found to be at the creation.
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mode {
+    Auto,
+    Replicate,
+    Plain,
 }
 
 /// What to do with a collection that is on the target already and not empty: wait for an answer, go on into it, or drop

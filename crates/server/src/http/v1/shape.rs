@@ -68,6 +68,10 @@ pub(crate) struct Task {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(inline)]
     pub(crate) on_conflict: Option<super::body::OnConflict>,
+    /// `replicate` or `plain`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(inline)]
+    pub(crate) mode: Option<super::body::Mode>,
     /// Unix milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) created_at: Option<u64>,

@@ -10,7 +10,7 @@ use cdc_core::quarantine::{Kept, Record, State};
 use cdc_core::source::reach::Held;
 use cdc_core::store::TaskProgress;
 use cdc_core::task::{
-    CollectionStatus, OnConflict, Pattern, Selection, StartPoint, TaskSpec, TaskStatus,
+    CollectionStatus, Mode, OnConflict, Pattern, Selection, StartPoint, TaskSpec, TaskStatus,
 };
 use cdc_core::tso::Tso;
 use serde_json::json;
@@ -55,6 +55,10 @@ pub(super) fn task(task: &tasks::Task, progress: Option<Progress>) -> Task {
             OnConflict::Adopt => body::OnConflict::Adopt,
             OnConflict::Recreate => body::OnConflict::Recreate,
         }),
+        mode: Some(match spec.target.mode {
+            Mode::Replicate => body::Mode::Replicate,
+            Mode::Plain => body::Mode::Plain,
+        }),
         created_at: Some(task.created),
         updated_at: Some(task.updated),
         progress,
@@ -72,6 +76,7 @@ pub(super) fn unreadable(task: &Unreadable) -> Task {
         collections: Vec::new(),
         start: None,
         on_conflict: None,
+        mode: None,
         created_at: None,
         updated_at: None,
         progress: None,

@@ -1,0 +1,236 @@
+//! The writer for a target that is an ordinary Milvus: what a lane sends becomes Insert and Delete calls.
+//!
+//! Readers, stretches and lanes are the same as for a standby. A lane's channel stands for one shard of one collection
+//! here ([`channels`]), and a stretch is sorted by time before it is sent, for these calls get their times from the
+//! target. Ticks end in the lane: each row is there when its call is answered.
+//!
+//! - [`message`]: bytes of a lane's message to what has to be called. [`plan`]: in which calls, so that each key sees
+//!   its deletes and inserts in their order. [`columns`]: columns of several messages as those of one. All three pure.
+//! - [`PlainWriter`]: makes the calls, and knows of each message whether its rows are there.
+//!
+//! # Nothing twice
+//!
+//! A call to a lane's channel is repeated until it succeeds. It becomes several calls here, and an Insert that is
+//! repeated doubles its rows. So the writer keeps, by message id, what is done. An Insert whose outcome is not known is
+//! repeated only when it cannot be carried out any more ([`super::carried_out_within`]: the lane waits), and then behind
+//! a Delete of its keys. What a process leaves behind is in doubt for the next one, which gets it as a Delete and an
+//! Insert (window form) and waits for its calls to end as well.
+
+mod columns;
+pub(crate) mod message;
+pub(crate) mod plan;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use milvus::proto::schema::CollectionSchema;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use self::message::Message;
+use self::plan::{Step, plan};
+use super::TargetError;
+use crate::ids::{CollectionId, PChannel, VChannel};
+
+/// Messages whose fate is kept for a channel: far more than one call has. What was taken back from its lane is never
+/// sent again under its id, and is forgotten with the oldest.
+const KEPT: usize = 64 << 10;
+/// A call for which there is less time than this is not begun.
+const WORTH_BEGINNING: Duration = Duration::from_millis(200);
+
+/// Rows of one partition, or of all if it is not named.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Place {
+    pub database: String,
+    pub collection: String,
+    /// Empty: all for a delete; for an insert the default one, or that of the partition key.
+    pub partition: String,
+}
+
+/// What the writer has to know of a collection.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Table {
+    /// Name of the primary key.
+    pub(crate) primary: String,
+    /// The target chooses the partition: naming one is refused.
+    pub(crate) has_partition_key: bool,
+    /// Fields whose values the target computes itself, and does not take.
+    pub(crate) computed: BTreeSet<String>,
+}
+
+impl Table {
+    pub(crate) fn of(schema: &CollectionSchema) -> Option<Self> {
+        let primary = schema.fields.iter().find(|f| f.is_primary_key)?;
+        let computed = schema.fields.iter().filter(|f| f.is_function_output);
+        Some(Self {
+            primary: primary.name.clone(),
+            has_partition_key: schema.fields.iter().any(|f| f.is_partition_key),
+            computed: computed.map(|f| f.name.clone()).collect(),
+        })
+    }
+}
+
+/// The two calls that change rows. Each ends, or can be carried out no more, within the time that is given.
+#[async_trait]
+pub trait RowCalls: Send + Sync {
+    /// Adds rows. `columns`: each a FieldData as in Milvus' API, for `rows` rows.
+    async fn insert(
+        &self,
+        at: &Place,
+        columns: Vec<Bytes>,
+        rows: u64,
+        within: Duration,
+    ) -> Result<(), TargetError>;
+    /// Deletes the rows of a place that `expr` selects; none is not an error.
+    async fn delete(&self, at: &Place, expr: &str, within: Duration) -> Result<(), TargetError>;
+}
+
+/// The channels that stand for the shards of a collection: a target's own ones are of no use to these calls, and it may
+/// have fewer. One lane each, so that collections, and shards, do not wait for each other.
+pub(crate) fn channels(collection: CollectionId, shards: usize) -> Vec<(VChannel, PChannel)> {
+    let id = collection.0;
+    (0..shards)
+        .map(|shard| {
+            let channel = format!("plain-{id}-{shard}");
+            let vchannel = VChannel::new(format!("{channel}_{id}v{shard}"));
+            (vchannel, PChannel::new(channel))
+        })
+        .collect()
+}
+
+/// What became of a message's rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fate {
+    Done,
+    /// They may be there, or come.
+    Unknown,
+}
+
+type Fates = Arc<tokio::sync::Mutex<BTreeMap<i64, Fate>>>;
+
+/// See the module.
+#[derive(Default)]
+pub struct PlainWriter {
+    tables: Mutex<HashMap<CollectionId, Arc<Table>>>,
+    fates: Mutex<HashMap<PChannel, Fates>>,
+}
+
+impl PlainWriter {
+    /// What the target says of a collection: known before anything is written to it.
+    pub fn learn(&self, collection: CollectionId, schema: &CollectionSchema) {
+        if let Some(table) = Table::of(schema) {
+            self.tables.lock().insert(collection, Arc::new(table));
+        }
+    }
+
+    fn table(&self, collection: CollectionId) -> Option<Arc<Table>> {
+        self.tables.lock().get(&collection).cloned()
+    }
+
+    /// Writes what a lane sends to `channel`, in its order. After an error it may be called with the same messages once
+    /// more, all or some of them, in the same order.
+    ///
+    /// # Errors
+    /// Some of it is not written, or may not be: what is, is known here. A message that is none writes nothing.
+    pub async fn write(
+        &self,
+        calls: &dyn RowCalls,
+        uri: &str,
+        channel: &PChannel,
+        msgs: &[Bytes],
+        within: Duration,
+    ) -> Result<(), TargetError> {
+        let end = Instant::now() + within;
+        let refused = |reason: String| TargetError::Refused {
+            uri: uri.to_owned(),
+            call: "Insert",
+            code: 1100,
+            reason,
+        };
+        let read: Result<Vec<Option<Message>>, String> = msgs.iter().map(Message::read).collect();
+        let messages: Vec<Message> = read.map_err(refused)?.into_iter().flatten().collect();
+        if messages.is_empty() {
+            return Ok(());
+        }
+        let fates = self
+            .fates
+            .lock()
+            .entry(channel.clone())
+            .or_default()
+            .clone();
+        // Whoever had it ended with its call.
+        let mut fates = fates.lock().await;
+        let ids: Vec<i64> = messages.iter().map(|m| m.id).collect();
+        let todo = messages
+            .into_iter()
+            .filter(|m| fates.get(&m.id) != Some(&Fate::Done));
+        let unknown = |id: i64| fates.get(&id) == Some(&Fate::Unknown);
+        let steps = plan(todo, |id| self.table(id), unknown).map_err(refused)?;
+        for step in steps {
+            let left = end.saturating_duration_since(Instant::now());
+            if left < WORTH_BEGINNING {
+                return Err(TargetError::Unreachable {
+                    uri: uri.to_owned(),
+                    call: step.call(),
+                    cause: format!("the rest of what was to be written within {within:?}"),
+                });
+            }
+            // Before the call: whoever drops it here never hears of its end.
+            let begun = step.inserted().iter().map(|id| (*id, Fate::Unknown));
+            fates.extend(begun);
+            let outcome = run(calls, &step, left).await;
+            match outcome {
+                Ok(()) => fates.extend(step.done().iter().map(|id| (*id, Fate::Done))),
+                Err(error) => {
+                    if writes_nothing(&error) {
+                        fates.retain(|id, _| !step.fresh().contains(id));
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        for id in ids {
+            fates.remove(&id);
+        }
+        while fates.len() > KEPT {
+            fates.pop_first();
+        }
+        Ok(())
+    }
+}
+
+async fn run(calls: &dyn RowCalls, step: &Step, within: Duration) -> Result<(), TargetError> {
+    match step {
+        // Of no rows.
+        Step::Delete { expr, .. } if expr.is_empty() => Ok(()),
+        Step::Delete { at, expr, .. } => calls.delete(at, expr, within).await,
+        Step::Insert {
+            at, columns, rows, ..
+        } => calls.insert(at, columns.clone(), *rows, within).await,
+    }
+}
+
+/// Whether a refusal is one of a whole request before any of it is written. Others may come when some of its shards have
+/// their rows already.
+fn writes_nothing(error: &TargetError) -> bool {
+    match error {
+        TargetError::Unreachable { .. } | TargetError::Configuration { .. } => true,
+        TargetError::Unknown { .. } => false,
+        // 8, 9: rate and quota; 100 to 108, 200, 800: what is named is not there, or not so; 1100 to 1102: parameters;
+        // 1303: a standby; 1400, 1401: login (`pkg/util/merr`). 10 is a call that is not there, 1 a proxy that begins.
+        TargetError::Refused { code, .. } => {
+            matches!(
+                code,
+                1 | 8 | 9 | 10 | 100..=109 | 200 | 202 | 800 | 1100..=1102 | 1303 | 1400 | 1401
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
