@@ -259,7 +259,10 @@ async fn run(command: Command) -> Result<()> {
                 },
                 keep,
                 sabotage: sabotage.map(Into::into),
-                plan: size.plan(),
+                plan: Plan {
+                    lite: matches!(target, Taker::MilvusLite),
+                    ..size.plan()
+                },
                 dir,
             };
             ensure!(

@@ -327,6 +327,7 @@ async fn compare_place(
         of,
         names: names.clone(),
         strong,
+        likeness: options.likeness,
     };
     Place {
         source: &side(source, wanted, true),

@@ -23,8 +23,8 @@ pub enum Likeness {
     /// A Milvus of its own: field ids and the number of shards are its own, it makes no keys, and the partitions of a
     /// partition key are as many as it likes.
     Plain,
-    /// milvus-lite, which keeps of a collection no more than its fields, its partitions and its indexes, and loads it as a
-    /// whole.
+    /// milvus-lite, which keeps of a collection no more than its fields, its partitions and its indexes, and has load states
+    /// of its own.
     Lite,
 }
 
@@ -120,8 +120,11 @@ impl Objects {
             .collect();
         partitions.sort();
         let whole = client.load_state(db, name, &[]).await?;
-        self.described
-            .insert(("load state", full.clone()), format!("{whole:?}"));
+        // One without an index is always loaded there.
+        if likeness != Likeness::Lite {
+            self.described
+                .insert(("load state", full.clone()), format!("{whole:?}"));
+        }
         let mut loaded = BTreeSet::new();
         for p in &partitions {
             if own_partitions {

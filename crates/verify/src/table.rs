@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use milvus::proto::common::ConsistencyLevel;
 use tonic::Code;
 
-use crate::client::{Client, Key, NoAnswer, Query, Refused, Row, key_expr};
-use crate::objects::Collection;
+use crate::client::{Client, Key, NoAnswer, Query, Refused, Row, Value, key_expr};
+use crate::objects::{Collection, Likeness};
 use crate::ranges::Range;
 
 /// Which rows.
@@ -53,6 +53,7 @@ pub(crate) struct Partition<'a> {
     pub(crate) names: Vec<String>,
     /// The source is asked with Strong first; a standby has nobody's time but the source's.
     pub(crate) strong: bool,
+    pub(crate) likeness: Likeness,
 }
 
 impl Partition<'_> {
@@ -75,6 +76,9 @@ impl Table for Partition<'_> {
     }
 
     async fn count(&self, range: Option<&Range>) -> Result<u64> {
+        if self.likeness == Likeness::Lite {
+            return self.counted(range).await;
+        }
         let expr = range.map_or_else(String::new, |r| r.expr(&self.of.primary));
         let (db, name) = (&self.of.db, &self.of.name);
         let level = ConsistencyLevel::Eventually;
@@ -105,8 +109,33 @@ impl Table for Partition<'_> {
 }
 
 impl Partition<'_> {
+    /// The rows of milvus-lite are counted by their keys, none of which is there twice: its `count(*)` is of the whole
+    /// collection, whatever is asked for.
+    async fn counted(&self, range: Option<&Range>) -> Result<u64> {
+        let all = Range::all(self.of.string_key);
+        let ranges = range.map_or(all.as_slice(), std::slice::from_ref);
+        let output = std::slice::from_ref(&self.of.primary);
+        let mut count = 0;
+        for range in ranges {
+            let expr = with_raw_controls(&range.expr(&self.of.primary));
+            let query = Query {
+                db: &self.of.db,
+                collection: &self.of.name,
+                partitions: &self.names,
+                expr: &expr,
+                output,
+                consistency: ConsistencyLevel::Eventually,
+            };
+            count += again(|| self.client.query(&query)).await?.len() as u64;
+        }
+        Ok(count)
+    }
+
     async fn found(&self, which: Rows<'_>) -> Result<Vec<(Key, Row)>> {
-        let expr = self.condition(which);
+        let mut expr = self.condition(which);
+        if self.likeness == Likeness::Lite {
+            expr = with_raw_controls(&expr);
+        }
         let query = Query {
             db: &self.of.db,
             collection: &self.of.name,
@@ -117,7 +146,10 @@ impl Partition<'_> {
         };
         let rows = again(|| self.client.query(&query)).await?;
         rows.into_iter()
-            .map(|row| {
+            .map(|mut row| {
+                if self.likeness == Likeness::Lite {
+                    row.values_mut().for_each(Value::rewrite_json);
+                }
                 let key = row.get(&self.of.primary).and_then(|v| v.key());
                 let key = key.with_context(|| {
                     format!("a row of {}.{} without its key", self.of.db, self.of.name)
@@ -126,6 +158,33 @@ impl Partition<'_> {
             })
             .collect()
     }
+}
+
+/// An expression without `\u00xx`, which milvus-lite does not read: control characters as they are.
+fn with_raw_controls(expr: &str) -> String {
+    let mut raw = String::with_capacity(expr.len());
+    let mut rest = expr;
+    while let Some((before, escaped)) = rest.split_once('\\') {
+        raw.push_str(before);
+        let code = escaped.strip_prefix("u00").and_then(|e| e.get(..2));
+        let code = code.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        // Whatever is escaped stays with what escapes it.
+        let taken = match code {
+            Some(code) if code < 0x20 => {
+                raw.push(char::from(code));
+                "u0000".len()
+            }
+            _ => {
+                let next = escaped.chars().next();
+                raw.push('\\');
+                raw.extend(next);
+                next.map_or(0, char::len_utf8)
+            }
+        };
+        rest = escaped.get(taken..).unwrap_or_default();
+    }
+    raw.push_str(rest);
+    raw
 }
 
 /// A server in the middle of a load or a flush refuses for a moment.
@@ -170,6 +229,13 @@ fn is_final(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_are_written_as_they_are() {
+        let expr = r#"pk >= "a\u001fb\"\\u001f\n" and pk < "\u00e4""#;
+        let raw = "pk >= \"a\u{1f}b\\\"\\\\u001f\\n\" and pk < \"\\u00e4\"";
+        assert_eq!(with_raw_controls(expr), raw);
+    }
 
     fn refused(reason: &str) -> anyhow::Error {
         Refused {

@@ -544,19 +544,29 @@ impl Target for GrpcTarget {
         name: &str,
         index: &TargetIndex,
     ) -> Result<(), TargetError> {
-        status_call!(
-            self,
-            "CreateIndex",
-            create_index,
-            rpc::CreateIndexRequest {
-                base: self.base(MsgType::CreateIndex, Tso::ZERO),
-                db_name: database.into(),
-                collection_name: name.into(),
-                field_name: index.field.clone(),
-                index_name: index.name.clone(),
-                extra_params: pairs(&index.params),
+        let request = rpc::CreateIndexRequest {
+            base: self.base(MsgType::CreateIndex, Tso::ZERO),
+            db_name: database.into(),
+            collection_name: name.into(),
+            field_name: index.field.clone(),
+            index_name: index.name.clone(),
+            extra_params: pairs(&index.params),
+        };
+        let named = |p: &KeyValuePair| p.key == "index_type";
+        let mut typed = request.clone();
+        match status_call!(self, "CreateIndex", create_index, request) {
+            // Of a scalar field: 2.3 has one type and need not be told, milvus-lite has to.
+            Err(TargetError::Refused { reason, .. })
+                if self.writer.is_some()
+                    && reason.contains("index_type")
+                    && !typed.extra_params.iter().any(named) =>
+            {
+                let kind = ("index_type".to_owned(), "INVERTED".to_owned());
+                typed.extra_params.extend(pairs(&[kind]));
+                status_call!(self, "CreateIndex", create_index, typed)
             }
-        )
+            other => other,
+        }
     }
 
     async fn drop_index(
@@ -625,7 +635,8 @@ impl Target for GrpcTarget {
             replica_number: replicas,
             ..Default::default()
         };
-        match status_call!(self, "LoadPartitions", load_partitions, request) {
+        let loaded = async { status_call!(self, "LoadPartitions", load_partitions, request) };
+        match loaded.await {
             // milvus-lite has no such call: it loads collections.
             Err(TargetError::Refused { code: 10, .. }) if self.writer.is_some() => {
                 self.load(database, name, &[], replicas).await
@@ -655,7 +666,9 @@ impl Target for GrpcTarget {
             collection_name: name.into(),
             partition_names: partitions.to_vec(),
         };
-        match status_call!(self, "ReleasePartitions", release_partitions, request) {
+        let released =
+            async { status_call!(self, "ReleasePartitions", release_partitions, request) };
+        match released.await {
             // Where they cannot be released they need not be.
             Err(TargetError::Refused { code: 10, .. }) if self.writer.is_some() => Ok(()),
             other => other,

@@ -66,9 +66,14 @@ impl TargetError {
         match self {
             TargetError::Configuration { .. } => ErrorClass::Configuration,
             TargetError::Unreachable { .. } | TargetError::Unknown { .. } => ErrorClass::Transient,
-            TargetError::Refused { code, reason, .. } => {
+            TargetError::Refused {
+                code, reason, call, ..
+            } => {
                 if reason.contains("not supported in streaming mode") {
                     return ErrorClass::Configuration;
+                }
+                if *call == "CreateCollection" && reason.contains("not support") {
+                    return ErrorClass::Data;
                 }
                 if reason.contains("with different parameters")
                     || reason.contains("duplicate collection")
@@ -93,6 +98,17 @@ impl TargetError {
     /// (65535 is what servers of 2.3 to 2.5 have for every error without a code of its own).
     pub fn is_about_messages(&self) -> bool {
         self.class() == ErrorClass::Data || matches!(self, TargetError::Refused { code: 65535, .. })
+    }
+
+    /// The target cannot make such a collection.
+    fn is_of_a_schema(&self) -> bool {
+        matches!(
+            self,
+            TargetError::Refused {
+                call: "CreateCollection",
+                ..
+            }
+        )
     }
 
     /// What the call was about does not exist.
@@ -127,6 +143,10 @@ impl TargetError {
                 }
                 ErrorClass::Configuration => {
                     "the target cannot be written to in this way; see the README's table".to_owned()
+                }
+                ErrorClass::Data if self.is_of_a_schema() => {
+                    "leave the collection out of the task, or choose a target that has the type"
+                        .to_owned()
                 }
                 _ => String::new(),
             },

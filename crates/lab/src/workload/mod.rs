@@ -34,6 +34,8 @@ pub struct Plan {
     pub batch: u64,
     /// Rows written in a second, at most, as [`Done::rows_written`] counts them; 0: as fast as the server takes them.
     pub rate: u64,
+    /// Only what milvus-lite can hold: no binary vectors, and collections loaded as a whole.
+    pub lite: bool,
 }
 
 impl Default for Plan {
@@ -47,6 +49,7 @@ impl Default for Plan {
             prefix: "",
             batch: 500,
             rate: 0,
+            lite: false,
         }
     }
 }
@@ -209,6 +212,9 @@ impl<'a> Workload<'a> {
                     .collect();
                 if !self.plan.ddl {
                     deck.retain(|op| matches!(op, Op::Insert | Op::Upsert | Op::Delete));
+                }
+                if self.plan.lite {
+                    deck.retain(|op| !matches!(op, Op::LoadPartitions | Op::ReleasePartitions));
                 }
                 deck.shuffle(&mut self.random);
             }

@@ -47,7 +47,10 @@ impl Workload<'_> {
         let n = self.counter;
         self.counter += 1;
         let name = name.map_or_else(|| format!("{}c{n}", self.plan.prefix), str::to_owned);
-        let shape = Shape::numbered(n, &name, &mut self.random);
+        let mut shape = Shape::numbered(n, &name, &mut self.random);
+        if self.plan.lite {
+            shape.without_binary_vectors();
+        }
         self.client
             .create_collection(db, &shape.schema, &shape.options())
             .await?;

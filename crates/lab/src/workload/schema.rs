@@ -192,6 +192,14 @@ impl Shape {
         row
     }
 
+    pub fn without_binary_vectors(&mut self) {
+        for field in &mut self.schema.fields {
+            if field.data_type() == DataType::BinaryVector {
+                field.set_data_type(DataType::FloatVector);
+            }
+        }
+    }
+
     /// Parameters for an index on the vector field.
     pub fn vector_index(&self, random: &mut StdRng) -> Vec<(String, String)> {
         let binary = self

@@ -72,11 +72,10 @@ impl Client {
             ..Default::default()
         };
         let answer = call!(self, show_partitions, request, format!("{db}.{collection}"))?;
-        Ok(answer
-            .partition_names
-            .into_iter()
-            .zip(answer.partition_i_ds)
-            .collect())
+        // milvus-lite gives no ids.
+        let ids = answer.partition_i_ds.into_iter();
+        let ids = ids.chain(std::iter::repeat(0));
+        Ok(answer.partition_names.into_iter().zip(ids).collect())
     }
 
     /// All indexes; none is not an error.

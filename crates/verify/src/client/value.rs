@@ -67,6 +67,15 @@ pub enum Value {
 }
 
 impl Value {
+    /// JSON as it is written here, whatever spaces, escapes and order it came with.
+    pub(crate) fn rewrite_json(&mut self) {
+        if let Value::Json(text) = self
+            && let Ok(value) = serde_json::from_slice::<serde_json::Value>(text)
+        {
+            *text = value.to_string().into_bytes();
+        }
+    }
+
     pub fn float(f: f32) -> Self {
         Value::Float(f.to_bits())
     }
