@@ -21,6 +21,8 @@ mod found;
 mod lag;
 #[path = "pipeline/leaks.rs"]
 mod leaks;
+#[path = "pipeline/plain.rs"]
+mod plain;
 #[path = "pipeline/quarantine.rs"]
 mod quarantine;
 #[path = "pipeline/repair.rs"]

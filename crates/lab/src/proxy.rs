@@ -1,4 +1,4 @@
-//! A gRPC proxy in front of a target that loses ReplicateMessage calls: the request before it arrives, or the reply
+//! A gRPC proxy in front of a target that loses calls which write rows: the request before it arrives, or the reply
 //! after the target has done the work. Everything else passes through unread.
 
 use std::net::SocketAddr;
@@ -21,9 +21,14 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Status};
 
-const REPLICATE: &str = "/milvus.proto.milvus.MilvusService/ReplicateMessage";
+/// The calls that write rows.
+const WRITE: [&str; 3] = [
+    "/milvus.proto.milvus.MilvusService/ReplicateMessage",
+    "/milvus.proto.milvus.MilvusService/Insert",
+    "/milvus.proto.milvus.MilvusService/Delete",
+];
 
-/// How often which fault hits a ReplicateMessage; probabilities from 0 to 1, of which the sum is at most 1.
+/// How often which fault hits a call that writes rows; probabilities from 0 to 1, of which the sum is at most 1.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Faults {
     /// The target did it, the caller sees UNAVAILABLE.
@@ -187,7 +192,7 @@ impl Service<http::Request<Body>> for Forward {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let mut upstream = self.upstream.clone();
-        let fault = if request.uri().path() == REPLICATE {
+        let fault = if WRITE.contains(&request.uri().path()) {
             self.shared.next()
         } else {
             None

@@ -289,6 +289,7 @@ impl Sender {
                     (tick, sent) = (None, sent + more);
                     continue;
                 }
+                Err(TargetError::Unfinished { .. }) => continue,
                 Err(error) => error,
             };
             self.report(&error);
@@ -350,8 +351,10 @@ impl Sender {
         let mut backoff = Backoff::new();
         let mut refused = 0;
         loop {
-            let Err(error) = self.send(None, std::slice::from_ref(message)).await else {
-                return true;
+            let error = match self.send(None, std::slice::from_ref(message)).await {
+                Ok(_) => return true,
+                Err(TargetError::Unfinished { .. }) => continue,
+                Err(error) => error,
             };
             self.report(&error);
             if error.is_about_messages() {

@@ -10,6 +10,7 @@ mod channel;
 mod content;
 mod flushed;
 mod message;
+mod plain;
 pub mod rules;
 mod session;
 mod state;
@@ -24,9 +25,10 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::plain::PlainWriter;
 use super::{Target, TargetConnector, TargetError, TargetIndex};
 use crate::ids::{CollectionId, PChannel};
-use crate::task::TargetSpec;
+use crate::task::{Mode, TargetSpec};
 use crate::tso::Tso;
 use rules::Rule;
 use session::Session;
@@ -427,9 +429,14 @@ impl Inner {
 #[async_trait]
 impl TargetConnector for MemoryTarget {
     async fn connect(&self, spec: &TargetSpec) -> Result<Arc<dyn Target>, TargetError> {
+        let plain = spec.mode == Mode::Plain;
+        if plain {
+            self.inner.state.lock().plain = true;
+        }
         Ok(Arc::new(Session {
             inner: self.inner.clone(),
             deadline: spec.call_timeout,
+            writer: plain.then(PlainWriter::default),
         }))
     }
 }

@@ -49,6 +49,13 @@ pub enum TargetError {
         call: &'static str,
         cause: String,
     },
+    /// Some of it is done, and the rest was not begun in its time: to be called again at once.
+    #[error("target {uri}: {call}: not all of it within {within:?}")]
+    Unfinished {
+        uri: String,
+        call: &'static str,
+        within: Duration,
+    },
     /// The target answered, with an error.
     #[error("target {uri}: {call}: {reason} (code {code})")]
     Refused {
@@ -65,7 +72,9 @@ impl TargetError {
     pub fn class(&self) -> ErrorClass {
         match self {
             TargetError::Configuration { .. } => ErrorClass::Configuration,
-            TargetError::Unreachable { .. } | TargetError::Unknown { .. } => ErrorClass::Transient,
+            TargetError::Unreachable { .. }
+            | TargetError::Unknown { .. }
+            | TargetError::Unfinished { .. } => ErrorClass::Transient,
             TargetError::Refused {
                 code, reason, call, ..
             } => {
@@ -133,7 +142,9 @@ impl TargetError {
     pub fn problem(&self) -> Problem {
         let hint = match self {
             TargetError::Configuration { hint, .. } => hint.clone(),
-            TargetError::Unreachable { .. } | TargetError::Unknown { .. } => {
+            TargetError::Unreachable { .. }
+            | TargetError::Unknown { .. }
+            | TargetError::Unfinished { .. } => {
                 "check that the target is up and its address is right; tried again by itself"
                     .to_owned()
             }

@@ -17,6 +17,7 @@ tests![Alone:
     rocksmq_is_equal,
     kafka_is_equal,
     pulsar_is_equal,
+    milvus_lite_is_equal,
 ];
 
 const LIMIT: Duration = Duration::from_secs(600);
@@ -91,7 +92,15 @@ async fn kafka_is_equal(random: &mut StdRng) -> Result<()> {
 }
 
 async fn equal(source: &str, random: &mut StdRng) -> Result<()> {
-    let (success, printed, told) = demo(&["--source", source], random).await?;
+    equal_with(&["--source", source], random).await
+}
+
+async fn milvus_lite_is_equal(random: &mut StdRng) -> Result<()> {
+    equal_with(&["--target", "milvus-lite"], random).await
+}
+
+async fn equal_with(args: &[&str], random: &mut StdRng) -> Result<()> {
+    let (success, printed, told) = demo(args, random).await?;
     ensure!(
         success && printed.contains("source and target are equal"),
         "{told}\n{printed}"

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use cdc_lab::audit::verdict;
 use cdc_lab::cdc::Cdc;
 use cdc_lab::client::Client;
-use cdc_lab::compare::{Options, Report, compare};
+use cdc_lab::compare::{Likeness, Options, Report, compare};
 use cdc_lab::progress::Progress;
 use cdc_lab::proxy::{Faults, Proxy};
 use cdc_lab::servers::{Milvus, Mq, Spec};
@@ -32,6 +32,8 @@ pub(crate) enum Kind {
     Crowded,
     /// natsmq without the cluster-level task. Fresh for each test.
     NoTask,
+    /// natsmq, and a target that is a Milvus of its own.
+    Plain,
 }
 
 impl Kind {
@@ -41,6 +43,14 @@ impl Kind {
             Kind::Pulsar => "pulsar",
             Kind::Kafka => "kafka",
             Kind::Natsmq | Kind::Crowded | Kind::NoTask => "natsmq",
+            Kind::Plain => "plain",
+        }
+    }
+
+    fn likeness(self) -> Likeness {
+        match self {
+            Kind::Plain => Likeness::Plain,
+            _ => Likeness::Standby,
         }
     }
 
@@ -54,7 +64,7 @@ impl Kind {
             Kind::Rocksmq => Mq::Rocksmq,
             Kind::Pulsar => Mq::Pulsar,
             Kind::Kafka => Mq::Kafka,
-            Kind::Natsmq | Kind::Crowded | Kind::NoTask => Mq::Natsmq,
+            Kind::Natsmq | Kind::Crowded | Kind::NoTask | Kind::Plain => Mq::Natsmq,
         }
     }
 }
@@ -107,7 +117,11 @@ impl Lab {
         if kind == Kind::Crowded {
             source = source.set("rootCoord.dmlChannelNum", &CROWDED.to_string());
         }
-        let target = edit(Spec::standby("target", dir.join("target")));
+        let target = match kind {
+            Kind::Plain => Spec::plain("target", dir.join("target")),
+            _ => Spec::standby("target", dir.join("target")),
+        };
+        let target = edit(target);
         let (source, target) = tokio::try_join!(
             Milvus::start(source, &progress),
             Milvus::start(target, &progress),
@@ -169,11 +183,16 @@ impl Lab {
         let options = Options {
             patience: PATIENCE,
             rows,
-            ..Options::default()
+            likeness: self.kind.likeness(),
         };
         let report = compare(&self.from, &self.to, options).await?;
         say(&report.to_string());
         if !report.is_equal() {
+            // Its log has no messages of ours.
+            ensure!(
+                self.kind != Kind::Plain,
+                "source and target differ\n{report}"
+            );
             let why =
                 verdict::verdict(&self.from, &self.to, (&self.source, &self.target), &report).await;
             return Err(why.unwrap_or_else(|e| {
@@ -221,14 +240,22 @@ impl Lab {
                 )
             })?;
         }
-        verdict::keep_the_rules(&self.target)
+        self.keeps_the_rules()
+    }
+
+    /// Of messages on a standby.
+    fn keeps_the_rules(&self) -> Result<()> {
+        match self.kind {
+            Kind::Plain => Ok(()),
+            _ => verdict::keep_the_rules(&self.target),
+        }
     }
 
     /// SIGTERM to milvus-cdc, which has to end well in time; then the servers and the folder go.
     pub(crate) async fn end(mut self) -> Result<()> {
         self.stop_cdc().await?;
         tokio::try_join!(self.source.kill9(), self.target.kill9())?;
-        verdict::keep_the_rules(&self.target)?;
+        self.keeps_the_rules()?;
         std::fs::remove_dir_all(&self.dir)?;
         Ok(())
     }

@@ -87,6 +87,8 @@ fn main() -> ExitCode {
     add(Kind::Natsmq, EACH);
     add(Kind::Natsmq, ONE);
     add(Kind::Natsmq, &[("paused", paused::TESTS)]);
+    add(Kind::Plain, EACH);
+    add(Kind::Plain, ONE);
     add(Kind::Rocksmq, EACH);
     add(Kind::Kafka, EACH);
     add(Kind::Kafka, &[("broker", broker::TESTS)]);

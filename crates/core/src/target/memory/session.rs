@@ -16,6 +16,7 @@ use super::{Fate, Inner, URI};
 use crate::catalog::Collection;
 use crate::ids::{PChannel, PartitionId};
 use crate::target::grpc::user_schema;
+use crate::target::plain::PlainWriter;
 use crate::target::{Loaded, Target, TargetCollection, TargetError, TargetIndex};
 use crate::task::Mode;
 use crate::tso::Tso;
@@ -25,6 +26,8 @@ pub(super) struct Session {
     pub(super) inner: Arc<Inner>,
     /// Of each call.
     pub(super) deadline: Duration,
+    /// In plain mode.
+    pub(super) writer: Option<PlainWriter>,
 }
 
 fn unknown(call: &'static str) -> TargetError {
@@ -49,6 +52,8 @@ fn not_found(what: &str) -> (i32, String) {
 }
 
 const REPLICATE: &str = "ReplicateMessage";
+/// The calls that write rows in plain mode.
+const ROWS: [&str; 2] = ["Insert", "Delete"];
 
 /// A call on its way. If nobody waits for it any more, it may be carried out all the same ([`Rule::LateCall`]).
 ///
@@ -105,11 +110,44 @@ impl Session {
         self.carried_out(call, fate, writes, noted).await
     }
 
+    /// One that changes rows: it may arrive late, within its deadline.
+    pub(super) async fn write_rows(
+        &self,
+        call: &'static str,
+        within: Duration,
+        effect: impl FnOnce(&mut State) -> Result<(), (i32, String)> + Send + 'static,
+    ) -> Result<(), TargetError> {
+        let fate = self.inner.fate(true, true);
+        if let Fate::Late(by) = fate {
+            let inner = self.inner.clone();
+            let by = by.min(within);
+            tokio::spawn(async move {
+                tokio::time::sleep(by).await;
+                inner.now();
+                let _ = effect(&mut inner.state.lock());
+            });
+            self.inner.travel().await;
+            return Err(unknown(call));
+        }
+        self.within(call, fate, true, within, effect).await
+    }
+
     async fn carried_out<T: Send + 'static>(
         &self,
         call: &'static str,
         fate: Fate,
         writes: bool,
+        effect: impl FnOnce(&mut State) -> Result<T, (i32, String)> + Send + 'static,
+    ) -> Result<T, TargetError> {
+        self.within(call, fate, writes, self.deadline, effect).await
+    }
+
+    async fn within<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        fate: Fate,
+        writes: bool,
+        deadline: Duration,
         effect: impl FnOnce(&mut State) -> Result<T, (i32, String)> + Send + 'static,
     ) -> Result<T, TargetError> {
         let (tell, told) = oneshot::channel();
@@ -118,9 +156,9 @@ impl Session {
         };
         let mut on_its_way = OnItsWay {
             inner: self.inner.clone(),
-            until: Instant::now() + self.deadline,
+            until: Instant::now() + deadline,
             effect: (fate != Fate::Unreachable).then_some(run),
-            outlives: call == REPLICATE,
+            outlives: call == REPLICATE || ROWS.contains(&call),
         };
         let way = async {
             self.inner.travel().await;
@@ -142,7 +180,7 @@ impl Session {
                 .map_err(|_| unknown(call))?
                 .map_err(|why| refused(call, why))
         };
-        let result = tokio::time::timeout(self.deadline, way).await;
+        let result = tokio::time::timeout(deadline, way).await;
         if !writes {
             on_its_way.effect = None;
         }
@@ -156,7 +194,10 @@ impl Session {
 #[async_trait]
 impl Target for Session {
     fn mode(&self) -> Mode {
-        Mode::Replicate
+        match self.writer {
+            None => Mode::Replicate,
+            Some(_) => Mode::Plain,
+        }
     }
 
     async fn probe(&self) -> Result<(), TargetError> {
@@ -170,6 +211,9 @@ impl Target for Session {
         _begin: Tso,
         end: Tso,
     ) -> Result<(), TargetError> {
+        if let Some(writer) = &self.writer {
+            return writer.write(self, URI, channel, &msgs, self.deadline).await;
+        }
         let fate = self.inner.fate(true, true);
         if let Fate::Late(by) = fate {
             // The request is in the network: its sender has no say any more, and may be dead when it arrives. The server
@@ -253,7 +297,7 @@ impl Target for Session {
         name: &str,
     ) -> Result<Option<TargetCollection>, TargetError> {
         let (database, name) = (database.to_owned(), name.to_owned());
-        self.call("DescribeCollection", false, move |state| {
+        let described = self.call("DescribeCollection", false, move |state| {
             let Some(id) = state.databases.get(&database).and_then(|d| d.get(&name)) else {
                 return Ok(None);
             };
@@ -267,8 +311,14 @@ impl Target for Session {
                     pchannels: content.vchannels.iter().map(|v| v.pchannel()).collect(),
                     schema: user_schema(&content.source),
                 }))
-        })
-        .await
+        });
+        let mut described = described.await?;
+        if let (Some(writer), Some(found)) = (&self.writer, &mut described) {
+            writer.learn(found.id, &found.schema);
+            found.vchannels.clear();
+            found.pchannels.clear();
+        }
+        Ok(described)
     }
 
     async fn create_collection(

@@ -41,6 +41,8 @@ pub(super) type Watcher = Box<dyn FnMut(Shown) + Send>;
 
 #[derive(Default)]
 pub(super) struct State {
+    /// A Milvus of its own.
+    pub(super) plain: bool,
     pub(super) databases: BTreeMap<String, BTreeMap<String, CollectionId>>,
     pub(super) collections: BTreeMap<CollectionId, Content>,
     channels: BTreeMap<PChannel, Channel>,
@@ -110,7 +112,7 @@ impl State {
         let vchannels = self.shards(id, source.shards.len());
         let mut content = Content::new(database, source, ts, vchannels);
         content.broken = self.broken;
-        if !self.keeps(Rule::LoadNeedsTicks) {
+        if self.plain || !self.keeps(Rule::LoadNeedsTicks) {
             content.unticked.clear();
         }
         let mut names = first_partitions(source);

@@ -38,8 +38,6 @@ use crate::ids::{CollectionId, PChannel, VChannel};
 /// Messages whose fate is kept for a channel: far more than one call has. What was taken back from its lane is never
 /// sent again under its id, and is forgotten with the oldest.
 const KEPT: usize = 64 << 10;
-/// A call for which there is less time than this is not begun.
-const WORTH_BEGINNING: Duration = Duration::from_millis(200);
 
 /// Rows of one partition, or of all if it is not named.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -144,6 +142,8 @@ impl PlainWriter {
         within: Duration,
     ) -> Result<(), TargetError> {
         let end = Instant::now() + within;
+        // Half of it is for the calls that are begun last.
+        let worth_beginning = within / 2;
         let refused = |reason: String| TargetError::Refused {
             uri: uri.to_owned(),
             call: "Insert",
@@ -169,13 +169,13 @@ impl PlainWriter {
             .filter(|m| fates.get(&m.id) != Some(&Fate::Done));
         let unknown = |id: i64| fates.get(&id) == Some(&Fate::Unknown);
         let steps = plan(todo, |id| self.table(id), unknown).map_err(refused)?;
-        for step in steps {
+        for (n, step) in steps.into_iter().enumerate() {
             let left = end.saturating_duration_since(Instant::now());
-            if left < WORTH_BEGINNING {
-                return Err(TargetError::Unreachable {
+            if n > 0 && left < worth_beginning {
+                return Err(TargetError::Unfinished {
                     uri: uri.to_owned(),
                     call: step.call(),
-                    cause: format!("the rest of what was to be written within {within:?}"),
+                    within,
                 });
             }
             // Before the call: whoever drops it here never hears of its end.
@@ -218,7 +218,7 @@ async fn run(calls: &dyn RowCalls, step: &Step, within: Duration) -> Result<(), 
 fn writes_nothing(error: &TargetError) -> bool {
     match error {
         TargetError::Unreachable { .. } | TargetError::Configuration { .. } => true,
-        TargetError::Unknown { .. } => false,
+        TargetError::Unknown { .. } | TargetError::Unfinished { .. } => false,
         // 8, 9: rate and quota; 100 to 108, 200, 800: what is named is not there, or not so; 1100 to 1102: parameters;
         // 1303: a standby; 1400, 1401: login (`pkg/util/merr`). 10 is a call that is not there, 1 a proxy that begins.
         TargetError::Refused { code, .. } => {

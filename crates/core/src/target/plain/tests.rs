@@ -209,22 +209,49 @@ async fn a_call_that_was_dropped_counts_as_unknown() {
     assert_eq!(hanging.0.rows.lock().0.len(), 2);
 }
 
-#[tokio::test]
-async fn no_call_is_begun_that_has_no_time() {
-    let calls = Shaky {
+#[tokio::test(start_paused = true)]
+async fn what_has_no_time_is_left_for_the_next_call() {
+    struct Slow(Shaky);
+    #[async_trait]
+    impl RowCalls for Slow {
+        async fn insert(
+            &self,
+            at: &Place,
+            columns: Vec<Bytes>,
+            rows: u64,
+            within: Duration,
+        ) -> Result<(), TargetError> {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            self.0.insert(at, columns, rows, within).await
+        }
+
+        async fn delete(
+            &self,
+            at: &Place,
+            expr: &str,
+            within: Duration,
+        ) -> Result<(), TargetError> {
+            self.0.delete(at, expr, within).await
+        }
+    }
+    let calls = Slow(Shaky {
         rows: Mutex::default(),
         random: Mutex::new(StdRng::seed_from_u64(1)),
         bad: 0,
-    };
+    });
     let channel = PChannel::new("plain-1-0");
-    let msgs = [insert(1, "p", &[1], 7)];
-    let writer = writer();
-    let written = writer.write(&calls, "t", &channel, &msgs, Duration::from_millis(100));
-    assert!(matches!(
-        written.await,
-        Err(TargetError::Unreachable { .. })
-    ));
-    assert!(calls.rows.lock().0.is_empty());
+    // Four inserts, none of which can go with another.
+    let msgs: Vec<Bytes> = (0..4)
+        .flat_map(|n| [delete(2 * n, "", &[1]), insert(2 * n + 1, "p", &[1], n)])
+        .collect();
+    let (writer, within) = (writer(), Duration::from_secs(1));
+    let mut tries = 0;
+    while let Err(error) = writer.write(&calls, "t", &channel, &msgs, within).await {
+        assert!(matches!(error, TargetError::Unfinished { .. }), "{error}");
+        tries += 1;
+    }
+    assert_eq!(tries, 1);
+    assert_eq!(calls.0.rows.lock().0, [("p".to_owned(), 1, 3)]);
 }
 
 #[test]
