@@ -9,13 +9,14 @@ use parking_lot::Mutex;
 use crate::catalog::Catalog;
 use crate::error::{ErrorClass, Problem, ProblemCode};
 use crate::ids::TaskId;
+use crate::pipeline::objects::the_source_itself;
 use crate::pipeline::runner::TaskRunner;
 use crate::repair::{self, Repair, Repaired};
 use crate::source::LogSource;
 use crate::store::SharedStore;
 use crate::target::hub::Hubs;
-use crate::target::{TargetConnector, TargetError};
-use crate::task::{Choice, TargetSpec, TaskSpec, TaskStatus, Verdict};
+use crate::target::{Target, TargetConnector, TargetError};
+use crate::task::{Choice, Mode, TargetSpec, TaskSpec, TaskStatus, Verdict};
 
 /// What an engine is made of. The caller picks the backends.
 pub struct Parts {
@@ -26,6 +27,9 @@ pub struct Parts {
     /// Name of the source's replicate-msg channel, `{cluster prefix}-replicate-msg`.
     pub replicate_channel: String,
 }
+
+/// Collections of the source that a target is looked through for: one that is there is enough.
+const LOOKED_AT: usize = 16;
 
 /// Runs tasks against one source. Cheap to clone.
 #[derive(Clone)]
@@ -54,7 +58,31 @@ impl Engine {
             .connect(target)
             .await
             .map_err(|e| target_problem(&e))?;
-        client.probe().await.map_err(|e| target_problem(&e))
+        client.probe().await.map_err(|e| target_problem(&e))?;
+        if target.mode == Mode::Plain {
+            self.check_is_another(client.as_ref(), target).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a target is not the source itself, by some of the source's collections.
+    async fn check_is_another(
+        &self,
+        client: &dyn Target,
+        target: &TargetSpec,
+    ) -> Result<(), Problem> {
+        let view = self.parts.catalog.subscribe().borrow().clone();
+        for collection in view.collections.values().take(LOOKED_AT) {
+            let Some(database) = view.databases.get(&collection.db) else {
+                continue;
+            };
+            let found = client.describe(&database.name, &collection.name).await;
+            let found = found.map_err(|e| target_problem(&e));
+            if found.is_ok_and(|f| f.is_some_and(|f| f.id == collection.id)) {
+                return Err(the_source_itself(&target.key()));
+            }
+        }
+        Ok(())
     }
 
     /// Starts a task from its stored progress, or from its start point if it has none. Returns at once: what is not

@@ -14,7 +14,7 @@ use super::TaskContext;
 use super::converge::note_made;
 use crate::catalog::Collection;
 use crate::error::{ErrorClass, Problem};
-use crate::ids::{CollectionId, DbId, FieldId, PChannel, PartitionId};
+use crate::ids::{CollectionId, DbId, FieldId, PChannel, PartitionId, TargetKey};
 use crate::lane::{Lane, StreamCtl};
 use crate::position::Position;
 use crate::route::encode;
@@ -492,6 +492,9 @@ impl Objects {
         let hub = &self.ctx.hub;
         let found = hub.target.describe(database, name).await;
         let found = found.map_err(|e| Obstacle::Failed(e.problem()))?;
+        if hub.mode == Mode::Plain && found.as_ref().is_some_and(|f| f.id == source.id) {
+            return Err(Obstacle::Conflict(the_source_itself(&hub.key)));
+        }
         Ok(found.map(|f| f.with_channels(hub.mode, source.shards.len())))
     }
 
@@ -530,6 +533,15 @@ impl Objects {
         self.put(object.clone()).await;
         Some(object)
     }
+}
+
+/// Ids of collections are unique: who has one of the same id and name is the source.
+pub(crate) fn the_source_itself(target: &TargetKey) -> Problem {
+    Problem::new(
+        ErrorClass::Configuration,
+        format!("{target} is the source itself"),
+        "choose another target: what is written there would be read again",
+    )
 }
 
 /// What a person has to know of something on the target that is in the way.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cdc_lab::cdc::{Addresses, Cdc};
+use cdc_lab::client::Client;
 use cdc_lab::servers::{Milvus, Mq, Spec, free_port};
 use milvus::proto::common::ConsistencyLevel;
 use rand::Rng;
@@ -75,9 +76,30 @@ async fn targets_that_cannot_be(_: &mut StdRng) -> Result<()> {
     )?;
     let mut cdc = Cdc::start(&source, dir.join("cdc"), &progress).await?;
 
-    // A normal server, here the source itself.
+    // A normal server, here the source itself, is no standby, and it is not written to as anything else.
     let words = ["standby", "common.ttMsgEnabled", "false"];
-    refused(&cdc, task(&source.uri(), ""), WRONG, &words).await?;
+    let mut replicate = task(&source.uri(), "");
+    replicate["mode"] = json!("replicate");
+    refused(&cdc, replicate, WRONG, &words).await?;
+    let from = Client::connect("source", &source.uri()).await?;
+    Plain::create(&from, "there", 1).await?;
+    let itself = ["is the source itself"];
+    until("the source is refused as its own target", async || {
+        let refused = refused(&cdc, task(&source.uri(), ""), WRONG, &itself).await;
+        // Before its metadata is read it is not known.
+        if refused.is_err() {
+            let list = cdc.request("list", json!({})).await?;
+            for task in list["tasks"].as_array().into_iter().flatten() {
+                cdc.delete(task["task_id"].as_str().context("no id")?)
+                    .await?;
+            }
+        }
+        Ok(refused.is_ok())
+    })
+    .await?;
+    let mut plain = task(&target.uri(), "root:Milvus");
+    plain["mode"] = json!("plain");
+    refused(&cdc, plain, WRONG, &["it is a standby", "mode replicate"]).await?;
     let nobody = format!("http://127.0.0.1:{}", free_port()?);
     refused(&cdc, task(&nobody, ""), AWAY, &[&nobody["http://".len()..]]).await?;
     let nowhere = "http://no-such-host.invalid:19530";

@@ -8,6 +8,7 @@ use cdc_core::tls::{
     ClientTls, FieldNames, Identity, NoChannel, TlsVersion, channel, is_server_name,
 };
 use cdc_verify::client::{Client, NoAnswer, Refused};
+use cdc_verify::objects::Likeness;
 use cdc_verify::report::Report;
 use cdc_verify::select::Selection;
 use cdc_verify::{Again, Options, verify};
@@ -24,6 +25,24 @@ use crate::request::normalise_uri;
 const CONNECT: Duration = Duration::from_secs(10);
 /// Differences by name in the table.
 const SHOWN: usize = 40;
+/// See [`Likeness`].
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum AsWhat {
+    Standby,
+    Plain,
+    Lite,
+}
+
+impl From<AsWhat> for Likeness {
+    fn from(what: AsWhat) -> Self {
+        match what {
+            AsWhat::Standby => Likeness::Standby,
+            AsWhat::Plain => Likeness::Plain,
+            AsWhat::Lite => Likeness::Lite,
+        }
+    }
+}
+
 /// Behind a repair it is looked again for at least so many seconds: the task has to go on and to catch up.
 const AFTERWARDS: u64 = 30;
 
@@ -58,6 +77,9 @@ pub struct Args {
     /// How often it is looked at again, at most. With 0 what is on its way is taken for a difference.
     #[arg(long, value_name = "ROUNDS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1000))]
     rounds: u32,
+    /// What the target is to the source. Of a Milvus of its own field ids, shards and who makes the keys may differ.
+    #[arg(long, value_enum, default_value = "standby")]
+    likeness: AsWhat,
     /// Load on the source what is not loaded and has an index, flush it there, and wait until milvus-cdc has carried that
     /// to the target, up to so many seconds. It stays loaded.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "120", value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -146,6 +168,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         again: Again::Rounds(args.rounds),
         selection,
         range_rows: args.range_rows,
+        likeness: args.likeness.into(),
         load: args.load.map(Duration::from_secs),
         keys: args.repair,
         ..Options::default()
