@@ -5,6 +5,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use cdc_core::task::Mode;
 use cdc_sim::plan::Plan;
 use cdc_sim::run::{Outcome, run};
 use cdc_sim::shrink::shrink;
@@ -19,6 +20,9 @@ struct Arguments {
     /// One seed, and what happens in it. RUST_LOG shows what the corelib says.
     #[arg(long)]
     seed: Option<u64>,
+    /// With a target that is a Milvus of its own.
+    #[arg(long)]
+    plain: bool,
     /// No new seed is begun after so many seconds.
     #[arg(long)]
     seconds: Option<u64>,
@@ -34,6 +38,15 @@ struct Arguments {
     /// Appends a line of JSON about these runs to a file.
     #[arg(long)]
     record: Option<std::path::PathBuf>,
+}
+
+impl Arguments {
+    fn mode(&self) -> Mode {
+        match self.plain {
+            true => Mode::Plain,
+            false => Mode::Replicate,
+        }
+    }
 }
 
 fn main() -> Result<ExitCode> {
@@ -62,7 +75,7 @@ fn say() {
 }
 
 fn one(seed: u64, arguments: &Arguments) -> ExitCode {
-    let plan = Plan::of(seed);
+    let plan = Plan::of(seed, arguments.mode());
     println!(
         "{:?} {:?} {:?} latency {:?}",
         plan.setup, plan.weather, plan.disk, plan.latency
@@ -82,7 +95,8 @@ fn tell(plan: &Plan, outcome: &Outcome, arguments: &Arguments) {
         return;
     };
     println!("seed {}: {}: {}", plan.seed, failure.kind, failure.text);
-    println!("again: cargo xtask simulate --seed {}", plan.seed);
+    let plain = if arguments.plain { " --plain" } else { "" };
+    println!("again: cargo xtask simulate --seed {}{plain}", plan.seed);
     if arguments.shrink == 0 {
         return;
     }
@@ -119,7 +133,7 @@ fn many(arguments: &Arguments) -> Result<ExitCode> {
     let (mut kills, mut cut, mut ms, mut compared, mut untold, mut exposed) = (0, 0, 0, 0, 0, 0);
     let mut next = from;
     while next < to && failures < arguments.failures && !over(&begun) {
-        let plan = Plan::of(next);
+        let plan = Plan::of(next, arguments.mode());
         let outcome = run(&plan, false);
         (next, ran) = (next + 1, ran + 1);
         counted += u64::from(outcome.counts());
@@ -152,6 +166,7 @@ fn many(arguments: &Arguments) -> Result<ExitCode> {
             "to": next,
             "counted": counted,
             "violations": failures,
+            "mode": arguments.mode(),
         });
         let file = std::fs::File::options()
             .create(true)

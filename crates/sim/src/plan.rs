@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cdc_core::target::memory::Weather;
+use cdc_core::task::Mode;
 use cdc_core::tso::Tso;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -141,12 +142,14 @@ pub struct Plan {
     pub weather: Weather,
     pub disk: DiskWeather,
     pub latency: Duration,
+    /// Plain: what a reader sees on the way is not judged, only the end.
+    pub mode: Mode,
     /// Each after so many ms.
     pub acts: Vec<(u64, Act)>,
 }
 
 impl Plan {
-    pub fn of(seed: u64) -> Self {
+    pub fn of(seed: u64, mode: Mode) -> Self {
         let mut rng = StdRng::seed_from_u64(seed ^ 0x9e37_79b9_7f4a_7c15);
         let rng = &mut rng;
         let setup = Setup {
@@ -224,6 +227,7 @@ impl Plan {
             setup,
             weather,
             disk,
+            mode,
             latency,
             acts,
         }

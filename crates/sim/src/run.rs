@@ -7,7 +7,7 @@ use std::time::Duration;
 use cdc_core::catalog::{CatalogError, LoadState, ObjectState};
 use cdc_core::ids::{CollectionId, DbId, PartitionId};
 use cdc_core::target::memory::{Shown, Weather, Wrongs};
-use cdc_core::task::CollectionState;
+use cdc_core::task::{CollectionState, Mode};
 use parking_lot::Mutex;
 
 use crate::gate::{DiskWeather, Trap};
@@ -98,10 +98,13 @@ struct Run {
 
 impl Run {
     async fn of(plan: &Plan, say: bool) -> Outcome {
-        let world = World::of(plan.seed, &plan.setup);
+        let mut world = World::of(plan.seed, &plan.setup);
+        world.tasks[0].target.mode = plan.mode;
         let shown: Arc<Mutex<Vec<Shown>>> = Arc::default();
         let seen = shown.clone();
-        world.target.watch(move |tick| seen.lock().push(tick));
+        if plan.mode == Mode::Replicate {
+            world.target.watch(move |tick| seen.lock().push(tick));
+        }
         world.target.set_weather(plan.weather);
         world.target.set_latency(plan.latency);
         let mut run = Self {

@@ -1,6 +1,7 @@
 //! A seed is the same run, whenever it is run.
 #![cfg(feature = "run")]
 
+use cdc_core::task::Mode;
 use cdc_sim::plan::Plan;
 use cdc_sim::run::run;
 
@@ -13,7 +14,7 @@ use cdc_sim::run::run;
 )]
 fn a_seed_does_the_same_to_the_target_at_the_same_times() {
     for seed in 0..12 {
-        let plan = Plan::of(seed);
+        let plan = Plan::of(seed, Mode::Replicate);
         let (first, second) = (run(&plan, false), run(&plan, false));
         assert_eq!(first.trace, second.trace, "seed {seed}");
         assert_eq!(first.ms, second.ms, "seed {seed}");
@@ -22,6 +23,6 @@ fn a_seed_does_the_same_to_the_target_at_the_same_times() {
 
 #[test]
 fn different_seeds_are_different_runs() {
-    let traces = [1, 2, 3].map(|seed| run(&Plan::of(seed), false).trace);
+    let traces = [1, 2, 3].map(|seed| run(&Plan::of(seed, Mode::Replicate), false).trace);
     assert!(traces[0] != traces[1] && traces[1] != traces[2]);
 }

@@ -1,6 +1,7 @@
 //! What failed once does not fail any more.
 #![cfg(feature = "run")]
 
+use cdc_core::task::Mode;
 use cdc_sim::found::FOUND;
 use cdc_sim::plan::Plan;
 use cdc_sim::run::run;
@@ -10,7 +11,7 @@ fn no_seed_that_failed_once_fails_again() {
     let failed: Vec<_> = FOUND
         .iter()
         .filter_map(|(seed, what)| {
-            let failure = run(&Plan::of(*seed), false).failure?;
+            let failure = run(&Plan::of(*seed, Mode::Replicate), false).failure?;
             Some(format!(
                 "seed {seed} ({what}): {}: {}",
                 failure.kind, failure.text

@@ -166,6 +166,11 @@ impl Lane {
         *self.shared.quiet_until.lock() > Instant::now() || self.shared.state.lock().under_way
     }
 
+    /// Until then a call whose answer was not seen may be carried out.
+    pub(crate) fn quiet_until(&self) -> Instant {
+        *self.shared.quiet_until.lock()
+    }
+
     /// The last tick sent.
     pub fn last_tick(&self) -> Tso {
         self.shared.state.lock().last_tick
@@ -299,6 +304,9 @@ impl Sender {
             ) {
                 self.shared.state.lock().may_be_far_behind();
             }
+            if self.is_plain() && error.is_not_found() {
+                return self.leave(call, sent, &error);
+            }
             // With a tick alone nothing of ours can be wrong.
             if error.is_about_messages() && !call.messages.is_empty() {
                 refused += 1;
@@ -310,6 +318,17 @@ impl Sender {
         }
         *self.shared.problem.lock() = None;
         self.shared.state.lock().acknowledged(call);
+    }
+
+    /// What the messages are for is not there under its name, and what will be there is something else: their streams look
+    /// anew. The first `sent` of them are done.
+    fn leave(&self, mut call: Call, sent: usize, error: &TargetError) {
+        let kept = call.messages.split_off(sent);
+        for message in &kept {
+            message.stream.fail(error.problem());
+        }
+        *self.shared.problem.lock() = None;
+        self.shared.state.lock().give_back(call, kept);
     }
 
     /// Finds the messages the target does not take: a call with one of them writes nothing. Those it says are wrong fail
@@ -357,6 +376,10 @@ impl Sender {
                 Err(error) => error,
             };
             self.report(&error);
+            if self.is_plain() && error.is_not_found() {
+                message.stream.fail(error.problem());
+                return false;
+            }
             if error.is_about_messages() {
                 refused += 1;
             }

@@ -84,6 +84,9 @@ impl Reader {
             let message = (position, payload);
             return self.poison(inner, message, Some(rows.collection), &problem);
         };
+        if self.objects.is_dropped_on(&route, shard, rows.partition) {
+            return;
+        }
         let times = || rows.timestamps.clone();
         let Some(take) = self.passes(inner, &route.shards[shard], position, ts, times) else {
             return;

@@ -53,7 +53,8 @@ impl Objects {
             .describe(&object.database, &object.name)
             .await
             .map_err(|e| e.problem())?;
-        if found.is_some_and(|found| Some(found.id) == object.target) {
+        if let Some(found) = found.filter(|found| Some(found.id) == object.target) {
+            self.ctx.hub.until_ended(found.id).await;
             let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
             target
                 .drop_collection(&object.database, &object.name, now)
@@ -148,6 +149,7 @@ impl Objects {
                 ));
             }
         }
+        self.ctx.hub.until_ended(found.id).await;
         let target = &self.ctx.hub.target;
         let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
         target

@@ -185,6 +185,22 @@ impl Objects {
         std::mem::take(&mut *self.made_databases.lock())
     }
 
+    /// Whether the drop of a collection, or of one of its partitions, has passed this shard, in an earlier process: its rows
+    /// are read once more. They go to a standby under its id, which is gone; elsewhere they would go by name, to whatever
+    /// has it by then.
+    pub(super) fn is_dropped_on(&self, route: &Route, shard: usize, id: PartitionId) -> bool {
+        if self.ctx.hub.mode != Mode::Plain {
+            return false;
+        }
+        let collection = self.look(route.source, |o| o.dropped_shards.contains(&shard));
+        let partition = || {
+            let partitions = self.partitions.lock();
+            let object = partitions.get(&id);
+            object.is_some_and(|o| o.dropped_shards.contains(&shard))
+        };
+        collection == Some(true) || partition()
+    }
+
     /// The route of a collection that is open.
     pub(crate) fn route_of(&self, id: CollectionId) -> Option<Arc<Route>> {
         self.routes.read().get(&id).cloned()

@@ -318,6 +318,7 @@ impl Objects {
             Err(e) => return Err(e.problem()),
         };
         if found.iter().any(|(_, found)| Some(*found) == object.target) {
+            self.ctx.hub.until_ended(to.collection).await;
             let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
             // A loaded partition cannot be dropped.
             target

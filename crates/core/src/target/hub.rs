@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::flow::Flow;
-use super::{LATE, Target, TargetConnector, TargetError};
+use super::{LATE, Target, TargetConnector, TargetError, plain};
 use crate::error::{ErrorClass, Problem};
-use crate::ids::{PChannel, TargetKey};
+use crate::ids::{CollectionId, PChannel, TargetKey};
 use crate::lane::Lane;
 use crate::store::{Change, SharedStore, StoreError};
 use crate::task::{Mode, TargetSpec};
@@ -255,6 +255,42 @@ impl Hub {
             .values()
             .filter_map(Weak::upgrade)
             .any(|lane| lane.is_hushed())
+    }
+
+    /// Before a collection, or one of its partitions, is dropped by its name: in plain mode rows go there by name too, and a
+    /// call that is carried out late must not find a newer one of that name. Waits until no call whose answer was not seen
+    /// can be carried out there any more; what is under way on a lane is answered before the lane's next message.
+    pub(crate) async fn until_ended(&self, collection: CollectionId) {
+        if self.mode != Mode::Plain {
+            return;
+        }
+        let prefix = plain::channel_prefix(collection);
+        let ours = |channel: &PChannel| channel.as_str().starts_with(&prefix);
+        loop {
+            let now = Instant::now();
+            let until = self.may_be_carried_out_until(ours, now);
+            if until <= now {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    /// Of calls to these channels; `now` if there is none.
+    fn may_be_carried_out_until(&self, of: impl Fn(&PChannel) -> bool, now: Instant) -> Instant {
+        let earlier = self.was_cut_off().then(|| self.earlier_calls_end());
+        let noted: Vec<Instant> = {
+            let noted = self.unanswered.lock();
+            let noted = noted.iter().filter(|(channel, _)| of(channel));
+            noted.map(|(_, end)| *end).collect()
+        };
+        let lanes: Vec<_> = {
+            let lanes = self.lanes.lock();
+            let lanes = lanes.iter().filter(|(channel, _)| of(channel));
+            lanes.filter_map(|(_, lane)| lane.upgrade()).collect()
+        };
+        let all = lanes.iter().map(|lane| lane.quiet_until());
+        all.chain(noted).chain(earlier).fold(now, Instant::max)
     }
 
     /// F of a channel: nothing that was ever sent there lies above.

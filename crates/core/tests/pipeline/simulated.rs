@@ -1,5 +1,6 @@
 //! A few courses of events of the simulation; `cargo xtask simulate` has any number of them, each the same again.
 
+use cdc_core::task::Mode;
 use cdc_sim::found::FOUND;
 use cdc_sim::plan::Plan;
 use cdc_sim::run::run;
@@ -14,7 +15,7 @@ fn chosen_courses_of_events_end_well() {
     let found = FOUND.iter().map(|(seed, _)| *seed);
     let (mut failed, mut counted) = (Vec::new(), 0);
     for seed in found.chain(from..from + 40) {
-        let outcome = run(&Plan::of(seed), false);
+        let outcome = run(&Plan::of(seed, Mode::Replicate), false);
         counted += usize::from(outcome.counts());
         if let Some(failure) = outcome.failure {
             failed.push(format!("seed {seed}: {}: {}", failure.kind, failure.text));

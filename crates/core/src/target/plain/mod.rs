@@ -89,14 +89,19 @@ pub trait RowCalls: Send + Sync {
 /// The channels that stand for the shards of a collection: a target's own ones are of no use to these calls, and it may
 /// have fewer. One lane each, so that collections, and shards, do not wait for each other.
 pub(crate) fn channels(collection: CollectionId, shards: usize) -> Vec<(VChannel, PChannel)> {
-    let id = collection.0;
+    let (id, prefix) = (collection.0, channel_prefix(collection));
     (0..shards)
         .map(|shard| {
-            let channel = format!("plain-{id}-{shard}");
+            let channel = format!("{prefix}{shard}");
             let vchannel = VChannel::new(format!("{channel}_{id}v{shard}"));
             (vchannel, PChannel::new(channel))
         })
         .collect()
+}
+
+/// What the channels of a collection begin with.
+pub(crate) fn channel_prefix(collection: CollectionId) -> String {
+    format!("plain-{}-", collection.0)
 }
 
 /// What became of a message's rows.
