@@ -230,6 +230,7 @@ async fn conduct(
         wake: Arc::new(Notify::new()),
         meter: Meter::default(),
         progress: tokio::sync::Mutex::default(),
+        mains: Mutex::default(),
         durable: Mutex::new(durable),
         restarted: CancellationToken::new(),
         spec,
