@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -31,7 +30,7 @@ use crate::backoff::Backoff;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::PChannel;
 use crate::lead::Lead;
-use crate::route::encode;
+use crate::route::encode::{self, Entry};
 use crate::route::tsmap::TsMap;
 use crate::target::hub::{Hub, store_problem};
 use crate::target::{TargetError, carried_out_within};
@@ -412,11 +411,9 @@ impl Sender {
 
     /// Sends a tick that was acknowledged before. Whenever it arrives, it says nothing: no later tick waits for it.
     async fn say_again(&mut self, tick: Tso) -> Result<(), TargetError> {
-        let entries = vec![encode::tick(tick, self.hub.message_id())];
+        let entries = vec![encode::tick(tick, self.hub.message_id()).into()];
         let target = &self.hub.target;
-        target
-            .replicate(&self.shared.channel, entries, tick, tick)
-            .await
+        target.send(&self.shared.channel, entries, tick, tick).await
     }
 
     /// Sends the tick and the messages, or as many of these as may go at once: how many.
@@ -437,9 +434,9 @@ impl Sender {
             })
             .await;
         let messages = &messages[..count];
-        let mut entries: Vec<Bytes> = Vec::with_capacity(messages.len() + 1);
+        let mut entries: Vec<Entry> = Vec::with_capacity(messages.len() + 1);
         if let Some(tick) = tick {
-            entries.push(encode::tick(tick, self.hub.message_id()));
+            entries.push(encode::tick(tick, self.hub.message_id()).into());
         }
         entries.extend(messages.iter().map(|m| m.bytes.clone()));
         let end = messages
@@ -457,7 +454,7 @@ impl Sender {
         let result = self
             .hub
             .target
-            .replicate(&self.shared.channel, entries, begin, end)
+            .send(&self.shared.channel, entries, begin, end)
             .await;
         place.over(result.is_ok(), self.hub.call_timeout);
         match &result {

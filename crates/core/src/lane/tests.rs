@@ -23,7 +23,7 @@ fn stream(id: i64) -> Arc<StreamCtl> {
 fn message(stream: &Arc<StreamCtl>, ts: Tso) -> Outgoing {
     Outgoing {
         stream: stream.clone(),
-        bytes: Bytes::from_static(b"row"),
+        bytes: Bytes::from_static(b"row").into(),
         ts,
         rows: 1,
         is_insert: true,

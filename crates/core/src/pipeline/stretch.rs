@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::TaskContext;
@@ -13,7 +12,7 @@ use crate::decode::{Rows, RowsKind, keys};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PartitionId};
 use crate::lane::{Cell, EdgeId, Lane, Origin, Outgoing, Poison, Ticket};
-use crate::route::encode;
+use crate::route::encode::{self, Entry};
 use crate::route::tsmap::TsMap;
 use crate::store::Progress;
 use crate::tso::Tso;
@@ -374,7 +373,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
         ..
     } = planned;
     let to = &route.shards[shard].to;
-    let push = |bytes: Bytes, ts: Tso, rows: u64, is_insert: bool, ticket, ticked| {
+    let push = |bytes: Entry, ts: Tso, rows: u64, is_insert: bool, ticket, ticked| {
         lane.push(Outgoing {
             stream: route.stream.clone(),
             bytes,
@@ -399,7 +398,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
                     format!("rows of {}.{} without a partition", to.database, to.name),
                     "please report it",
                 ));
-                push(Bytes::new(), Tso::ZERO, 0, false, Some(ticket), ticked);
+                push(Entry::default(), Tso::ZERO, 0, false, Some(ticket), ticked);
                 return;
             };
             let ts = Tso(rows
@@ -427,7 +426,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
                     );
                     route.stream.fail_at(poison, problem);
                     // Kept in flight: the checkpoint must not pass it.
-                    push(Bytes::new(), ts, 0, false, Some(ticket), ticked);
+                    push(Entry::default(), ts, 0, false, Some(ticket), ticked);
                     return;
                 };
                 let delete = encode::delete_of(
@@ -441,7 +440,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
                 );
                 let insert = encode::rows(&rows, to, *target, name, map, ctx.hub.message_id());
                 // Both before any tick: they have one time, and a tick is never between messages of one stretch's time.
-                push(delete, ts, 0, false, None, None);
+                push(delete.into(), ts, 0, false, None, None);
                 push(insert, ts, count, true, Some(ticket), ticked);
                 return;
             }
@@ -458,7 +457,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
         Act::DropCollection { ts } => {
             let ts = map.get(ts.0);
             push(
-                encode::drop_collection(to, ts, ctx.hub.message_id()),
+                encode::drop_collection(to, ts, ctx.hub.message_id()).into(),
                 Tso(ts),
                 0,
                 false,
@@ -472,7 +471,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
         } => {
             let ts = map.get(ts.0);
             let bytes = encode::drop_partition(to, target, &name, ts, ctx.hub.message_id());
-            push(bytes, Tso(ts), 0, false, Some(ticket), ticked);
+            push(bytes.into(), Tso(ts), 0, false, Some(ticket), ticked);
         }
     }
 }

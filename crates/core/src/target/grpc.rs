@@ -2,6 +2,7 @@
 
 mod call;
 mod durable;
+mod gather;
 pub mod plain;
 mod replicate;
 
@@ -23,6 +24,7 @@ use self::call::{answer_call, chain, status_call};
 use super::{Loaded, Target, TargetCollection, TargetConnector, TargetError, TargetIndex};
 use crate::catalog::Collection;
 use crate::ids::{CollectionId, PChannel, PartitionId, VChannel};
+use crate::route::encode::Entry;
 use crate::task::TargetSpec;
 use crate::tls::{self, FieldNames};
 use crate::tso::Tso;
@@ -115,7 +117,7 @@ impl GrpcTarget {
         };
         let connected = match secure {
             Some(server) => tls::connect(&endpoint, &spec.tls, server, spec.connect_timeout).await,
-            None => endpoint.connect().await,
+            None => gather::connect(&endpoint, spec.connect_timeout).await,
         };
         let channel = connected.map_err(|e| no_connection(uri.clone(), &e))?;
         let target = Self {
@@ -240,6 +242,17 @@ impl Target for GrpcTarget {
         &self,
         channel: &PChannel,
         msgs: Vec<Bytes>,
+        begin: Tso,
+        end: Tso,
+    ) -> Result<(), TargetError> {
+        let msgs = msgs.into_iter().map(Entry::from).collect();
+        self.send(channel, msgs, begin, end).await
+    }
+
+    async fn send(
+        &self,
+        channel: &PChannel,
+        msgs: Vec<Entry>,
         begin: Tso,
         end: Tso,
     ) -> Result<(), TargetError> {

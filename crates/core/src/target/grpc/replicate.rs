@@ -4,43 +4,34 @@
 //! counts where the request arrives. So it has to be known until when it can still leave: while a channel connects, it
 //! holds requests back. What has not left within [`DISPATCH`] never does, and nothing was done.
 
+mod slices;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use milvus::proto::common::{MsgBase, MsgType};
 use milvus::proto::milvus as rpc;
-use prost::Message;
 use tonic::Status;
-use tonic::codec::{Codec, EncodeBuf, Encoder, ProstCodec};
-use tonic::codegen::http::uri::PathAndQuery;
+use tonic::body::Body;
+use tonic::codec::ProstCodec;
+use tonic::codegen::http::{self, uri::PathAndQuery};
+use tonic::transport::Channel;
+use tower::Service;
 
+use self::slices::Slices;
 use super::GrpcTarget;
 use crate::boot::boot_time;
 use crate::ids::PChannel;
+use crate::route::encode::Entry;
 use crate::target::{DISPATCH, TargetError};
 use crate::tso::Tso;
 
 const CALL: &str = "ReplicateMessage";
 
-/// ReplicateMessageRequest with entries that share the batch's memory; same layout as the official message.
-#[derive(Clone, PartialEq, Message)]
-struct ReplicateRequest {
-    #[prost(message, optional, tag = "1")]
-    base: Option<MsgBase>,
-    #[prost(string, tag = "2")]
-    channel_name: String,
-    #[prost(uint64, tag = "3")]
-    begin_ts: u64,
-    #[prost(uint64, tag = "4")]
-    end_ts: u64,
-    #[prost(bytes = "bytes", repeated, tag = "5")]
-    msgs: Vec<Bytes>,
-}
-
 type Answer = rpc::ReplicateMessageResponse;
-type Plain = ProstCodec<ReplicateRequest, Answer>;
+/// Reads the answer. What is sent does not come from it: see [`Slices`].
+type Plain = ProstCodec<(), Answer>;
 
 /// Of one request: still held back, on its way, or given up before it was.
 #[derive(Clone)]
@@ -83,78 +74,47 @@ impl Way {
     }
 }
 
-/// Writes the request when there is a connection that it is written to, and tells.
-struct Told {
-    plain: Plain,
-    way: Way,
+/// A channel that sends this body in place of the request's own.
+struct Sending {
+    channel: Channel,
+    body: Option<Slices>,
 }
 
-struct TellingEncoder {
-    plain: <Plain as Codec>::Encoder,
-    way: Way,
-}
+impl Service<http::Request<Body>> for Sending {
+    type Response = <Channel as Service<http::Request<Body>>>::Response;
+    type Error = <Channel as Service<http::Request<Body>>>::Error;
+    type Future = <Channel as Service<http::Request<Body>>>::Future;
 
-impl Codec for Told {
-    type Encode = ReplicateRequest;
-    type Decode = Answer;
-    type Encoder = TellingEncoder;
-    type Decoder = <Plain as Codec>::Decoder;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        TellingEncoder {
-            plain: self.plain.encoder(),
-            way: self.way.clone(),
-        }
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Service::<http::Request<Body>>::poll_ready(&mut self.channel, cx)
     }
 
-    fn decoder(&mut self) -> Self::Decoder {
-        self.plain.decoder()
-    }
-}
-
-impl Encoder for TellingEncoder {
-    type Item = ReplicateRequest;
-    type Error = Status;
-
-    fn encode(&mut self, item: Self::Item, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        if self.way.leave() {
-            self.plain.encode(item, out)
-        } else {
-            Err(Status::cancelled("given up before there was a connection"))
-        }
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let body = self.body.take();
+        self.channel
+            .call(request.map(|empty| body.map_or(empty, Body::new)))
     }
 }
 
 pub(super) async fn send(
     target: &GrpcTarget,
     channel: &PChannel,
-    msgs: Vec<Bytes>,
+    msgs: Vec<Entry>,
     begin: Tso,
     end: Tso,
 ) -> Result<(), TargetError> {
-    let message = ReplicateRequest {
-        base: Some(MsgBase {
-            msg_type: MsgType::Replicate as i32,
-            ..Default::default()
-        }),
-        channel_name: channel.as_str().to_owned(),
-        begin_ts: begin.0,
-        end_ts: end.0,
-        msgs,
-    };
     let way = Way::within(DISPATCH);
-    let codec = Told {
-        plain: Plain::default(),
-        way: way.clone(),
-    };
-    let request = target.request_within(message, target.call_timeout);
-    let mut grpc = tonic::client::Grpc::new(target.channel.clone());
+    let request = target.request_within((), target.call_timeout);
+    let mut grpc = tonic::client::Grpc::new(Sending {
+        channel: target.channel.clone(),
+        body: Some(Slices::new(way.clone(), channel, msgs, begin, end)),
+    });
     let call = target.call_within(CALL, target.call_timeout, async move {
         grpc.ready()
             .await
             .map_err(|e| Status::unavailable(e.to_string()))?;
         let path = PathAndQuery::from_static("/milvus.proto.milvus.MilvusService/ReplicateMessage");
-        grpc.unary(request, path, codec).await
+        grpc.unary(request, path, Plain::default()).await
     });
     tokio::pin!(call);
     let not_sent = |cause: String| TargetError::Unreachable {
