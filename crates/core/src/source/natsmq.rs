@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use self::wire::{Delivered, Login, Wire};
+use self::wire::{Delivered, Login, Spare, Wire};
 use super::{Bounds, LogReader, LogSource, RawMessage, SourceError, Start};
 use crate::ids::PChannel;
 use crate::position::{Position, QueueKind};
@@ -72,6 +72,7 @@ struct Link {
     context: jetstream::Context,
     /// Counts connects and disconnects: a consumer made before the last of them may be gone.
     connection: watch::Receiver<u64>,
+    spare: Spare,
 }
 
 impl NatsmqSource {
@@ -122,6 +123,7 @@ impl NatsmqSource {
                 client,
                 context,
                 connection,
+                spare: Spare::default(),
             },
         })
     }
@@ -362,7 +364,8 @@ impl Session {
         };
         let (host, port) = (link.server.host(), link.server.port());
         let all = format!("{inbox}.*");
-        let wire = timeout(link.patience, Wire::open((host, port), login, &all))
+        let opening = Wire::open((host, port), login, &all, link.spare.clone());
+        let wire = timeout(link.patience, opening)
             .await
             .map_err(|_| link.unreachable(format!("not connected within {:?}", link.patience)))?
             .map_err(|e| link.unreachable(e))?;

@@ -4,9 +4,12 @@
 //! message over through a channel, with strings of its own. A reader pulls, so nothing has to be read before it asks, and
 //! a large message is read to where it stays. What is not asked for waits at the server, or in the system's buffers.
 
+use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -61,8 +64,51 @@ enum Op {
     Nothing,
 }
 
+/// Memory of large messages: used again when nobody needs a message any more, for the system gives memory page by page
+/// and empties each. Only while there is more to read.
+#[derive(Clone, Default)]
+pub(super) struct Spare(Arc<Mutex<VecDeque<Bytes>>>);
+
+impl Spare {
+    /// Smaller ones are the allocator's.
+    const LEAST: usize = 128 << 10;
+    /// How many bytes are held, in use or not.
+    const MOST: usize = 32 << 20;
+
+    fn take(&self, need: usize) -> BytesMut {
+        let found = {
+            let mut all = self.0.lock();
+            let fits = |b: &Bytes| (need..=need * 2).contains(&b.len()) && b.is_unique();
+            all.iter().position(fits).and_then(|i| all.remove(i))
+        };
+        match found.map(Bytes::try_into_mut) {
+            Some(Ok(mut memory)) => {
+                memory.clear();
+                memory
+            }
+            _ => BytesMut::with_capacity(need),
+        }
+    }
+
+    fn keep(&self, memory: &Bytes) {
+        if memory.len() < Self::LEAST {
+            return;
+        }
+        let mut all = self.0.lock();
+        all.push_back(memory.clone());
+        while all.iter().map(Bytes::len).sum::<usize>() > Self::MOST {
+            all.pop_front();
+        }
+    }
+
+    fn clear(&self) {
+        self.0.lock().clear();
+    }
+}
+
 pub(super) struct Wire {
     tcp: TcpStream,
+    spare: Spare,
     read: BytesMut,
     /// A message that is read to memory of its own.
     large: Option<(Head, BytesMut)>,
@@ -87,11 +133,13 @@ impl Wire {
         (host, port): (&str, u16),
         login: Login<'_>,
         subject: &str,
+        spare: Spare,
     ) -> io::Result<Self> {
         let tcp = TcpStream::connect((host, port)).await?;
         tcp.set_nodelay(true)?;
         let mut wire = Self {
             tcp,
+            spare,
             read: BytesMut::with_capacity(READ),
             large: None,
             out: BytesMut::new(),
@@ -219,7 +267,12 @@ impl Wire {
                 self.large = Some((head, body));
                 return Ok(None);
             }
-            return delivered(head, body.freeze()).map(|d| Some(Op::Delivered(d)));
+            let body = body.freeze();
+            match head.place {
+                Some((_, 0)) => self.spare.clear(),
+                _ => self.spare.keep(&body),
+            }
+            return delivered(head, body).map(|d| Some(Op::Delivered(d)));
         }
         let Some(end) = self.read.iter().position(|b| *b == b'\n') else {
             if self.read.len() > LONGEST_LINE {
@@ -249,7 +302,7 @@ impl Wire {
             return delivered(head, body).map(|d| Some(Op::Delivered(d)));
         }
         if need > LARGE {
-            let mut body = BytesMut::with_capacity(need);
+            let mut body = self.spare.take(need);
             body.put_slice(&self.read[begin..]);
             self.read.clear();
             self.large = Some((head, body));
@@ -257,6 +310,12 @@ impl Wire {
             self.read.reserve(begin + need - self.read.len());
         }
         Ok(None)
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.spare.clear();
     }
 }
 
@@ -402,9 +461,14 @@ mod tests {
                 user: None,
                 password: None,
             };
-            let mut wire = Wire::open(("127.0.0.1", at.port()), login, "_INBOX.x.*")
-                .await
-                .unwrap();
+            let mut wire = Wire::open(
+                ("127.0.0.1", at.port()),
+                login,
+                "_INBOX.x.*",
+                Spare::default(),
+            )
+            .await
+            .unwrap();
             let mut all = Vec::new();
             loop {
                 let next = wire.next().await;
@@ -454,6 +518,27 @@ mod tests {
             let begin: &[u8] = if hmsg { b"HMSG " } else { b"MSG " };
             let _ = head(&[begin, &line].concat());
         }
+    }
+
+    #[test]
+    fn memory_is_used_again_when_its_message_is_gone_and_not_before() {
+        let (spare, size) = (Spare::default(), Spare::LEAST);
+        let mut first = spare.take(size);
+        first.put_bytes(1, size);
+        let (at, first) = (first.as_ptr(), first.freeze());
+        spare.keep(&first);
+        let payload = first.slice(10..size - 10);
+        drop(first);
+        assert_ne!(spare.take(size).as_ptr(), at, "it is still read");
+        assert_eq!(payload[0], 1);
+        drop(payload);
+        assert_ne!(spare.take(size / 4).as_ptr(), at, "too large");
+        let again = spare.take(size);
+        assert_eq!((again.as_ptr(), again.len()), (at, 0));
+        for _ in 0..3 {
+            spare.keep(&Bytes::from(vec![0; Spare::MOST / 2]));
+        }
+        assert_eq!(spare.0.lock().len(), 2);
     }
 
     #[test]
