@@ -151,6 +151,8 @@ pub(super) struct Conductor<'a> {
     /// A round that moves the durable checkpoint, if one is under way.
     rounds: JoinSet<Settled>,
     begun: Instant,
+    /// Some collection was last said to come at other times than the source's.
+    shown_raised: bool,
     /// Rows that a stream had when everything of it was flushed.
     flushed: HashMap<CollectionId, (Weak<StreamCtl>, u64)>,
 }
@@ -180,6 +182,7 @@ impl<'a> Conductor<'a> {
             first_round: true,
             rounds: JoinSet::new(),
             begun: Instant::now(),
+            shown_raised: false,
             flushed: HashMap::new(),
         }
     }
@@ -262,13 +265,15 @@ impl<'a> Conductor<'a> {
         }
     }
 
-    /// Whether every collection is where it stays until something happens.
+    /// Whether every collection is where it stays until something happens, and is said to be where it is.
     fn is_settled(&self) -> bool {
         let rests =
             |phase: &Phase| matches!(phase, Phase::Streaming | Phase::Held(_) | Phase::Dropped);
         !self.first_round
+            && !self.shown_raised
             && self.jobs.is_empty()
             && self.catching.is_empty()
+            && !self.mains.values().any(|main| main.raises())
             && self.entries.values().all(|e| rests(&e.phase))
     }
 
@@ -514,6 +519,7 @@ impl<'a> Conductor<'a> {
     /// Brings the board up to date.
     fn show(&mut self) {
         let health = self.ctx.catalog().health();
+        let mut any_raised = false;
         let mut board = self.board.lock();
         board.source(&health);
         let unequal = self.objects.unequal();
@@ -550,12 +556,14 @@ impl<'a> Conductor<'a> {
                         mains.any(|main| main.is_some_and(|main| main.is_raised(route)))
                     };
                     let raised = alone || entry.route.as_ref().is_some_and(is_raised);
+                    any_raised |= raised;
                     board.streaming(*id, raised);
                 }
                 _ => {}
             }
         }
         drop(board);
+        self.shown_raised = any_raised;
         self.show_readers();
     }
 

@@ -191,6 +191,11 @@ impl Reader {
         *self.raised.lock() = inner.edges.raised();
     }
 
+    /// Whether rows of any collection come to the target at other times than the source's.
+    pub(crate) fn raises(&self) -> bool {
+        !self.raised.lock().is_empty()
+    }
+
     /// Whether rows of this collection come to the target at other times than the source's.
     pub(crate) fn is_raised(&self, route: &Route) -> bool {
         let raised = self.raised.lock();

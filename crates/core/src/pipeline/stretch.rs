@@ -273,15 +273,20 @@ impl Edges {
     }
 
     pub(crate) fn is_natural(&self) -> bool {
-        self.edges
-            .values()
-            .all(|e| e.waiting.is_empty() && e.lane.is_natural(e.id, self.tick))
+        let in_doubt = self.tick < self.in_doubt;
+        !in_doubt
+            && self
+                .edges
+                .values()
+                .all(|e| e.waiting.is_empty() && e.lane.is_natural(e.id, self.tick))
     }
 
     /// Lanes on which what it sends next has other times than the source's, or what had is not shown yet.
     pub(crate) fn raised(&self) -> BTreeSet<String> {
-        let raised =
-            |edge: &Edge| !edge.lane.is_natural(edge.id, self.tick) || !edge.lane.is_shown(edge.id);
+        let in_doubt = self.tick < self.in_doubt;
+        let raised = |edge: &Edge| {
+            in_doubt || !edge.lane.is_natural(edge.id, self.tick) || !edge.lane.is_shown(edge.id)
+        };
         let edges = self.edges.iter().filter(|(_, edge)| raised(edge));
         edges.map(|(lane, _)| lane.clone()).collect()
     }
