@@ -159,7 +159,10 @@ impl Body for Slices {
         }
         let chunk = this.chunk();
         this.left -= chunk.as_ref().map_or(0, Bytes::len);
-        Poll::Ready(chunk.map(|chunk| Ok(Frame::data(chunk))))
+        match chunk {
+            Some(chunk) => Poll::Ready(Some(Ok(Frame::data(chunk)))),
+            None => Poll::Ready(None),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
