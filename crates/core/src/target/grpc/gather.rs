@@ -147,3 +147,82 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gather<S> {
         Pin::new(&mut self.inner).poll_read(cx, into)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// Keeps what each write has; nothing is ever to be read.
+    #[derive(Clone, Default)]
+    struct Writes(Arc<Mutex<Vec<Vec<u8>>>>);
+
+    impl AsyncWrite for Writes {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            // Not all of it: a socket may be full.
+            let some = bytes.len().min(100_000);
+            self.0.lock().push(bytes[..some].to_vec());
+            Poll::Ready(Ok(some))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncRead for Writes {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn frames_that_are_flushed_one_by_one_are_written_together() {
+        let writes = Writes::default();
+        let mut gather = Gather::new(writes.clone());
+        let mut all = Vec::new();
+        for i in 0..20_u8 {
+            let (head, frame) = ([i; 9], vec![i; 16 << 10]);
+            let slices = [IoSlice::new(&head), IoSlice::new(&frame)];
+            let n = gather.write_vectored(&slices).await.unwrap();
+            assert_eq!(n, 9 + (16 << 10));
+            gather.flush().await.unwrap();
+            all.extend_from_slice(&head);
+            all.extend_from_slice(&frame);
+        }
+        gather.flush().await.unwrap();
+        let written = writes.0.lock();
+        assert!(written.concat() == all);
+        assert!(written.len() <= 6, "{} writes", written.len());
+    }
+
+    #[tokio::test]
+    async fn what_was_flushed_once_does_not_stay() {
+        let writes = Writes::default();
+        let mut gather = Gather::new(writes.clone());
+        gather.write_all(b"ping").await.unwrap();
+        gather.flush().await.unwrap();
+        assert!(writes.0.lock().is_empty());
+        let _ = gather.read_u8().await;
+        assert_eq!(writes.0.lock().concat(), b"ping");
+        gather.write_all(b"bye").await.unwrap();
+        gather.shutdown().await.unwrap();
+        assert_eq!(writes.0.lock().concat(), b"pingbye");
+    }
+}
