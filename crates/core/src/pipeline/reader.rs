@@ -410,8 +410,8 @@ impl Reader {
         }
         let guard = self.ctx.progress.lock().await;
         self.used.fetch_max(highest.0, Ordering::AcqRel);
-        // By another one meanwhile?
-        if highest <= self.books.lock().sent {
+        // Raised with another one's meanwhile?
+        if self.books.lock().sent >= highest {
             return;
         }
         let clock = self.ctx.hub.clock();
