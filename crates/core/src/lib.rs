@@ -18,6 +18,7 @@ pub mod engine;
 pub mod error;
 pub mod ids;
 pub mod lane;
+mod lead;
 mod pipeline;
 pub mod position;
 pub mod promote;

@@ -103,7 +103,7 @@ fn carried(rows: &Rows) {
         TsMap::raise(rows.timestamps.iter().copied(), floor),
     ] {
         let sent = encode::rows(rows, &to, PartitionId(78), "p", &map, 5);
-        let again = decode(&sent);
+        let again = decode(&sent.whole());
         let wanted = Rows {
             id: 5,
             collection: to.collection,

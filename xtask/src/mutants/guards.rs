@@ -68,7 +68,7 @@ pub(super) const GUARDS: &[Guard] = &[
     guard(
         "window form: a delete beside an insert in doubt",
         STRETCH,
-        "push(delete, ts, 0, false, None, None);",
+        "push(delete.into(), ts, 0, false, None, None);",
         "drop(delete);",
     ),
     guard(

@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -30,7 +29,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::backoff::Backoff;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::PChannel;
-use crate::route::encode;
+use crate::lead::Lead;
+use crate::route::encode::{self, Entry};
 use crate::route::tsmap::TsMap;
 use crate::target::hub::{Hub, store_problem};
 use crate::target::{TargetError, carried_out_within};
@@ -41,10 +41,12 @@ use state::{Call, State};
 pub use state::{EdgeId, Outgoing};
 pub use stream::{Budget, Cell, Origin, Poison, Sent, StreamCtl, Ticket};
 
-/// F is raised this far ahead, so that it is written at most a few times a second.
+/// F is raised this far ahead at least, so that it is written at most a few times a second.
 const FLOOR_LEAD: Duration = Duration::from_millis(500);
-/// With less than this left of the lead, F is raised again while calls go on: none of them waits for the disk.
-const FLOOR_LOW: Duration = Duration::from_millis(250);
+/// With less than this part left of the lead, F is raised again while calls go on: none of them waits for the disk.
+const FLOOR_LOW: f64 = 0.5;
+/// With less than this part left, it is raised with that of another lane.
+const FLOOR_USED: f64 = 0.75;
 /// The target gives out segments for two seconds of its own time and refuses inserts beyond them ("failRemainRequest").
 /// Inserts further ahead than this wait.
 const AHEAD: Duration = Duration::from_millis(1500);
@@ -72,6 +74,7 @@ struct Shared {
     problem: Mutex<Option<Problem>>,
     /// No tick before: a call of unknown outcome may still arrive.
     quiet_until: Mutex<Instant>,
+    floor: Arc<Floor>,
 }
 
 impl Lane {
@@ -88,15 +91,12 @@ impl Lane {
             wake: Notify::new(),
             problem: Mutex::default(),
             quiet_until: Mutex::new(quiet_until),
+            floor: Arc::new(Floor::new(floor)),
         });
         let stop = CancellationToken::new();
         let sender = Sender {
             hub,
             shared: shared.clone(),
-            floor: Arc::new(Floor {
-                on_disk: AtomicU64::new(floor.0),
-                raising: AtomicBool::new(false),
-            }),
         };
         let stopped = stop.clone();
         tokio::spawn(async move {
@@ -210,6 +210,19 @@ impl Lane {
         self.shared.wake.notify_one();
     }
 
+    /// Where F would soon have to be raised, and to what: done with another lane's.
+    pub(crate) fn raise_too(&self, clock: Tso) -> Option<(Tso, Raising)> {
+        let floor = &self.shared.floor;
+        let used = Tso(floor.used.load(Ordering::Acquire));
+        if used == Tso::ZERO || !floor.is_low(used, FLOOR_USED) {
+            return None;
+        }
+        let to = floor.lead.lock().above(used, clock);
+        let more = to > floor.on_disk();
+        let raising = if more { floor.begin() } else { None };
+        raising.map(|raising| (to, raising))
+    }
+
     /// What keeps this lane from sending, while it lasts.
     pub fn problem(&self) -> Option<Problem> {
         self.shared.problem.lock().clone()
@@ -229,17 +242,60 @@ fn first(messages: &[Outgoing], limit: usize) -> (usize, usize) {
     (count, bytes)
 }
 
-/// F as it is on disk.
+/// F as it is on disk, and how it is raised.
 struct Floor {
     on_disk: AtomicU64,
+    /// The largest timestamp that was sent, or is about to be.
+    used: AtomicU64,
     /// A commit of a larger F is on its way.
     raising: AtomicBool,
+    lead: Mutex<Lead>,
+}
+
+impl Floor {
+    fn new(on_disk: Tso) -> Self {
+        Self {
+            on_disk: AtomicU64::new(on_disk.0),
+            used: AtomicU64::new(0),
+            raising: AtomicBool::new(false),
+            lead: Mutex::new(Lead::new(FLOOR_LEAD)),
+        }
+    }
+
+    fn on_disk(&self) -> Tso {
+        Tso(self.on_disk.load(Ordering::Acquire))
+    }
+
+    fn is_low(&self, ts: Tso, part: f64) -> bool {
+        self.lead.lock().is_low(ts, self.on_disk(), part)
+    }
+
+    /// If no commit of it is on its way.
+    fn begin(self: &Arc<Self>) -> Option<Raising> {
+        let begun = !self.raising.swap(true, Ordering::AcqRel);
+        begun.then(|| Raising(self.clone()))
+    }
+}
+
+/// A larger F on its way to the disk. Dropped, it is there, or it is not on its way any more.
+pub(crate) struct Raising(Arc<Floor>);
+
+impl Raising {
+    /// It is on disk.
+    pub(crate) fn done(self, to: Tso) {
+        self.0.on_disk.fetch_max(to.0, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Raising {
+    fn drop(&mut self) {
+        self.0.raising.store(false, Ordering::Release);
+    }
 }
 
 struct Sender {
     hub: Arc<Hub>,
     shared: Arc<Shared>,
-    floor: Arc<Floor>,
 }
 
 impl Sender {
@@ -398,11 +454,9 @@ impl Sender {
 
     /// Sends a tick that was acknowledged before. Whenever it arrives, it says nothing: no later tick waits for it.
     async fn say_again(&mut self, tick: Tso) -> Result<(), TargetError> {
-        let entries = vec![encode::tick(tick, self.hub.message_id())];
+        let entries = vec![encode::tick(tick, self.hub.message_id()).into()];
         let target = &self.hub.target;
-        target
-            .replicate(&self.shared.channel, entries, tick, tick)
-            .await
+        target.send(&self.shared.channel, entries, tick, tick).await
     }
 
     /// Sends the tick and the messages, or as many of these as may go at once: how many.
@@ -427,9 +481,9 @@ impl Sender {
             })
             .await;
         let messages = &messages[..count];
-        let mut entries: Vec<Bytes> = Vec::with_capacity(messages.len() + 1);
+        let mut entries: Vec<Entry> = Vec::with_capacity(messages.len() + 1);
         if let Some(tick) = tick {
-            entries.push(encode::tick(tick, self.hub.message_id()));
+            entries.push(encode::tick(tick, self.hub.message_id()).into());
         }
         entries.extend(messages.iter().map(|m| m.bytes.clone()));
         let end = messages
@@ -447,7 +501,7 @@ impl Sender {
         let result = self
             .hub
             .target
-            .replicate(&self.shared.channel, entries, begin, end)
+            .send(&self.shared.channel, entries, begin, end)
             .await;
         place.over(result.is_ok(), self.hub.call_timeout);
         match &result {
@@ -462,34 +516,36 @@ impl Sender {
 
     /// F on disk at or above `ts` before `ts` is sent.
     async fn reserve(&mut self, ts: Tso) {
-        let floor = Tso(self.floor.on_disk.load(Ordering::Acquire));
-        if ts <= floor {
-            if ts.behind(floor) < FLOOR_LOW && !self.floor.raising.swap(true, Ordering::AcqRel) {
-                self.raise_ahead(ts.plus(FLOOR_LEAD));
+        let floor = &self.shared.floor;
+        floor.used.fetch_max(ts.0, Ordering::AcqRel);
+        if ts <= floor.on_disk() {
+            if floor.is_low(ts, FLOOR_LOW)
+                && let Some(raising) = floor.begin()
+            {
+                self.raise_ahead(ts, raising);
             }
             return;
         }
-        let floor = ts.plus(FLOOR_LEAD);
+        let to = floor.lead.lock().raise(ts, self.hub.clock());
         let mut backoff = Backoff::new();
         loop {
-            match self.hub.raise_floor(&self.shared.channel, floor).await {
+            match self.hub.raise_floor(&self.shared.channel, to).await {
                 Ok(()) => break,
                 Err(error) => *self.shared.problem.lock() = Some(store_problem(error)),
             }
             backoff.wait().await;
         }
-        self.floor.on_disk.fetch_max(floor.0, Ordering::AcqRel);
+        floor.on_disk.fetch_max(to.0, Ordering::AcqRel);
     }
 
     /// Commits a larger F beside the calls. If that fails, the next call above F waits for one that does not.
-    fn raise_ahead(&self, to: Tso) {
+    fn raise_ahead(&self, ts: Tso, raising: Raising) {
         let (hub, channel) = (self.hub.clone(), self.shared.channel.clone());
-        let floor = self.floor.clone();
+        let to = raising.0.lead.lock().raise(ts, hub.clock());
         tokio::spawn(async move {
             if hub.raise_floor(&channel, to).await.is_ok() {
-                floor.on_disk.fetch_max(to.0, Ordering::AcqRel);
+                raising.done(to);
             }
-            floor.raising.store(false, Ordering::Release);
         });
     }
 

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::stream::{Origin, StreamCtl, Ticket};
+use crate::route::encode::Entry;
 use crate::route::tsmap::TsMap;
 use crate::tso::Tso;
 
@@ -30,7 +30,7 @@ pub struct EdgeId(u64);
 #[derive(Debug)]
 pub struct Outgoing {
     pub stream: Arc<StreamCtl>,
-    pub bytes: Bytes,
+    pub bytes: Entry,
     /// Its largest target timestamp.
     pub ts: Tso,
     pub rows: u64,

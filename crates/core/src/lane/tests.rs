@@ -1,7 +1,8 @@
 //! The lane's rules on its state alone: when a tick may go, and above what rows must be.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
@@ -9,7 +10,14 @@ use tokio::sync::{Notify, oneshot};
 use super::state::{Call, Outgoing, State};
 use super::{Budget, Cell, StreamCtl, Ticket};
 use crate::error::{ErrorClass, Problem};
-use crate::ids::CollectionId;
+use crate::ids::{CollectionId, PChannel};
+use crate::secret::Secret;
+use crate::store::ProgressStore;
+use crate::store::memory::MemoryStore;
+use crate::target::hub::Hubs;
+use crate::target::memory::MemoryTarget;
+use crate::task::TargetSpec;
+use crate::tls::ClientTls;
 use crate::tso::Tso;
 
 fn ms(ms: u64) -> Tso {
@@ -23,7 +31,7 @@ fn stream(id: i64) -> Arc<StreamCtl> {
 fn message(stream: &Arc<StreamCtl>, ts: Tso) -> Outgoing {
     Outgoing {
         stream: stream.clone(),
-        bytes: Bytes::from_static(b"row"),
+        bytes: Bytes::from_static(b"row").into(),
         ts,
         rows: 1,
         is_insert: true,
@@ -370,4 +378,39 @@ fn each_part_of_a_stretch_holds_the_tick_until_it_is_acknowledged_itself() {
     assert!(next.tick.is_none_or(|tick| tick < second));
     state.acknowledged(next);
     assert_eq!(settle(&mut state), [ms(9000)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_whose_lead_is_used_up_is_raised_with_another_one() {
+    let store = Arc::new(MemoryStore::default());
+    let target = MemoryTarget::new(1, ms(1_000_000), 1);
+    let hubs = Hubs::new(Arc::new(target), store.clone());
+    let spec = TargetSpec {
+        uri: "http://t:1".to_owned(),
+        token: Secret::new(""),
+        tls: ClientTls::default(),
+        connect_timeout: Duration::from_secs(1),
+        call_timeout: Duration::from_secs(1),
+        mode: crate::task::Mode::Replicate,
+    };
+    let hub = hubs.get(&spec).await.unwrap();
+    let lanes = ["a", "b", "c"].map(|name| hub.lane(&PChannel::new(name)));
+    for (lane, on_disk) in lanes.iter().zip([0, 1_300, 1_450]) {
+        let floor = &lane.shared.floor;
+        floor.used.store(ms(1_000).0, Ordering::Release);
+        floor.on_disk.store(ms(on_disk).0, Ordering::Release);
+    }
+    hub.raise_floor(lanes[0].channel(), ms(2_000))
+        .await
+        .unwrap();
+    let stored = store.floors(&hub.key).await.unwrap();
+    let stored: Vec<_> = stored
+        .iter()
+        .map(|(c, floor)| (c.as_str(), *floor))
+        .collect();
+    // Half a second above what was used; the third one has enough.
+    assert_eq!(stored, [("a", ms(2_000)), ("b", ms(1_500))]);
+    let floor = &lanes[1].shared.floor;
+    assert_eq!(floor.on_disk(), ms(1_500));
+    assert!(!floor.raising.load(Ordering::Acquire));
 }

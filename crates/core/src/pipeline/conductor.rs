@@ -39,6 +39,8 @@ const JOBS: usize = 8;
 const DROPS: usize = JOBS / 2;
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// While nothing happens and everything is where it should be, all collections are looked at no more often than this.
+const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(1);
 /// A collection that the source has dropped and whose drop is not read from the queue by then is dropped all the same.
 const DROP_PATIENCE: Duration = Duration::from_secs(60);
 /// At the start the readers wait this long for collections that cannot be opened at the moment.
@@ -149,6 +151,8 @@ pub(super) struct Conductor<'a> {
     /// A round that moves the durable checkpoint, if one is under way.
     rounds: JoinSet<Settled>,
     begun: Instant,
+    /// Some collection was last said to come at other times than the source's.
+    shown_raised: bool,
     /// Rows that a stream had when everything of it was flushed.
     flushed: HashMap<CollectionId, (Weak<StreamCtl>, u64)>,
 }
@@ -178,6 +182,7 @@ impl<'a> Conductor<'a> {
             first_round: true,
             rounds: JoinSet::new(),
             begun: Instant::now(),
+            shown_raised: false,
             flushed: HashMap::new(),
         }
     }
@@ -212,14 +217,26 @@ impl<'a> Conductor<'a> {
         let every = self.ctx.spec.durable_every;
         let mut settle = tokio::time::interval_at(Instant::now() + every, every);
         settle.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut happened, mut looked) = (true, Instant::now());
         loop {
-            let view = views.borrow_and_update().clone();
-            self.reconcile(&view).await;
+            happened |=
+                views.has_changed().unwrap_or(true) || looked.elapsed() >= LOOK_AT_ALL_EVERY;
+            if happened || !self.is_settled() {
+                looked = Instant::now();
+                let view = views.borrow_and_update().clone();
+                self.reconcile(&view).await;
+            } else {
+                self.show_readers();
+            }
+            happened = true;
             tokio::select! {
                 changed = views.changed() => if changed.is_err() { return Ended::Drained },
-                _ = look.tick() => {}
+                _ = look.tick() => happened = false,
                 () = self.ctx.wake.notified() => {}
-                _ = checkpoint.tick() => self.checkpoint(false).await,
+                _ = checkpoint.tick() => {
+                    self.checkpoint(false).await;
+                    happened = false;
+                }
                 Some(Ok(outcome)) = self.jobs.join_next(), if !self.jobs.is_empty() => {
                     self.outcome(outcome).await;
                     // All that are done, before everything is looked at once.
@@ -250,6 +267,18 @@ impl<'a> Conductor<'a> {
                 }
             }
         }
+    }
+
+    /// Whether every collection is where it stays until something happens, and is said to be where it is.
+    fn is_settled(&self) -> bool {
+        let rests =
+            |phase: &Phase| matches!(phase, Phase::Streaming | Phase::Held(_) | Phase::Dropped);
+        !self.first_round
+            && !self.shown_raised
+            && self.jobs.is_empty()
+            && self.catching.is_empty()
+            && !self.mains.values().any(|main| main.raises())
+            && self.entries.values().all(|e| rests(&e.phase))
     }
 
     /// What a start waits for, for the log.
@@ -494,6 +523,7 @@ impl<'a> Conductor<'a> {
     /// Brings the board up to date.
     fn show(&mut self) {
         let health = self.ctx.catalog().health();
+        let mut any_raised = false;
         let mut board = self.board.lock();
         board.source(&health);
         let unequal = self.objects.unequal();
@@ -530,16 +560,25 @@ impl<'a> Conductor<'a> {
                         mains.any(|main| main.is_some_and(|main| main.is_raised(route)))
                     };
                     let raised = alone || entry.route.as_ref().is_some_and(is_raised);
+                    any_raised |= raised;
                     board.streaming(*id, raised);
                 }
                 _ => {}
             }
         }
+        drop(board);
+        self.shown_raised = any_raised;
+        self.show_readers();
+    }
+
+    /// How far the readers are.
+    fn show_readers(&self) {
         for (channel, main) in &self.mains {
             self.objects
                 .set_applied(channel, main.books.lock().progress().applied);
         }
         self.objects.moved.notify_waiters();
+        let mut board = self.board.lock();
         board.readers(self.mains.values().chain(self.catching.values()));
     }
 }

@@ -69,14 +69,15 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
                 continue;
             };
             let id = route.source;
-            let live = objects
-                .get(id)
-                .is_some_and(|o| o.phase == ObjectPhase::Live);
             let identity = Arc::as_ptr(&route) as usize;
             let same = done
                 .get(&id)
                 .is_some_and(|(seen, by)| Arc::ptr_eq(seen, source) && *by == identity);
-            if !live || same || tries.get(&id).is_some_and(|t| t.at > Instant::now()) {
+            if same || tries.get(&id).is_some_and(|t| t.at > Instant::now()) {
+                continue;
+            }
+            let object = objects.get(id);
+            if object.is_none_or(|o| o.phase != ObjectPhase::Live) {
                 continue;
             }
             match converge(&ctx, &objects, &route, source, &mut settling).await {

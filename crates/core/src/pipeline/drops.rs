@@ -230,7 +230,7 @@ impl Objects {
         let (ticked, shown) = oneshot::channel();
         lane.push(Outgoing {
             stream: stream.clone(),
-            bytes: encode(ts, self.ctx.hub.message_id()),
+            bytes: encode(ts, self.ctx.hub.message_id()).into(),
             ts,
             rows: 0,
             is_insert: false,

@@ -33,8 +33,8 @@ mod settle;
 pub(crate) mod status;
 pub(crate) mod stretch;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -61,6 +61,8 @@ pub(crate) struct TaskContext {
     pub(crate) meter: Meter,
     /// Held while checkpoints are computed and written, and while a stream moves from one reader's books to another's.
     pub(crate) progress: tokio::sync::Mutex<()>,
+    /// The readers of whole channels: their W is raised together.
+    pub(crate) mains: parking_lot::Mutex<Vec<Weak<reader::Reader>>>,
     /// Stored with the next commit after it has changed.
     pub(crate) durable: parking_lot::Mutex<durable::Durable>,
     /// The target has restarted: the task begins again, from the durable checkpoint.

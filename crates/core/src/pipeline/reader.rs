@@ -1,8 +1,8 @@
 //! Carries one source channel to its lanes: for every collection attached to it, or for one that catches up by itself.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -21,13 +21,16 @@ use crate::decode::Event;
 use crate::error::Problem;
 use crate::ids::{CollectionId, PChannel};
 use crate::lane::Ticket;
+use crate::lead::Lead;
 use crate::position::Position;
 use crate::source::{SourceError, Start};
 use crate::store::{Change, Progress};
 use crate::tso::Tso;
 
-/// W is raised this far ahead, so that it is written at most twice a second.
+/// W is raised this far ahead at least, so that it is written at most a few times a second.
 const SENT_LEAD: Duration = Duration::from_millis(400);
+/// With less than this part left of the lead, W is raised with that of another channel.
+const SENT_USED: f64 = 0.5;
 /// A reader that is less than this behind the others holds their ticks; one that is further behind does not.
 pub(super) const NEAR: Duration = Duration::from_secs(3);
 /// A reader that cannot read for this long no longer holds the others' ticks.
@@ -97,6 +100,9 @@ pub(crate) struct Reader {
     pub(super) applied: Tso,
     pub(super) in_doubt: Tso,
     pub(super) start: Position,
+    lead: Mutex<Lead>,
+    /// The largest timestamp for which W had to be on disk.
+    used: AtomicU64,
     pub(super) followers: TaskTracker,
     /// It reads no more.
     pub(crate) over: AtomicBool,
@@ -137,7 +143,8 @@ impl Reader {
                 },
             );
         }
-        Arc::new(Self {
+        let is_main = holds;
+        let reader = Arc::new(Self {
             cancel: ctx.cancel.child_token(),
             ctx,
             objects,
@@ -150,9 +157,17 @@ impl Reader {
             applied: progress.applied,
             start: progress.position,
             in_doubt: progress.sent,
+            lead: Mutex::new(Lead::new(SENT_LEAD)),
+            used: AtomicU64::new(0),
             followers: TaskTracker::new(),
             over: AtomicBool::new(false),
-        })
+        });
+        if is_main {
+            let mut mains = reader.ctx.mains.lock();
+            mains.retain(|main| main.strong_count() > 0);
+            mains.push(Arc::downgrade(&reader));
+        }
+        reader
     }
 
     /// Adds a collection whose messages up to `after` need not be carried. Only to a main reader.
@@ -174,6 +189,11 @@ impl Reader {
 
     pub(super) fn note_raised(&self, inner: &Inner) {
         *self.raised.lock() = inner.edges.raised();
+    }
+
+    /// Whether rows of any collection come to the target at other times than the source's.
+    pub(crate) fn raises(&self) -> bool {
+        !self.raised.lock().is_empty()
     }
 
     /// Whether rows of this collection come to the target at other times than the source's.
@@ -385,25 +405,62 @@ impl Reader {
             .max();
         let Some(highest) = highest else { return };
         if highest <= self.books.lock().sent {
+            self.used.fetch_max(highest.0, Ordering::AcqRel);
             return;
         }
-        let sent = highest.plus(SENT_LEAD);
-        let (task, channel) = (self.ctx.spec.id.clone(), self.channel.clone());
         let guard = self.ctx.progress.lock().await;
+        self.used.fetch_max(highest.0, Ordering::AcqRel);
+        // Raised with another one's meanwhile?
+        if self.books.lock().sent >= highest {
+            return;
+        }
+        let clock = self.ctx.hub.clock();
+        let sent = self.lead.lock().raise(highest, clock);
         let change = match &self.scope {
-            Scope::Main => Change::RaiseSent {
-                task,
-                channel,
-                sent,
-            },
+            Scope::Main => self.raise_sent(sent),
             Scope::One(_) => {
                 let mut progress = self.books.lock().progress();
                 progress.sent = sent;
                 self.put(progress, false)
             }
         };
-        self.ctx.commit(vec![change]).await;
+        let mut changes = vec![change];
+        let others = self.raise_too(clock);
+        changes.extend(others.iter().map(|(main, sent)| main.raise_sent(*sent)));
+        self.ctx.commit(changes).await;
         self.books.lock().sent = sent;
+        for (main, sent) in others {
+            main.books.lock().sent = sent;
+        }
         drop(guard);
+    }
+
+    fn raise_sent(&self, sent: Tso) -> Change {
+        Change::RaiseSent {
+            task: self.ctx.spec.id.clone(),
+            channel: self.channel.clone(),
+            sent,
+        }
+    }
+
+    /// The other readers of whole channels whose W would soon have to be raised, and to what. Under the lock of progress.
+    fn raise_too(&self, clock: Tso) -> Vec<(Arc<Reader>, Tso)> {
+        let mains = self.ctx.mains.lock();
+        let mains = mains.iter().filter_map(Weak::upgrade);
+        let others = mains.filter(|main| !std::ptr::eq(Arc::as_ptr(main), self));
+        others
+            .filter_map(|main| {
+                let used = Tso(main.used.load(Ordering::Acquire));
+                let sent = main.books.lock().sent;
+                let ended = main.over.load(Ordering::Acquire) || main.cancel.is_cancelled();
+                let lead = main.lead.lock();
+                if ended || used == Tso::ZERO || !lead.is_low(used, sent, SENT_USED) {
+                    return None;
+                }
+                let to = lead.above(used, clock);
+                drop(lead);
+                (to > sent).then_some((main, to))
+            })
+            .collect()
     }
 }

@@ -234,6 +234,7 @@ async fn conduct(
         wake: Arc::new(Notify::new()),
         meter: Meter::default(),
         progress: tokio::sync::Mutex::default(),
+        mains: Mutex::default(),
         durable: Mutex::new(durable),
         restarted: CancellationToken::new(),
         spec,

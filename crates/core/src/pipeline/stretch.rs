@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::TaskContext;
@@ -13,7 +12,7 @@ use crate::decode::{Rows, RowsKind, keys};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PartitionId};
 use crate::lane::{Cell, EdgeId, Lane, Origin, Outgoing, Poison, Ticket};
-use crate::route::encode;
+use crate::route::encode::{self, Entry};
 use crate::route::tsmap::TsMap;
 use crate::store::Progress;
 use crate::tso::Tso;
@@ -319,17 +318,23 @@ impl Edges {
     }
 
     pub(crate) fn is_natural(&self) -> bool {
-        self.edges
-            .values()
-            .all(|e| e.waiting.is_empty() && e.lane.is_natural(e.id, self.tick))
+        let in_doubt = self.tick < self.in_doubt;
+        !in_doubt
+            && self
+                .edges
+                .values()
+                .all(|e| e.waiting.is_empty() && e.lane.is_natural(e.id, self.tick))
     }
 
     /// Lanes on which what it sends next has other times than the source's, or what had is not shown yet.
     pub(crate) fn raised(&self) -> BTreeSet<String> {
+        let in_doubt = self.tick < self.in_doubt;
         // Where the target gives the times, none of them is the source's.
         let raised = |edge: &Edge| {
             !edge.lane.is_plain()
-                && (!edge.lane.is_natural(edge.id, self.tick) || !edge.lane.is_shown(edge.id))
+                && (in_doubt
+                    || !edge.lane.is_natural(edge.id, self.tick)
+                    || !edge.lane.is_shown(edge.id))
         };
         let edges = self.edges.iter().filter(|(_, edge)| raised(edge));
         edges.map(|(lane, _)| lane.clone()).collect()
@@ -426,7 +431,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
         ..
     } = planned;
     let to = &route.shards[shard].to;
-    let push = |bytes: Bytes, ts: Tso, rows: u64, is_insert: bool, ticket, ticked| {
+    let push = |bytes: Entry, ts: Tso, rows: u64, is_insert: bool, ticket, ticked| {
         lane.push(Outgoing {
             stream: route.stream.clone(),
             bytes,
@@ -451,7 +456,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
                     format!("rows of {}.{} without a partition", to.database, to.name),
                     "please report it",
                 ));
-                push(Bytes::new(), Tso::ZERO, 0, false, Some(ticket), ticked);
+                push(Entry::default(), Tso::ZERO, 0, false, Some(ticket), ticked);
                 return;
             };
             let ts = Tso(rows
@@ -479,7 +484,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
                     );
                     route.stream.fail_at(poison, problem);
                     // Kept in flight: the checkpoint must not pass it.
-                    push(Bytes::new(), ts, 0, false, Some(ticket), ticked);
+                    push(Entry::default(), ts, 0, false, Some(ticket), ticked);
                     return;
                 };
                 let delete = encode::delete_of(
@@ -493,7 +498,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
                 );
                 let insert = encode::rows(&rows, to, *target, name, map, ctx.hub.message_id());
                 // Both before any tick: they have one time, and a tick is never between messages of one stretch's time.
-                push(delete, ts, 0, false, None, None);
+                push(delete.into(), ts, 0, false, None, None);
                 push(insert, ts, count, true, Some(ticket), ticked);
                 return;
             }
@@ -510,7 +515,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
         Act::DropCollection { ts } => {
             let ts = map.get(ts.0);
             push(
-                encode::drop_collection(to, ts, ctx.hub.message_id()),
+                encode::drop_collection(to, ts, ctx.hub.message_id()).into(),
                 Tso(ts),
                 0,
                 false,
@@ -524,7 +529,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
         } => {
             let ts = map.get(ts.0);
             let bytes = encode::drop_partition(to, target, &name, ts, ctx.hub.message_id());
-            push(bytes, Tso(ts), 0, false, Some(ticket), ticked);
+            push(bytes.into(), Tso(ts), 0, false, Some(ticket), ticked);
         }
     }
 }

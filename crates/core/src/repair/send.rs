@@ -82,7 +82,7 @@ pub(super) async fn send(hub: &Arc<Hub>, of: CollectionId, plan: &Plan) -> Resul
             let ticket = Ticket::new(&cell, &own, &budget, bytes.len());
             lane.push(Outgoing {
                 stream: stream.clone(),
-                bytes,
+                bytes: bytes.into(),
                 ts,
                 rows,
                 is_insert,

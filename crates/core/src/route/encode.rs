@@ -25,6 +25,56 @@ pub struct Shard {
     pub name: String,
 }
 
+/// Below this a message is copied to memory of its own. As slices it would keep alive what else was read with it.
+const COPIED: usize = 16 << 10;
+
+/// A message for the target, in parts: what is large in it stays where it was read to.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Entry {
+    parts: Vec<Bytes>,
+    len: usize,
+}
+
+impl Entry {
+    /// How many bytes it has.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// In one piece: copied, if it has several parts.
+    pub fn whole(&self) -> Bytes {
+        match &self.parts[..] {
+            [one] => one.clone(),
+            parts => parts.concat().into(),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_parts(parts: Vec<Bytes>) -> Self {
+        Self {
+            len: parts.iter().map(Bytes::len).sum(),
+            parts,
+        }
+    }
+
+    pub(crate) fn into_parts(self) -> Vec<Bytes> {
+        self.parts
+    }
+}
+
+impl From<Bytes> for Entry {
+    fn from(bytes: Bytes) -> Self {
+        Self {
+            len: bytes.len(),
+            parts: vec![bytes],
+        }
+    }
+}
+
 fn base(msg_type: MsgType, msg_id: i64, ts: u64) -> MsgBase {
     MsgBase {
         msg_type: msg_type as i32,
@@ -34,7 +84,7 @@ fn base(msg_type: MsgType, msg_id: i64, ts: u64) -> MsgBase {
     }
 }
 
-/// An insert or delete with the target's ids, re-stamped. Columns and keys are copied, not decoded.
+/// An insert or delete with the target's ids, re-stamped. Columns and keys are not decoded, and copied only if small.
 ///
 /// Layout (InsertRequest and DeleteRequest): 1 base, 2 shardName, 3 db_name, 4 collection_name, 5 partition_name,
 /// 7 collectionID, 8 partitionID, 10 timestamps.
@@ -45,7 +95,7 @@ pub fn rows(
     partition_name: &str,
     map: &TsMap,
     msg_id: i64,
-) -> Bytes {
+) -> Entry {
     let timestamps: Vec<u64> = rows.timestamps.iter().map(|ts| map.get(*ts)).collect();
     let max = timestamps.iter().copied().max().unwrap_or_default();
     let msg_type = match rows.kind {
@@ -53,7 +103,8 @@ pub fn rows(
         RowsKind::Delete => MsgType::Delete,
     };
     let body: usize = rows.body.iter().map(Bytes::len).sum();
-    let mut out = BytesMut::with_capacity(body + 200 + to.name.len() + timestamps.len() * 10);
+    let copied = if body < COPIED { body } else { 0 };
+    let mut out = BytesMut::with_capacity(copied + 200 + to.name.len() + timestamps.len() * 10);
     let base = base(msg_type, msg_id, max).encode_to_vec();
     put_bytes(&mut out, 1, &base);
     put_bytes(&mut out, 2, to.vchannel.as_str().as_bytes());
@@ -73,10 +124,16 @@ pub fn rows(
     for ts in timestamps {
         encode_varint(ts, &mut out);
     }
-    for part in &rows.body {
-        out.put_slice(part);
+    if body < COPIED {
+        for part in &rows.body {
+            out.put_slice(part);
+        }
+        return out.freeze().into();
     }
-    out.freeze()
+    let mut entry = Entry::from(out.freeze());
+    entry.len += body;
+    entry.parts.extend(rows.body.iter().cloned());
+    entry
 }
 
 /// The delete that goes with an insert in doubt: it kills an earlier copy of these keys in this partition and, having
@@ -233,8 +290,8 @@ mod tests {
             panic!("an insert")
         };
         let map = TsMap::raise([10, 12], Tso(100));
-        let bytes = rows(&decoded, &shard(), PartitionId(78), "_default", &map, 99);
-        let target = InsertRequest::decode(bytes).unwrap();
+        let entry = rows(&decoded, &shard(), PartitionId(78), "_default", &map, 99);
+        let target = InsertRequest::decode(entry.whole()).unwrap();
         let expected = InsertRequest {
             base: Some(base(MsgType::Insert, 99, 102)),
             shard_name: "tgt-rootcoord-dml_0_77v0".into(),
@@ -299,7 +356,8 @@ mod tests {
                 timestamps: raised.clone(),
                 ..decoded
             };
-            prop_assert_eq!(decode(&sent), Ok(Event::Rows(wanted)));
+            prop_assert_eq!(sent.whole().len(), sent.len());
+            prop_assert_eq!(decode(&sent.whole()), Ok(Event::Rows(wanted)));
             let ids = IDs { id_field: Some(IdField::IntId(LongArray { data: keys })) };
             let delete = delete_of(ids, &times, &to, PartitionId(78), "p", &map, msg_id);
             let Ok(Event::Rows(delete)) = decode(&delete) else {

@@ -3,11 +3,14 @@
 //!
 //! A reader is an ephemeral pull consumer without acknowledgements. Its pull requests are written here rather than by
 //! the client library, because the contract of [`super`] needs what that hides: one request is open at a time and
-//! carries the caller's bound in bytes, and it outlives a dropped `next`.
+//! carries the caller's bound in bytes, and it outlives a dropped `next`. What they bring comes over a connection of the
+//! reader's own ([`wire`]); everything else is the client library's.
 //!
 //! Sequences of a stream have no gaps and retention deletes from the front only. So a sequence that is not the next one
 //! is a lost position, and whenever a consumer is made, and each time a request expired, the bounds of the stream and
 //! its time of creation are checked as well: a stream that was made anew starts again at 1.
+
+mod wire;
 
 use std::time::Duration;
 
@@ -15,12 +18,12 @@ use async_nats::connection::State as ConnectionState;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::{self, ErrorCode, stream};
-use async_nats::{Client, ConnectOptions, Event, Message, StatusCode, Subscriber};
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use async_trait::async_trait;
-use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use self::wire::{Delivered, Login, Spare, Wire};
 use super::{Bounds, LogReader, LogSource, RawMessage, SourceError, Start};
 use crate::ids::PChannel;
 use crate::position::{Position, QueueKind};
@@ -31,12 +34,20 @@ const PULL_EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// The server removes a consumer that nobody pulled from for this long: what a killed reader leaves behind.
 const INACTIVE: Duration = Duration::from_secs(60);
-/// The largest number of messages asked for at once; below the client's bound of a subscription, 65,536 messages.
+/// The largest number of messages asked for at once.
 const PULL_MESSAGES: usize = 8192;
 /// A request that has more to deliver and is silent for this long is asked for again: servers end a request without a
 /// word when its bytes are used up exactly.
 const STALLED: Duration = Duration::from_millis(250);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
+/// How often a reader's connection may break within one call before that is an error.
+const BREAKS: u32 = 3;
+
+/// Codes of the server's answers to a pull request.
+const IDLE_HEARTBEAT: u16 = 100;
+const NOT_FOUND: u16 = 404;
+const TIMEOUT: u16 = 408;
+const REQUEST_TERMINATED: u16 = 409;
 
 /// Where the JetStream of the source is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -55,11 +66,13 @@ pub struct NatsmqSource {
 #[derive(Clone)]
 struct Link {
     address: String,
+    server: ServerAddr,
     patience: Duration,
     client: Client,
     context: jetstream::Context,
     /// Counts connects and disconnects: a consumer made before the last of them may be gone.
     connection: watch::Receiver<u64>,
+    spare: Spare,
 }
 
 impl NatsmqSource {
@@ -77,7 +90,7 @@ impl NatsmqSource {
             cause,
             hint: "the address has the form nats://host:port".to_owned(),
         };
-        let server: async_nats::ServerAddr = address
+        let server: ServerAddr = address
             .parse()
             .map_err(|e: std::io::Error| configuration(e.to_string()))?;
         let (events, connection) = watch::channel(0);
@@ -98,17 +111,19 @@ impl NatsmqSource {
                 }
                 std::future::ready(())
             })
-            .connect(server)
+            .connect(server.clone())
             .await
             .map_err(|e| configuration(e.to_string()))?;
         let context = jetstream::new(client.clone());
         Ok(Self {
             link: Link {
                 address,
+                server,
                 patience,
                 client,
                 context,
                 connection,
+                spare: Spare::default(),
             },
         })
     }
@@ -282,7 +297,7 @@ struct Session {
     stream: String,
     consumer: String,
     inbox: String,
-    messages: Subscriber,
+    wire: Wire,
     request: Option<Request>,
     requests: u64,
     /// What [`Link::connection`] stood at when the consumer was made.
@@ -343,10 +358,16 @@ impl Session {
     async fn make(link: &Link, channel: &PChannel, next: u64) -> Result<Self, SourceError> {
         let connection = *link.connection.borrow();
         let inbox = link.client.new_inbox();
-        let messages = link
-            .client
-            .subscribe(format!("{inbox}.*"))
+        let login = Login {
+            user: link.server.username(),
+            password: link.server.password(),
+        };
+        let (host, port) = (link.server.host(), link.server.port());
+        let all = format!("{inbox}.*");
+        let opening = Wire::open((host, port), login, &all, link.spare.clone());
+        let wire = timeout(link.patience, opening)
             .await
+            .map_err(|_| link.unreachable(format!("not connected within {:?}", link.patience)))?
             .map_err(|e| link.unreachable(e))?;
         let name = format!("milvus-cdc-{:016x}", rand::random::<u64>());
         // Made first, so that a dropped future removes what the server may have made already.
@@ -355,7 +376,7 @@ impl Session {
             stream: channel.as_str().to_owned(),
             consumer: name.clone(),
             inbox,
-            messages,
+            wire,
             request: None,
             requests: 0,
             connection,
@@ -378,7 +399,7 @@ impl Session {
         Ok(session)
     }
 
-    async fn ask(&mut self, messages: usize, max_bytes: Option<usize>) -> Result<(), SourceError> {
+    fn ask(&mut self, messages: usize, max_bytes: Option<usize>) {
         self.requests += 1;
         let subject = format!("{}.{}", self.inbox, self.requests);
         let mut body = serde_json::json!({
@@ -393,45 +414,40 @@ impl Session {
             "$JS.API.CONSUMER.MSG.NEXT.{}.{}",
             self.stream, self.consumer
         );
-        // Noted before the send: if this future is dropped at the send, a request that was not sent is found out by its
-        // silence, one that was sent and not noted could fill memory beyond the bound.
+        self.wire
+            .publish(&to, &subject, body.to_string().as_bytes());
         self.request = Some(Request {
-            subject: subject.clone(),
+            subject,
             messages_left: messages,
             bytes_left: max_bytes,
             fresh: true,
             more: true,
             heard: Instant::now(),
         });
-        let sent = self
-            .link
-            .client
-            .publish_with_reply(to, subject, body.to_string().into())
-            .await;
-        sent.map_err(|e| self.link.unreachable(e))
     }
 
-    fn take(&mut self, message: Message, next: u64) -> Got {
-        match message.status {
-            None | Some(StatusCode::OK) => {}
-            Some(status) => return self.status(status, &message),
-        }
-        let delivered = jetstream::Message {
-            message,
-            context: self.link.context.clone(),
+    fn take(&mut self, delivered: Delivered, next: u64) -> Got {
+        let (sequence, pending, payload, length) = match delivered {
+            Delivered::Message {
+                sequence,
+                pending,
+                payload,
+                length,
+            } => (sequence, pending, payload, length),
+            Delivered::Status {
+                subject,
+                code,
+                description,
+            } => return self.status(&subject, code, &description),
+            Delivered::Other => return Got::Nothing,
         };
-        let (sequence, pending) = match delivered.info() {
-            Ok(info) => (info.stream_sequence, info.pending),
-            Err(_) => return Got::Nothing,
-        };
-        let message = delivered.message;
         if let Some(request) = &mut self.request {
             request.messages_left = request.messages_left.saturating_sub(1);
             request.fresh = false;
             request.more = pending > 0;
             request.heard = Instant::now();
             if let Some(left) = &mut request.bytes_left {
-                *left = left.saturating_sub(message.length);
+                *left = left.saturating_sub(length);
             }
             if request.messages_left == 0 || request.bytes_left == Some(0) {
                 self.request = None;
@@ -440,46 +456,36 @@ impl Session {
         match sequence {
             s if s == next => Got::Message(RawMessage {
                 position: Position::Natsmq(s),
-                payload: message.payload,
+                payload,
             }),
             s if s < next => Got::Nothing,
             _ => Got::Gap,
         }
     }
 
-    fn status(&mut self, status: StatusCode, message: &Message) -> Got {
+    /// `description` in small letters.
+    fn status(&mut self, subject: &str, code: u16, description: &str) -> Got {
         // A consumer that is gone has nobody to answer; what an earlier request of it had to say is of no use.
-        let Some(request) = self
-            .request
-            .as_mut()
-            .filter(|r| r.subject == message.subject.as_str())
-        else {
+        let Some(request) = self.request.as_mut().filter(|r| r.subject == subject) else {
             return Got::Nothing;
         };
         request.heard = Instant::now();
         request.more = false;
-        if status == StatusCode::IDLE_HEARTBEAT {
+        if code == IDLE_HEARTBEAT {
             return Got::Nothing;
         }
         let fresh = request.fresh;
         self.request = None;
-        let description = message
-            .description
-            .as_deref()
-            .unwrap_or_default()
-            .to_ascii_lowercase();
-        match status {
-            StatusCode::REQUEST_TERMINATED if description.contains("exceeds maxbytes") => {
+        match code {
+            REQUEST_TERMINATED if description.contains("exceeds maxbytes") => {
                 if fresh {
                     Got::TooLarge
                 } else {
                     Got::Nothing
                 }
             }
-            StatusCode::REQUEST_TERMINATED if description.contains("batch completed") => {
-                Got::Nothing
-            }
-            StatusCode::TIMEOUT | StatusCode::NOT_FOUND => {
+            REQUEST_TERMINATED if description.contains("batch completed") => Got::Nothing,
+            TIMEOUT | NOT_FOUND => {
                 if fresh {
                     Got::Expired
                 } else {
@@ -530,11 +536,14 @@ impl NatsmqReader {
             let Some(session) = &mut self.session else {
                 return;
             };
-            // The scheduler's budget would end the batch after some 100 messages.
-            let Some(Some(message)) =
-                tokio::task::unconstrained(session.messages.next()).now_or_never()
-            else {
-                return;
+            let message = match session.wire.try_next() {
+                Ok(Some(message)) => message,
+                Ok(None) => return,
+                // Begun anew by the next call.
+                Err(_) => {
+                    self.session = None;
+                    return;
+                }
             };
             match session.take(message, self.next) {
                 Got::Message(message) => {
@@ -565,7 +574,7 @@ impl LogReader for NatsmqReader {
             self.drain(max_bytes, &mut batch);
             return Ok(batch);
         }
-        let mut single = false;
+        let (mut single, mut breaks) = (false, 0);
         let mut connection = self.link.connection.clone();
         loop {
             let now = *connection.borrow_and_update();
@@ -579,25 +588,20 @@ impl LogReader for NatsmqReader {
                 continue;
             };
             // What has arrived goes first: an ended request says nothing about that.
-            let arrived = tokio::task::unconstrained(session.messages.next()).now_or_never();
-            let message = match arrived {
-                Some(message) => message,
-                None => {
+            let next = match session.wire.try_next() {
+                Ok(Some(message)) => Ok(message),
+                Err(error) => Err(error),
+                Ok(None) => {
                     if session.request.is_none() {
-                        let asked = if single {
-                            session.ask(1, None).await
-                        } else {
-                            session.ask(PULL_MESSAGES, Some(max_bytes.max(1))).await
-                        };
-                        if let Err(error) = asked {
-                            self.session = None;
-                            return Err(error);
+                        match single {
+                            true => session.ask(1, None),
+                            false => session.ask(PULL_MESSAGES, Some(max_bytes.max(1))),
                         }
                     }
                     let patience = session.patience();
                     tokio::select! {
-                        message = timeout_at(patience, session.messages.next()) => match message {
-                            Ok(message) => message,
+                        next = timeout_at(patience, session.wire.next()) => match next {
+                            Ok(next) => next,
                             Err(_) => {
                                 match &mut session.request {
                                     // It may wait for a first message: from here on heartbeats tell.
@@ -612,9 +616,16 @@ impl LogReader for NatsmqReader {
                     }
                 }
             };
-            let Some(message) = message else {
-                self.session = None;
-                continue;
+            let message = match next {
+                Ok(message) => message,
+                Err(error) => {
+                    self.session = None;
+                    breaks += 1;
+                    if breaks >= BREAKS {
+                        return Err(self.link.unreachable(error));
+                    }
+                    continue;
+                }
             };
             match session.take(message, self.next) {
                 Got::Message(message) => {

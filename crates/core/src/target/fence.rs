@@ -16,6 +16,7 @@ use super::{
 };
 use crate::catalog::Collection;
 use crate::ids::{PChannel, PartitionId};
+use crate::route::encode::Entry;
 use crate::task::{Mode, TargetSpec};
 use crate::tso::Tso;
 
@@ -94,6 +95,17 @@ impl Target for Fenced {
     ) -> Result<(), TargetError> {
         self.permit("ReplicateMessage")?;
         self.inner.replicate(channel, msgs, begin, end).await
+    }
+
+    async fn send(
+        &self,
+        channel: &PChannel,
+        msgs: Vec<Entry>,
+        begin: Tso,
+        end: Tso,
+    ) -> Result<(), TargetError> {
+        self.permit("ReplicateMessage")?;
+        self.inner.send(channel, msgs, begin, end).await
     }
 
     async fn now(&self) -> Result<Tso, TargetError> {

@@ -2,6 +2,8 @@
 
 mod call;
 mod durable;
+mod gather;
+mod once;
 pub mod plain;
 mod replicate;
 mod rows;
@@ -25,6 +27,7 @@ use super::plain::PlainWriter;
 use super::{Loaded, Target, TargetCollection, TargetConnector, TargetError, TargetIndex};
 use crate::catalog::Collection;
 use crate::ids::{CollectionId, PChannel, PartitionId, VChannel};
+use crate::route::encode::Entry;
 use crate::task::{Mode, TargetSpec};
 use crate::tls::{self, FieldNames};
 use crate::tso::Tso;
@@ -119,7 +122,7 @@ impl GrpcTarget {
         };
         let connected = match secure {
             Some(server) => tls::connect(&endpoint, &spec.tls, server, spec.connect_timeout).await,
-            None => endpoint.connect().await,
+            None => gather::connect(&endpoint, spec.connect_timeout).await,
         };
         let channel = connected.map_err(|e| no_connection(uri.clone(), &e))?;
         let target = Self {
@@ -265,9 +268,21 @@ impl Target for GrpcTarget {
         begin: Tso,
         end: Tso,
     ) -> Result<(), TargetError> {
+        let msgs = msgs.into_iter().map(Entry::from).collect();
+        self.send(channel, msgs, begin, end).await
+    }
+
+    async fn send(
+        &self,
+        channel: &PChannel,
+        msgs: Vec<Entry>,
+        begin: Tso,
+        end: Tso,
+    ) -> Result<(), TargetError> {
         let Some(writer) = &self.writer else {
             return replicate::send(self, channel, msgs, begin, end).await;
         };
+        let msgs: Vec<Bytes> = msgs.iter().map(Entry::whole).collect();
         let within = self.call_timeout;
         writer.write(self, &self.uri, channel, &msgs, within).await
     }

@@ -299,18 +299,39 @@ impl Hub {
         floors.get(channel).copied().unwrap_or(self.first_floor)
     }
 
-    /// Raises F of a channel, on disk, before anything up to `floor` is sent there.
+    /// Raises F of a channel, on disk, before anything up to `floor` is sent there; in the same commit F of others that
+    /// would have to be raised soon.
     pub async fn raise_floor(&self, channel: &PChannel, floor: Tso) -> Result<(), StoreError> {
-        let change = Change::RaiseFloor {
+        let clock = self.clock();
+        let mut all = vec![(channel.clone(), floor, None)];
+        for (other, lane) in self.lanes.lock().iter() {
+            if other != channel
+                && let Some((to, raising)) = lane.upgrade().and_then(|l| l.raise_too(clock))
+            {
+                all.push((other.clone(), to, Some(raising)));
+            }
+        }
+        let raise = |(channel, floor, _): &(PChannel, Tso, _)| Change::RaiseFloor {
             target: self.key.clone(),
             channel: channel.clone(),
-            floor,
+            floor: *floor,
         };
-        self.store.commit(vec![change]).await?;
+        self.store.commit(all.iter().map(raise).collect()).await?;
         let mut floors = self.floors.lock();
-        let stored = floors.entry(channel.clone()).or_default();
-        *stored = floor.max(*stored);
+        for (channel, floor, raising) in all {
+            let stored = floors.entry(channel).or_default();
+            *stored = floor.max(*stored);
+            if let Some(raising) = raising {
+                raising.done(floor);
+            }
+        }
         Ok(())
+    }
+
+    /// About the target's timestamp of this moment, never ahead of its clock. Asks nobody.
+    pub(crate) fn clock(&self) -> Tso {
+        let (ts, read) = *self.clock.lock();
+        ts.plus(read.elapsed())
     }
 
     /// The target's timestamp of this moment, never ahead of its clock: read from it twice a second, and counted on in

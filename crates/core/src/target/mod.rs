@@ -24,6 +24,7 @@ use milvus::proto::schema::CollectionSchema;
 use crate::catalog::Collection;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PChannel, PartitionId, VChannel};
+use crate::route::encode::Entry;
 use crate::task::{Mode, TargetSpec};
 use crate::tso::Tso;
 
@@ -237,6 +238,17 @@ pub trait Target: Send + Sync {
         begin: Tso,
         end: Tso,
     ) -> Result<(), TargetError>;
+    /// The same with messages in parts.
+    async fn send(
+        &self,
+        channel: &PChannel,
+        msgs: Vec<Entry>,
+        begin: Tso,
+        end: Tso,
+    ) -> Result<(), TargetError> {
+        let msgs = msgs.iter().map(Entry::whole).collect();
+        self.replicate(channel, msgs, begin, end).await
+    }
     /// A fresh timestamp of the target's oracle.
     async fn now(&self) -> Result<Tso, TargetError>;
 

@@ -1,50 +1,41 @@
-//! ReplicateMessage and the other calls that change rows, and whether they left.
+//! ReplicateMessage, and whether it left.
 //!
 //! A call whose outcome is not known may be carried out for as long as its deadline, which travels with the request,
 //! counts where the request arrives. So it has to be known until when it can still leave: while a channel connects, it
 //! holds requests back. What has not left within [`DISPATCH`] never does, and nothing was done.
 
+mod slices;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use milvus::proto::common::{MsgBase, MsgType};
 use milvus::proto::milvus as rpc;
-use prost::Message;
 use tonic::Status;
-use tonic::codec::{Codec, EncodeBuf, Encoder, ProstCodec};
-use tonic::codegen::http::uri::PathAndQuery;
+use tonic::body::Body;
+use tonic::codec::ProstCodec;
+use tonic::codegen::http::{self, uri::PathAndQuery};
+use tonic::transport::Channel;
+use tower::Service;
 
+use self::slices::Slices;
 use super::GrpcTarget;
 use crate::boot::boot_time;
 use crate::ids::PChannel;
+use crate::route::encode::Entry;
 use crate::target::{DISPATCH, TargetError};
 use crate::tso::Tso;
 
 const CALL: &str = "ReplicateMessage";
-const PATH: &str = "/milvus.proto.milvus.MilvusService/ReplicateMessage";
 
-/// ReplicateMessageRequest with entries that share the batch's memory; same layout as the official message.
-#[derive(Clone, PartialEq, Message)]
-struct ReplicateRequest {
-    #[prost(message, optional, tag = "1")]
-    base: Option<MsgBase>,
-    #[prost(string, tag = "2")]
-    channel_name: String,
-    #[prost(uint64, tag = "3")]
-    begin_ts: u64,
-    #[prost(uint64, tag = "4")]
-    end_ts: u64,
-    #[prost(bytes = "bytes", repeated, tag = "5")]
-    msgs: Vec<Bytes>,
-}
-
-type Plain<Q, A> = ProstCodec<Q, A>;
+type Answer = rpc::ReplicateMessageResponse;
+/// Reads the answer. What is sent does not come from it: see [`Slices`].
+type Plain = ProstCodec<(), Answer>;
 
 /// Of one request: still held back, on its way, or given up before it was.
 #[derive(Clone)]
-struct Way {
+pub(super) struct Way {
     now: Arc<AtomicU8>,
     /// Until when it may leave: whoever gives it up may be stopped, and wake when it is too late.
     until: Duration,
@@ -55,7 +46,7 @@ impl Way {
     const LEFT: u8 = 1;
     const GIVEN_UP: u8 = 2;
 
-    fn within(long: Duration) -> Self {
+    pub(super) fn within(long: Duration) -> Self {
         Self {
             now: Arc::default(),
             until: boot_time().saturating_add(long),
@@ -63,7 +54,7 @@ impl Way {
     }
 
     /// Whether it may be written to a connection now.
-    fn leave(&self) -> bool {
+    pub(super) fn leave(&self) -> bool {
         boot_time() < self.until && self.decide(Self::LEFT)
     }
 
@@ -83,92 +74,59 @@ impl Way {
     }
 }
 
-/// Writes the request when there is a connection that it is written to, and tells.
-struct Told<Q, A> {
-    plain: Plain<Q, A>,
-    way: Way,
+/// A channel that sends this body in place of the request's own.
+struct Sending {
+    channel: Channel,
+    body: Option<Slices>,
 }
 
-struct TellingEncoder<E> {
-    plain: E,
-    way: Way,
-}
+impl Service<http::Request<Body>> for Sending {
+    type Response = <Channel as Service<http::Request<Body>>>::Response;
+    type Error = <Channel as Service<http::Request<Body>>>::Error;
+    type Future = <Channel as Service<http::Request<Body>>>::Future;
 
-impl<Q: Message + 'static, A: Message + Default + 'static> Codec for Told<Q, A> {
-    type Encode = Q;
-    type Decode = A;
-    type Encoder = TellingEncoder<<Plain<Q, A> as Codec>::Encoder>;
-    type Decoder = <Plain<Q, A> as Codec>::Decoder;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        TellingEncoder {
-            plain: self.plain.encoder(),
-            way: self.way.clone(),
-        }
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Service::<http::Request<Body>>::poll_ready(&mut self.channel, cx)
     }
 
-    fn decoder(&mut self) -> Self::Decoder {
-        self.plain.decoder()
-    }
-}
-
-impl<E: Encoder<Error = Status>> Encoder for TellingEncoder<E> {
-    type Item = E::Item;
-    type Error = Status;
-
-    fn encode(&mut self, item: Self::Item, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        if self.way.leave() {
-            self.plain.encode(item, out)
-        } else {
-            Err(Status::cancelled("given up before there was a connection"))
-        }
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let body = self.body.take();
+        self.channel
+            .call(request.map(|empty| body.map_or(empty, Body::new)))
     }
 }
 
 pub(super) async fn send(
     target: &GrpcTarget,
     channel: &PChannel,
-    msgs: Vec<Bytes>,
+    msgs: Vec<Entry>,
     begin: Tso,
     end: Tso,
 ) -> Result<(), TargetError> {
-    let message = ReplicateRequest {
-        base: Some(MsgBase {
-            msg_type: MsgType::Replicate as i32,
-            ..Default::default()
-        }),
-        channel_name: channel.as_str().to_owned(),
-        begin_ts: begin.0,
-        end_ts: end.0,
-        msgs,
-    };
-    let answer: rpc::ReplicateMessageResponse =
-        call_once(target, CALL, PATH, message, target.call_timeout).await?;
-    target.check(CALL, answer.status)
-}
-
-/// A call that leaves within [`DISPATCH`] or never, with a deadline of `within`.
-pub(super) async fn call_once<Q: Message + 'static, A: Message + Default + 'static>(
-    target: &GrpcTarget,
-    name: &'static str,
-    path: &'static str,
-    message: Q,
-    within: Duration,
-) -> Result<A, TargetError> {
     let way = Way::within(DISPATCH);
-    let codec = Told {
-        plain: Plain::<Q, A>::default(),
-        way: way.clone(),
-    };
-    let request = target.request_within(message, within);
-    let mut grpc = tonic::client::Grpc::new(target.channel.clone());
-    let call = target.call_within(name, within, async move {
+    let request = target.request_within((), target.call_timeout);
+    let mut grpc = tonic::client::Grpc::new(Sending {
+        channel: target.channel.clone(),
+        body: Some(Slices::new(way.clone(), channel, msgs, begin, end)),
+    });
+    let call = target.call_within(CALL, target.call_timeout, async move {
         grpc.ready()
             .await
             .map_err(|e| Status::unavailable(e.to_string()))?;
-        let path = PathAndQuery::from_static(path);
-        grpc.unary(request, path, codec).await
+        let path = PathAndQuery::from_static("/milvus.proto.milvus.MilvusService/ReplicateMessage");
+        grpc.unary(request, path, Plain::default()).await
     });
+    let answer = dispatched(target, CALL, &way, call).await?;
+    target.check(CALL, answer.status)
+}
+
+/// Awaits a call that leaves within [`DISPATCH`] or never.
+pub(super) async fn dispatched<A>(
+    target: &GrpcTarget,
+    name: &'static str,
+    way: &Way,
+    call: impl Future<Output = Result<A, TargetError>>,
+) -> Result<A, TargetError> {
     tokio::pin!(call);
     let not_sent = |cause: String| TargetError::Unreachable {
         uri: target.uri.clone(),

@@ -11,6 +11,7 @@ use milvus::proto::schema::CollectionSchema;
 use prost::Message;
 
 use super::call::answer_call;
+use super::once::call_once;
 use super::{GrpcTarget, replicate, user_schema};
 use crate::catalog::Collection;
 use crate::ids::PChannel;
@@ -56,7 +57,7 @@ impl RowCalls for GrpcTarget {
             num_rows: u32::try_from(rows).unwrap_or(u32::MAX),
         };
         let answer: rpc::MutationResult =
-            replicate::call_once(self, "Insert", INSERT, request, within).await?;
+            call_once(self, "Insert", INSERT, request, within).await?;
         self.check("Insert", answer.status)?;
         if answer.insert_cnt < 0 || answer.insert_cnt as u64 != rows {
             return Err(TargetError::Unknown {
@@ -77,14 +78,13 @@ impl RowCalls for GrpcTarget {
             ..Default::default()
         };
         let first = request(expr.to_owned());
-        let answer: rpc::MutationResult =
-            replicate::call_once(self, "Delete", DELETE, first, within).await?;
+        let answer: rpc::MutationResult = call_once(self, "Delete", DELETE, first, within).await?;
         match self.check("Delete", answer.status) {
             // milvus-lite does not read the escapes of control characters.
             Err(TargetError::Refused { reason, .. }) if reason.contains("unknown escape") => {
                 let raw = request(with_raw_controls(expr));
                 let answer: rpc::MutationResult =
-                    replicate::call_once(self, "Delete", DELETE, raw, within).await?;
+                    call_once(self, "Delete", DELETE, raw, within).await?;
                 self.check("Delete", answer.status)
             }
             other => other,

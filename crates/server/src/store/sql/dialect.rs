@@ -26,6 +26,34 @@ pub(crate) struct Statement {
     pub(crate) values: Vec<Value>,
     /// It is an error if it hits no row.
     pub(crate) must_hit: bool,
+    /// Of an upsert: what others may share.
+    pub(crate) upsert: Option<Upsert>,
+}
+
+/// An upsert of one row: others of this form may be one statement with it.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Upsert {
+    /// Up to `VALUES`.
+    head: String,
+    /// What is behind the rows.
+    tail: String,
+    /// How many of the values are its key.
+    keys: usize,
+}
+
+/// Rows in one statement.
+const ROWS: usize = 64;
+/// Bytes of one statement's values: below what any server takes at once.
+const BYTES: usize = 64 << 10;
+
+impl Statement {
+    fn bytes(&self) -> usize {
+        let bytes = |value: &Value| match value {
+            Value::Text(text) => text.len(),
+            Value::Int(_) => 8,
+        };
+        self.values.iter().map(bytes).sum()
+    }
 }
 
 /// What an upsert does to a column that is there already.
@@ -77,28 +105,66 @@ impl Dialect {
             sql,
             values,
             must_hit: false,
+            upsert: None,
         }
     }
 
+    /// The same in fewer statements: upserts that stand one behind the other and have one form are one, if they are of
+    /// different rows.
+    pub(crate) fn merged(&self, all: Vec<Statement>) -> Vec<Statement> {
+        let mut merged = Vec::new();
+        let mut rows: Vec<Statement> = Vec::new();
+        let mut bytes = 0;
+        for statement in all {
+            bytes += statement.bytes();
+            let joins = rows.len() < ROWS
+                && bytes <= BYTES
+                && statement.upsert.as_ref().is_some_and(|new| {
+                    rows.first().is_some_and(|r| r.upsert.as_ref() == Some(new))
+                        && rows
+                            .iter()
+                            .all(|r| r.values[..new.keys] != statement.values[..new.keys])
+                });
+            if !joins {
+                merged.extend(self.one_of(std::mem::take(&mut rows)));
+                bytes = statement.bytes();
+            }
+            rows.push(statement);
+        }
+        merged.extend(self.one_of(rows));
+        merged
+    }
+
+    fn one_of(&self, mut rows: Vec<Statement>) -> Option<Statement> {
+        if rows.len() < 2 {
+            return rows.pop();
+        }
+        let Upsert { head, tail, .. } = rows.first()?.upsert.clone()?;
+        let row = format!("({})", vec!["?"; rows.first()?.values.len()].join(", "));
+        let sql = format!("{head} {}{tail}", vec![row; rows.len()].join(", "));
+        let values = rows.into_iter().flat_map(|row| row.values).collect();
+        Some(self.statement(&sql, values))
+    }
+
     pub(crate) fn insert(&self, table: &str, columns: Columns<'_>) -> Statement {
-        let (sql, values) = self.insert_sql(table, columns.iter());
-        self.statement(&sql, values)
+        let (head, row, values) = self.insert_sql(table, columns.iter());
+        self.statement(&format!("{head} {row}"), values)
     }
 
     fn insert_sql<'a>(
         &self,
         table: &str,
         columns: impl Iterator<Item = &'a (&'a str, Value)>,
-    ) -> (String, Vec<Value>) {
+    ) -> (String, String, Vec<Value>) {
         let (names, values): (Vec<String>, Vec<Value>) =
             columns.map(|(n, v)| (self.name(n), v.clone())).unzip();
         let marks = vec!["?"; names.len()].join(", ");
-        let sql = format!(
-            "INSERT INTO {} ({}) VALUES ({marks})",
+        let head = format!(
+            "INSERT INTO {} ({}) VALUES",
             self.table(table),
             names.join(", ")
         );
-        (sql, values)
+        (head, format!("({marks})"), values)
     }
 
     /// Inserts a row, or changes the one of these keys.
@@ -109,7 +175,7 @@ impl Dialect {
         columns: &[(&str, Value, Keep)],
     ) -> Statement {
         let plain: Vec<(&str, Value)> = columns.iter().map(|(n, v, _)| (*n, v.clone())).collect();
-        let (insert, values) = self.insert_sql(table, keys.iter().chain(&plain));
+        let (head, row, values) = self.insert_sql(table, keys.iter().chain(&plain));
         let new = |name: &str| match self.database {
             Database::Mysql => format!("VALUES({name})"),
             _ => format!("excluded.{name}"),
@@ -133,14 +199,16 @@ impl Dialect {
             .collect();
         let set = set.join(", ");
         let keys: Vec<String> = keys.iter().map(|(key, _)| self.name(key)).collect();
-        let sql = match self.database {
-            Database::Mysql => format!("{insert} ON DUPLICATE KEY UPDATE {set}"),
-            _ => format!(
-                "{insert} ON CONFLICT ({}) DO UPDATE SET {set}",
-                keys.join(", ")
-            ),
+        let tail = match self.database {
+            Database::Mysql => format!(" ON DUPLICATE KEY UPDATE {set}"),
+            _ => format!(" ON CONFLICT ({}) DO UPDATE SET {set}", keys.join(", ")),
         };
-        self.statement(&sql, values)
+        let sql = format!("{head} {row}{tail}");
+        let keys = keys.len();
+        Statement {
+            upsert: Some(Upsert { head, tail, keys }),
+            ..self.statement(&sql, values)
+        }
     }
 
     fn larger(&self) -> &'static str {
@@ -288,5 +356,31 @@ mod tests {
             "INSERT INTO \"channels\" (\"task\", \"sent\") VALUES (?, ?) ON CONFLICT (\"task\") \
              DO UPDATE SET \"sent\" = max(\"channels\".\"sent\", excluded.\"sent\")"
         );
+    }
+
+    #[test]
+    fn upserts_of_one_form_and_different_rows_are_one_statement() {
+        let d = dialect(Database::Postgres, "");
+        let floor = |channel: &str, floor: &str| {
+            let keys = [("channel", Value::from(channel))];
+            d.upsert("floors", &keys, &[("floor", floor.into(), Keep::Larger)])
+        };
+        let other = d.delete("floors", &[("channel", Value::from("c"))]);
+        let all = vec![
+            floor("a", "1"),
+            floor("b", "2"),
+            floor("a", "3"),
+            other.clone(),
+            floor("c", "4"),
+        ];
+        let merged = d.merged(all);
+        assert_eq!(
+            merged[0].sql,
+            "INSERT INTO \"floors\" (\"channel\", \"floor\") VALUES ($1, $2), ($3, $4) ON CONFLICT (\"channel\") \
+             DO UPDATE SET \"floor\" = GREATEST(\"floors\".\"floor\", excluded.\"floor\")"
+        );
+        assert_eq!(merged[0].values, ["a", "1", "b", "2"].map(Value::from));
+        assert_eq!(merged[1..], [floor("a", "3"), other, floor("c", "4")]);
+        assert!(d.merged(Vec::new()).is_empty());
     }
 }

@@ -125,12 +125,14 @@ async fn transaction(c: &mut Connection, d: &Dialect, jobs: &[Job]) -> Result<()
     if !epochs.is_empty() {
         owner::check(c, d, &epochs).await?.map_err(Broken::Store)?;
     }
+    let mut all = Vec::new();
     for write in jobs.iter().flat_map(|job| &job.writes) {
-        for statement in write::statements(d, write).map_err(Broken::Store)? {
-            let hit = c.execute(&statement).await?;
-            if statement.must_hit && hit == 0 {
-                return Err(sqlx::Error::RowNotFound.into());
-            }
+        all.extend(write::statements(d, write).map_err(Broken::Store)?);
+    }
+    for statement in d.merged(all) {
+        let hit = c.execute(&statement).await?;
+        if statement.must_hit && hit == 0 {
+            return Err(sqlx::Error::RowNotFound.into());
         }
     }
     c.raw("COMMIT").await?;
