@@ -187,6 +187,7 @@ impl PlainWriter {
             let begun = step.inserted().iter().map(|id| (*id, Fate::Unknown));
             fates.extend(begun);
             let outcome = run(calls, &step, left).await;
+            tracing::trace!(%channel, ?outcome, "{step}");
             match outcome {
                 Ok(()) => fates.extend(step.done().iter().map(|id| (*id, Fate::Done))),
                 Err(error) => {

@@ -70,6 +70,16 @@ impl Step {
     }
 }
 
+/// For a trace.
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Step::Delete { at, expr, done } => write!(f, "delete {at:?} {expr} {done:?}"),
+            Step::Insert { at, rows, of, .. } => write!(f, "insert {at:?} {rows} rows {of:?}"),
+        }
+    }
+}
+
 /// An insert that is gathered.
 struct Insert {
     id: i64,
