@@ -73,6 +73,16 @@ impl Engine {
         Ok(())
     }
 
+    /// From now on a running task is asked for this: which collections, their names on the target, what is left out, where
+    /// those that are added begin. The others go on as they are. Its target stays the one that it was started with.
+    ///
+    /// # Errors
+    /// The task does not run.
+    pub fn change(&self, spec: TaskSpec) -> Result<(), Problem> {
+        self.runner(&spec.id)?.change(spec);
+        Ok(())
+    }
+
     /// Stops a task: intake ends, what is in flight is drained and the checkpoint stored, within `deadline`; what is
     /// not drained by then is in doubt and replayed safely at the next start. Unknown tasks are stopped already.
     pub async fn stop(&self, task: &TaskId, deadline: Duration) {

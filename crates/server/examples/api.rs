@@ -76,6 +76,8 @@ impl Replication for StandIn {
             rows: 1,
             positions: BTreeMap::from([(PChannel::new("by-dev-rootcoord-dml_0"), here)]),
             last_error: None,
+            target: None,
+            note: None,
         };
         self.running.lock().contains(task).then(|| TaskStatus {
             collections: vec![collection],

@@ -69,6 +69,8 @@ pub fn task(name: &str, selection: Selection) -> TaskSpec {
             call_timeout: Duration::from_secs(1),
         },
         selection,
+        mapping: Default::default(),
+        skip: Default::default(),
         start: StartPoint::Created,
         starts: Default::default(),
         added: Default::default(),

@@ -30,8 +30,10 @@ use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, DbId, PChannel};
 use crate::lane::StreamCtl;
 use crate::position::Position;
+use crate::select::Name;
 use crate::store::{Change, CollectionObject, ObjectPhase, Progress, TaskProgress};
 use crate::task::{Choice, CollectionState, StartPoint, Verdict};
+use crate::tso::Tso;
 
 /// Collections made or dropped on the target at the same time.
 const JOBS: usize = 8;
@@ -96,6 +98,9 @@ pub(super) enum Phase {
     /// It is stored, but the source's metadata of it cannot be read; asked again at this time.
     Unread(Instant),
     Held(Held),
+    /// The task is asked to carry it no longer: it stays on the target as it is, and what is stored of it says where it
+    /// would go on. If the source has dropped it, which is asked for at this time, it is forgotten.
+    Apart(Instant),
     /// It goes from the target.
     Dropping,
     Dropped,
@@ -111,17 +116,31 @@ pub(super) struct Entry {
     /// The message that keeps it from going on.
     pub(super) poison: Option<(PChannel, Position)>,
     backoff: Backoff,
-    failing_since: Option<SystemTime>,
+    pub(super) failing_since: Option<SystemTime>,
     /// Its last failure heals by itself.
     is_transient: bool,
     pub(super) streaming_since: Option<Instant>,
     /// First seen as dropped on the source.
     dropping_since: Option<Instant>,
+    /// Dropped on the source, to stay on the target.
+    staying: Option<Staying>,
+}
+
+/// A collection that is to stay on the target, until everything of it is applied there.
+#[derive(Default)]
+struct Staying {
+    /// All of it is up to here; asked for.
+    end: Option<Tso>,
+    asked: bool,
+    /// How far it is, and since when.
+    at: Option<(Tso, Instant)>,
 }
 
 pub(super) enum Outcome {
     Opened(CollectionId, Result<Ready, Stop>),
     Dropped(CollectionId, Result<(), Problem>),
+    /// A source timestamp above everything of a collection that the source has dropped.
+    End(CollectionId, Result<Tso, CatalogError>),
     /// What the source says of a collection that is stored and not in the view.
     Read(CollectionId, Result<Option<Arc<Collection>>, CatalogError>),
     BrokeOff(CollectionId),
@@ -278,7 +297,11 @@ impl<'a> Conductor<'a> {
         });
     }
 
-    fn start_job(&mut self, id: CollectionId, job: impl Future<Output = Outcome> + Send + 'static) {
+    pub(super) fn start_job(
+        &mut self,
+        id: CollectionId,
+        job: impl Future<Output = Outcome> + Send + 'static,
+    ) {
         self.jobs.spawn(async move {
             let outcome = AssertUnwindSafe(job).catch_unwind().await;
             outcome.unwrap_or(Outcome::BrokeOff(id))
@@ -288,6 +311,7 @@ impl<'a> Conductor<'a> {
     /// Compares what should be with what is.
     async fn reconcile(&mut self, view: &View) {
         self.meet(view);
+        self.select(view).await;
         self.failures().await;
         self.drops(view).await;
         self.open_due();
@@ -319,6 +343,7 @@ impl<'a> Conductor<'a> {
 
     /// New collections of the view that belong to this task; in the first view also those that are stored.
     fn meet(&mut self, view: &View) {
+        let wanted = self.ctx.wanted();
         for collection in view.collections.values() {
             if let Some(entry) = self.entries.get_mut(&collection.id) {
                 entry.source = collection.clone();
@@ -329,20 +354,16 @@ impl<'a> Conductor<'a> {
             }
             let known = self.objects.get(collection.id);
             // A database is gone from the view at once, its dropped collections are there for long.
-            let database = known
-                .as_ref()
-                .map(|o| o.database.as_str())
-                .or_else(|| view.database_name(collection.db));
-            let Some(database) = database.map(str::to_owned) else {
+            let database = known.as_ref().map(|o| o.source_name().database);
+            let of_view = || view.database_name(collection.db).map(str::to_owned);
+            let Some(database) = database.or_else(of_view) else {
                 continue;
             };
             let alive = collection.state == ObjectState::Created;
-            let ours = self
-                .ctx
-                .spec
-                .selection
-                .contains(&database, &collection.name);
+            let ours = wanted.selection.contains(&database, &collection.name);
             let wanted = match &known {
+                // Of one that was made what was asked for then counts, and what is asked for now: see `select`.
+                Some(object) if object.phase == ObjectPhase::Creating => ours,
                 Some(object) => object.phase != ObjectPhase::Dropped,
                 None => ours && alive,
             };
@@ -359,12 +380,18 @@ impl<'a> Conductor<'a> {
                 continue;
             }
             let id = object.source;
-            if object.phase != ObjectPhase::Creating {
-                first.insert(id);
+            let from = object.source_name();
+            let creating = object.phase == ObjectPhase::Creating;
+            if creating && !wanted.selection.contains(&from.database, &from.name) {
+                continue;
             }
             if !self.entries.contains_key(&id) {
                 let phase = Phase::Unread(Instant::now());
-                self.enter(Arc::new(unread(&object)), object.database, phase);
+                self.enter(Arc::new(unread(&object)), from.database, phase);
+            }
+            let apart = |e: &Entry| matches!(e.phase, Phase::Apart(_));
+            if !creating && !self.entries.get(&id).is_some_and(apart) {
+                first.insert(id);
             }
         }
         self.first = Some(first);
@@ -375,7 +402,11 @@ impl<'a> Conductor<'a> {
 
     fn enter(&mut self, source: Arc<Collection>, database: String, phase: Phase) {
         let note = self.stored.notes.get(&source.id);
-        let answer = note.and_then(|note| serde_json::from_str(note).ok());
+        let answer: Option<Answer> = note.and_then(|note| serde_json::from_str(note).ok());
+        let phase = match self.begins_apart(source.id, answer.as_ref()) {
+            true => Phase::Apart(Instant::now()),
+            false => phase,
+        };
         let entry = Entry {
             database,
             phase,
@@ -387,6 +418,7 @@ impl<'a> Conductor<'a> {
             is_transient: false,
             streaming_since: None,
             dropping_since: None,
+            staying: None,
             source,
         };
         for (channel, position) in &entry.answer.skipped {
@@ -397,11 +429,18 @@ impl<'a> Conductor<'a> {
 
     fn open_due(&mut self) {
         let now = Instant::now();
-        let mut under_way: BTreeSet<(String, String)> = self
+        let wanted = self.ctx.wanted();
+        let objects = self.objects.clone();
+        // By the name on the target.
+        let key_of = |id: CollectionId, e: &Entry| {
+            let known = objects.look(id, |o| Name::new(o.database.as_str(), o.name.as_str()));
+            known.unwrap_or_else(|| wanted.target_of(&e.database, &e.source.name))
+        };
+        let mut under_way: BTreeSet<Name> = self
             .entries
-            .values()
-            .filter(|e| e.phase == Phase::Opening)
-            .map(|e| (e.database.clone(), e.source.name.clone()))
+            .iter()
+            .filter(|(_, e)| e.phase == Phase::Opening)
+            .map(|(id, e)| key_of(*id, e))
             .collect();
         let mut start = Vec::new();
         for (id, entry) in &mut self.entries {
@@ -412,7 +451,7 @@ impl<'a> Conductor<'a> {
             if !may_be_due || self.gone_first.contains(id) {
                 continue;
             }
-            let key = (entry.database.clone(), entry.source.name.clone());
+            let key = key_of(*id, entry);
             match entry.phase {
                 Phase::Unread(at) if at <= now => {}
                 // Two of one name would find each other's half on the target.
@@ -477,7 +516,7 @@ impl<'a> Conductor<'a> {
             entry.phase,
             Phase::Due | Phase::Opening | Phase::Retry(_) | Phase::Held(_)
         );
-        let (spec, source) = (&self.ctx.spec, &entry.source);
+        let (spec, source) = (self.ctx.wanted(), &entry.source);
         phase
             && !spec.positions.contains_key(&id)
             && spec.start_of(&entry.database, &source.name, source.create_ts) != StartPoint::Now
@@ -498,8 +537,13 @@ impl<'a> Conductor<'a> {
             let places = detached.entry(*id).or_default();
             places.insert(channel.clone(), *progress);
         }
+        let wanted = self.ctx.wanted();
         for (id, entry) in &self.entries {
-            let renamed = renamed(entry);
+            if matches!(entry.phase, Phase::Apart(_)) {
+                continue;
+            }
+            let met = self.objects.look(*id, CollectionObject::source_name);
+            let renamed = met.as_ref().and_then(|met| renamed(entry, met));
             board.collection(
                 *id,
                 &entry.database,
@@ -507,6 +551,12 @@ impl<'a> Conductor<'a> {
                 entry.route.as_ref(),
                 unequal.get(id).or(renamed.as_ref()),
             );
+            let own = Name::new(entry.database.as_str(), entry.source.name.as_str());
+            let to = self
+                .objects
+                .look(*id, |o| Name::new(o.database.as_str(), o.name.as_str()))
+                .unwrap_or_else(|| wanted.target_of(&own.database, &own.name));
+            board.target(*id, Some(to).filter(|to| *to != met.unwrap_or(own)));
             let places = self.places(*id, entry, detached.remove(id).unwrap_or_default());
             let nothing = places.is_empty() && self.is_pending(*id, entry);
             board.places(*id, places, nothing.then_some(entry.source.create_ts));
@@ -541,9 +591,9 @@ impl<'a> Conductor<'a> {
 }
 
 /// What is to be said of a collection that has another name on the target than on the source by now.
-fn renamed(entry: &Entry) -> Option<Problem> {
+fn renamed(entry: &Entry, met: &Name) -> Option<Problem> {
     let to = &entry.route.as_ref()?.shards.first()?.to;
-    if to.name == entry.source.name {
+    if met.name == entry.source.name {
         return None;
     }
     let why = format!(
@@ -573,7 +623,7 @@ fn unread(object: &CollectionObject) -> Collection {
     Collection {
         id: object.source,
         db: DbId(0),
-        name: object.name.clone(),
+        name: object.source_name().name,
         state: ObjectState::Created,
         schema: Default::default(),
         create_ts: object.created,

@@ -18,6 +18,8 @@ use crate::ids::{CollectionId, DbId, FieldId, PChannel, PartitionId};
 use crate::lane::{Lane, StreamCtl};
 use crate::position::Position;
 use crate::route::encode;
+use crate::select::mapping::check as check_name;
+use crate::select::Name;
 use crate::store::{Change, CollectionObject, ObjectPhase, PartitionObject, TaskProgress};
 use crate::target::TargetCollection;
 use crate::target::grpc::user_schema;
@@ -78,6 +80,8 @@ pub(crate) enum Obstacle {
     NameTaken(CollectionId),
     /// Something of that name is on the target that is not ours.
     Conflict(Problem),
+    /// It can have no name there, or not the one that it is to have: for a person to change what is asked for.
+    Unnamed(Problem),
     Failed(Problem),
 }
 
@@ -129,15 +133,30 @@ impl Objects {
         self.applied.lock().insert(channel.clone(), ts);
     }
 
-    /// Whether everything of this collection up to `ts` is applied.
+    /// Whether everything of this collection of the source up to `ts` is applied.
     pub(crate) fn applied(&self, database: &str, name: &str, ts: Tso) -> bool {
-        let routes = self.routes.read();
-        let Some(route) = routes
-            .values()
-            .find(|r| r.shards[0].to.database == database && r.shards[0].to.name == name)
-        else {
-            return false;
-        };
+        let source = Name::new(database, name);
+        let route = self.live(&source).and_then(|o| self.route_of(o.source));
+        route.is_some_and(|route| self.applied_by(&route, ts))
+    }
+
+    /// The collection that this name of the source means now.
+    pub(crate) fn live(&self, source: &Name) -> Option<CollectionObject> {
+        let collections = self.collections.lock();
+        let mut live = collections.values().rev();
+        live.find(|o| o.phase == ObjectPhase::Live && o.source_name() == *source)
+            .cloned()
+    }
+
+    /// Up to where the main readers of all its channels have applied everything.
+    pub(crate) fn applied_least(&self, route: &Route) -> Tso {
+        let applied = self.applied.lock();
+        let of = |shard: &TargetShard| applied.get(&shard.source).copied().unwrap_or_default();
+        route.shards.iter().map(of).min().unwrap_or_default()
+    }
+
+    /// Whether the main readers of its channels have applied everything up to `ts`.
+    pub(crate) fn applied_by(&self, route: &Route, ts: Tso) -> bool {
         let applied = self.applied.lock();
         route
             .shards
@@ -258,11 +277,14 @@ impl Objects {
     ) -> Result<Opened, Obstacle> {
         let target = &self.ctx.hub.target;
         let failed = |e: crate::target::TargetError| Obstacle::Failed(e.problem());
+        let wanted = self.ctx.wanted();
         let known = self.get(source.id);
         if let Some(object) = known.as_ref().filter(|o| o.phase != ObjectPhase::Creating) {
             if object.phase == ObjectPhase::Dropped {
                 return Err(Obstacle::Gone);
             }
+            let to = Name::new(object.database.as_str(), object.name.as_str());
+            self.claim(&to, source.id)?;
             let found = target
                 .describe(&object.database, &object.name)
                 .await
@@ -276,13 +298,25 @@ impl Objects {
                 _ => Err(Obstacle::Conflict(Problem::new(
                     ErrorClass::Conflict,
                     format!(
-                        "{database}.{} is no longer on the target: someone dropped or replaced it there",
-                        source.name
+                        "{}.{} is no longer on the target: someone dropped or replaced it there",
+                        object.database, object.name
                     ),
                     "choose recreate to make it anew and copy what the queue still holds",
                 ))),
             };
         }
+        let from = Name::new(database, source.name.as_str());
+        // One whose creation was begun keeps the name that it was to have.
+        let to = match &known {
+            Some(object) => Name::new(object.database.as_str(), object.name.as_str()),
+            None => wanted.target_of(database, &source.name),
+        };
+        check_name(&to).map_err(|why| {
+            let why = format!("{from} would be {to} on the target: {why}");
+            let hint = "give the collection another name with the task's mapping, or exclude it";
+            Obstacle::Unnamed(Problem::new(ErrorClass::Conflict, why, hint))
+        })?;
+        let database = to.database.as_str();
         // An older one that is being made counts too: its create call may have been carried out.
         let taken = self
             .collections
@@ -291,7 +325,7 @@ impl Objects {
             .find(|o| {
                 o.source != source.id
                     && o.database == database
-                    && o.name == source.name
+                    && o.name == to.name
                     && match o.phase {
                         ObjectPhase::Live | ObjectPhase::Dropping => true,
                         ObjectPhase::Creating => o.created < source.create_ts,
@@ -302,6 +336,7 @@ impl Objects {
         if let Some(holder) = taken {
             return Err(Obstacle::NameTaken(holder));
         }
+        self.claim(&to, source.id)?;
         if source.schema.fields.iter().all(|f| !f.is_primary_key) {
             return Err(Obstacle::Failed(Problem::new(
                 ErrorClass::Transient,
@@ -311,25 +346,24 @@ impl Objects {
         }
         let databases = target.databases().await.map_err(failed)?;
         if !databases.iter().any(|d| d == database) {
-            let made = {
-                let mut made = self.made_databases.lock();
-                made.insert(source.db, database.to_owned());
-                made.clone()
-            };
-            // Before the call: one that a crash leaves behind has to go with its database on the source.
-            note_made(&self.ctx, &made).await;
+            // One that stands for the source's: others never go with it.
+            if wanted.mapping.database(&from.database).as_deref() == Some(database) {
+                let made = {
+                    let mut made = self.made_databases.lock();
+                    made.insert(source.db, database.to_owned());
+                    made.clone()
+                };
+                // Before the call: one that a crash leaves behind has to go with its database on the source.
+                note_made(&self.ctx, &made).await;
+            }
             target.create_database(database).await.map_err(failed)?;
         }
         let mut adopted = false;
         let mut there = false;
-        if let Some(found) = target
-            .describe(database, &source.name)
-            .await
-            .map_err(failed)?
-        {
+        if let Some(found) = target.describe(database, &to.name).await.map_err(failed)? {
             // Our own create whose answer we never saw is empty as well: nothing was sent to it yet.
             let empty = !target
-                .holds_rows(database, &source.name)
+                .holds_rows(database, &to.name)
                 .await
                 .map_err(failed)?;
             let alike = found.vchannels.len() == source.shards.len() && same_schema(source, &found);
@@ -349,7 +383,8 @@ impl Objects {
         let mut object = CollectionObject {
             source: source.id,
             database: database.to_owned(),
-            name: source.name.clone(),
+            name: to.name.clone(),
+            from: (from != to).then(|| from.clone()),
             created: source.create_ts,
             phase: ObjectPhase::Creating,
             target: None,
@@ -359,20 +394,28 @@ impl Objects {
         self.put(object.clone()).await;
         if !there {
             let now = self.ctx.hub.now().await.map_err(failed)?;
+            let named = match to.name == source.name {
+                true => None,
+                false => Some(Collection {
+                    name: to.name.clone(),
+                    ..source.clone()
+                }),
+            };
             target
-                .create_collection(database, source, source.create_ts.min(now))
+                .create_collection(
+                    database,
+                    named.as_ref().unwrap_or(source),
+                    source.create_ts.min(now),
+                )
                 .await
                 .map_err(failed)?;
         }
         let found = target
-            .describe(database, &source.name)
+            .describe(database, &to.name)
             .await
             .map_err(failed)?
             .ok_or_else(|| {
-                let why = format!(
-                    "{database}.{} was made on the target but is not visible there yet",
-                    source.name
-                );
+                let why = format!("{to} was made on the target but is not visible there yet");
                 Obstacle::Failed(Problem::new(
                     ErrorClass::Transient,
                     why,
@@ -393,6 +436,19 @@ impl Objects {
             adopted,
             fresh: Some(object),
         })
+    }
+
+    fn claim(&self, to: &Name, source: CollectionId) -> Result<(), Obstacle> {
+        let task = &self.ctx.spec.id;
+        self.ctx
+            .hub
+            .claims
+            .take(to, task, source)
+            .map_err(|other| {
+                let why = format!("task {other} writes {to} on this target");
+                let hint = "exclude it from one of the two tasks, or give it another name with the mapping of one";
+                Obstacle::Unnamed(Problem::new(ErrorClass::Conflict, why, hint))
+            })
     }
 
     /// A collection taken over as it is: its rows may carry any time up to now, ours or the source's. F is raised above
@@ -551,7 +607,7 @@ fn on_target(
     };
     let why = format!(
         "{database}.{} is on the target already, with {what}",
-        source.name
+        found.name
     );
     Problem::new(ErrorClass::Conflict, why, hint)
 }

@@ -125,6 +125,8 @@ fn spec() -> TaskSpec {
             call_timeout: std::time::Duration::from_secs(1),
         },
         selection: Selection::All,
+        mapping: Default::default(),
+        skip: Default::default(),
         start: StartPoint::Created,
         starts: Default::default(),
         added: Default::default(),

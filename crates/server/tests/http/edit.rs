@@ -201,6 +201,7 @@ async fn a_place_is_for_a_collection_that_is_added() {
         source: CollectionId(5),
         database: "default".to_owned(),
         name: "a".to_owned(),
+        from: None,
         created: Tso(1),
         phase: ObjectPhase::Live,
         target: Some(CollectionId(6)),

@@ -481,5 +481,7 @@ pub(crate) fn collection(
         rows: 11,
         positions: BTreeMap::new(),
         last_error: None,
+        target: None,
+        note: None,
     }
 }
