@@ -193,7 +193,8 @@ impl<S: Table, T: Table> Looks<'_, S, T> {
             };
             // A query of 2.3.5 that finds a key twice can leave out a row of another key (seen: the largest one). Alone,
             // none is hidden behind a doubled one.
-            let doubled = excess(on_source, source.len()) > 0 || excess(on_target, target.len()) > 0;
+            let doubled =
+                excess(on_source, source.len()) > 0 || excess(on_target, target.len()) > 0;
             if doubled && divided < DIVIDED {
                 let keys: BTreeSet<&Key> = source.keys().chain(target.keys()).collect();
                 let keys: Vec<Key> = keys.into_iter().cloned().collect();
