@@ -204,6 +204,7 @@ impl Reader {
         };
         // It stays on the target; the conductor lets it go once everything before this is applied.
         if self.ctx.wanted().skips(Operation::DropCollection) {
+            self.objects.ends_at(id, &self.channel, ts);
             return false;
         }
         let (mut taken, mut left) = (0, false);

@@ -32,7 +32,7 @@ use crate::lane::StreamCtl;
 use crate::position::Position;
 use crate::select::Name;
 use crate::store::{Change, CollectionObject, ObjectPhase, Progress, TaskProgress};
-use crate::task::{Choice, CollectionState, StartPoint, Verdict};
+use crate::task::{Choice, CollectionState, StartPoint, TaskSpec, Verdict};
 use crate::tso::Tso;
 
 /// Collections made or dropped on the target at the same time.
@@ -124,6 +124,8 @@ pub(super) struct Entry {
     dropping_since: Option<Instant>,
     /// Dropped on the source, to stay on the target.
     staying: Option<Staying>,
+    /// What this says of it: asked for each of many collections, with many patterns, it would be a load of its own.
+    pub(super) asked: Option<(Arc<TaskSpec>, bool)>,
 }
 
 /// A collection that is to stay on the target, until everything of it is applied there.
@@ -168,6 +170,8 @@ pub(super) struct Conductor<'a> {
     /// A round that moves the durable checkpoint, if one is under way.
     rounds: JoinSet<Settled>,
     begun: Instant,
+    /// Collections of the source that are none of the task's, as of these.
+    refused: HashMap<CollectionId, (Arc<Collection>, Arc<TaskSpec>)>,
     /// Rows that a stream had when everything of it was flushed.
     flushed: HashMap<CollectionId, (Weak<StreamCtl>, u64)>,
 }
@@ -197,6 +201,7 @@ impl<'a> Conductor<'a> {
             first_round: true,
             rounds: JoinSet::new(),
             begun: Instant::now(),
+            refused: HashMap::new(),
             flushed: HashMap::new(),
         }
     }
@@ -360,7 +365,15 @@ impl<'a> Conductor<'a> {
                 continue;
             };
             let alive = collection.state == ObjectState::Created;
-            let ours = wanted.selection.contains(&database, &collection.name);
+            let refused = self
+                .refused
+                .get(&collection.id)
+                .is_some_and(|(of, by)| Arc::ptr_eq(of, collection) && Arc::ptr_eq(by, &wanted));
+            let ours = !refused && wanted.selection.contains(&database, &collection.name);
+            if !ours && !refused {
+                let refused = (collection.clone(), wanted.clone());
+                self.refused.insert(collection.id, refused);
+            }
             let wanted = match &known {
                 // Of one that was made what was asked for then counts, and what is asked for now: see `select`.
                 Some(object) if object.phase == ObjectPhase::Creating => ours,
@@ -371,6 +384,8 @@ impl<'a> Conductor<'a> {
                 self.enter(collection.clone(), database, Phase::Due);
             }
         }
+        self.refused
+            .retain(|id, _| view.collections.contains_key(id));
         if self.first.is_some() {
             return;
         }
@@ -419,6 +434,7 @@ impl<'a> Conductor<'a> {
             streaming_since: None,
             dropping_since: None,
             staying: None,
+            asked: None,
             source,
         };
         for (channel, position) in &entry.answer.skipped {

@@ -3,7 +3,7 @@
 //! A source object is known by its id. Its name on the target is resolved once, when it is made; from then on the
 //! target's id counts, and a name that has come to mean another object on the target is never touched.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use milvus::proto::schema::FieldSchema;
@@ -18,8 +18,8 @@ use crate::ids::{CollectionId, DbId, FieldId, PChannel, PartitionId};
 use crate::lane::{Lane, StreamCtl};
 use crate::position::Position;
 use crate::route::encode;
-use crate::select::mapping::check as check_name;
 use crate::select::Name;
+use crate::select::mapping::check as check_name;
 use crate::store::{Change, CollectionObject, ObjectPhase, PartitionObject, TaskProgress};
 use crate::target::TargetCollection;
 use crate::target::grpc::user_schema;
@@ -111,6 +111,8 @@ pub(crate) struct Objects {
     pub(super) making: tokio::sync::Mutex<()>,
     /// Source timestamps up to which the channels' main readers have applied everything.
     applied: Mutex<BTreeMap<PChannel, Tso>>,
+    /// By collection and channel: the source timestamp of a drop that was read and is not carried.
+    ends: Mutex<HashMap<(CollectionId, PChannel), Tso>>,
     /// Told when `applied` moved.
     pub(crate) moved: Notify,
     /// Told when the drop of a partition is complete.
@@ -146,6 +148,20 @@ impl Objects {
         let mut live = collections.values().rev();
         live.find(|o| o.phase == ObjectPhase::Live && o.source_name() == *source)
             .cloned()
+    }
+
+    /// The drop of a collection was read on a channel, and is not carried.
+    pub(crate) fn ends_at(&self, id: CollectionId, channel: &PChannel, ts: Tso) {
+        self.ends.lock().insert((id, channel.clone()), ts);
+    }
+
+    /// Whether the drop of a collection was read on all its channels, and everything before it is applied.
+    pub(crate) fn is_through(&self, route: &Route) -> bool {
+        let (ends, applied) = (self.ends.lock(), self.applied.lock());
+        route.shards.iter().all(|shard| {
+            let end = ends.get(&(route.source, shard.source.clone()));
+            end.is_some_and(|end| applied.get(&shard.source).is_some_and(|at| at >= end))
+        })
     }
 
     /// Up to where the main readers of all its channels have applied everything.
@@ -191,6 +207,7 @@ impl Objects {
             changing: tokio::sync::Mutex::default(),
             making: tokio::sync::Mutex::default(),
             applied: Mutex::default(),
+            ends: Mutex::default(),
             moved: Notify::new(),
             freed: Notify::new(),
             made_databases: Mutex::default(),
@@ -221,6 +238,7 @@ impl Objects {
     /// What was said of a collection that is forgotten.
     pub(super) fn forget_sayings(&self, id: CollectionId) {
         self.unequal.lock().remove(&id);
+        self.ends.lock().retain(|(of, _), _| *of != id);
         self.skipped.lock().retain(|(of, ..)| *of != id);
     }
 

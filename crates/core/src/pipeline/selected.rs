@@ -21,17 +21,16 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 impl Conductor<'_> {
     /// By the name under which it was met, if it was: what a rename on the source does is another matter.
-    fn is_wanted(&self, id: CollectionId, database: &str, name: &str) -> bool {
+    fn is_wanted(&self, id: CollectionId) -> bool {
         let met = self.objects.look(id, CollectionObject::source_name);
-        let name = met.unwrap_or_else(|| Name::new(database, name));
         let wanted = self.ctx.wanted();
-        wanted.selection.contains(&name.database, &name.name)
+        met.is_some_and(|met| wanted.selection.contains(&met.database, &met.name))
     }
 
     /// Whether a collection that is entered stood apart when the task was last at work, or is left out since.
     pub(super) fn begins_apart(&self, id: CollectionId, answer: Option<&Answer>) -> bool {
         let live = self.objects.look(id, |o| o.phase) == Some(ObjectPhase::Live);
-        live && (answer.is_some_and(|a| a.apart) || !self.is_wanted(id, "", ""))
+        live && (answer.is_some_and(|a| a.apart) || !self.is_wanted(id))
     }
 
     pub(super) fn is_apart(&self, id: CollectionId) -> bool {
@@ -48,8 +47,22 @@ impl Conductor<'_> {
         let mut leave = Vec::new();
         let mut come = Vec::new();
         let mut look = Vec::new();
-        for (id, entry) in &self.entries {
-            let wanted = self.is_wanted(*id, &entry.database, &entry.source.name);
+        let spec = self.ctx.wanted();
+        for (id, entry) in &mut self.entries {
+            let met = self.objects.look(*id, |o| {
+                let known = entry.asked.as_ref();
+                let known = known.filter(|(by, _)| Arc::ptr_eq(by, &spec));
+                known.map(|(_, is)| *is).ok_or_else(|| o.source_name())
+            });
+            let wanted = match met {
+                Some(Ok(wanted)) => wanted,
+                Some(Err(name)) => {
+                    let is = spec.selection.contains(&name.database, &name.name);
+                    entry.asked = Some((spec.clone(), is));
+                    is
+                }
+                None => spec.selection.contains(&entry.database, &entry.source.name),
+            };
             match entry.phase {
                 Phase::Apart(at) if at > now => {}
                 Phase::Apart(_) => {

@@ -41,6 +41,7 @@ pub struct Writes<'a> {
 /// What one included pattern comes to on the target.
 struct Claim<'a> {
     on_target: Pattern,
+    is_wild: bool,
     /// Names stay as they are, so that the excludes are names of the target as well.
     same: bool,
     behind: Vec<&'a Pattern>,
@@ -56,6 +57,7 @@ impl<'a> Writes<'a> {
             for (on_target, same) in self.mapping.images(include) {
                 claims.push(Claim {
                     on_target,
+                    is_wild: include.exact().is_none(),
                     same,
                     behind: behind.clone(),
                 });
@@ -64,13 +66,19 @@ impl<'a> Writes<'a> {
         claims
     }
 
-    /// The names on the target of what is included by its exact name.
+    /// The names on the target of what is included by its exact name, and those that a mapping gives to what is included
+    /// by a pattern.
     fn exact(&self) -> Vec<Name> {
         let included = self.rules.includes().filter_map(|(p, _)| p.exact());
         let carried = included.filter(|(database, name)| self.rules.contains(database, name));
-        carried
-            .map(|(database, name)| self.mapping.apply(database, name))
-            .collect()
+        let given = carried.map(|(database, name)| self.mapping.apply(database, name));
+        let mut wild = self.claims();
+        wild.retain(|claim| claim.is_wild);
+        let one = |claim: &Claim<'_>| {
+            let (database, name) = claim.on_target.exact()?;
+            Some(Name::new(database, name))
+        };
+        given.chain(wild.iter().filter_map(one)).collect()
     }
 
     /// Whether some collection of the source could be written to this one of the target.

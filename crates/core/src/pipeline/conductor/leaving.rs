@@ -121,7 +121,8 @@ impl Conductor<'_> {
                         m.problem.lock().is_none()
                     })
                 };
-                staying.end.is_some_and(|end| applied >= end)
+                self.objects.is_through(route)
+                    || staying.end.is_some_and(|end| applied >= end)
                     || (staying.at.is_some_and(silent) && mains.all(read))
             }
             // It goes on first.
