@@ -3,7 +3,7 @@
 use cdc_core::task::TaskSpec;
 
 use super::{
-    Answer, CONFLICTS, CreateTask, Edited, Given, Limits, answer, check_id, connect, edit,
+    Answer, CONFLICTS, CreateTask, Edited, Given, Limits, answer, carried, check_id, connect, edit,
     put_together, selection,
 };
 use crate::fields::Fields;
@@ -37,9 +37,11 @@ pub fn task(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
         }
     };
     let wanted = selection::read_list(&data, limits);
+    let names = carried::read(&data).unwrap_or_default();
+    carried::check(&data, &wanted.selection, &names.mapping);
     let on_conflict = data.choice("on_conflict", CONFLICTS).unwrap_or_default();
     data.finish();
-    Some(put_together(id, target?, wanted, on_conflict))
+    Some(put_together(id, target?, wanted, names, on_conflict))
 }
 
 /// Reads the body of a change of the task `current`, if there is one. What is wrong goes to the errors of `data`.
@@ -74,7 +76,7 @@ pub fn patch(data: Fields<'_>, limits: &Limits, current: Option<(&TaskSpec, &Giv
     if run.is_none() && answers.is_empty() && !asked {
         data.wrong(
             "state",
-            "nothing to change; state, answers, target, collections or on_conflict expected",
+            "nothing to change; state, answers, target, collections, on_conflict, mapping or skip_operations expected",
         );
     }
     data.finish();

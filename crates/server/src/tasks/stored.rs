@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::secret::Secret;
+use cdc_core::select::{Mapping, Skipped};
 use cdc_core::store::StoreError;
 use cdc_core::task::{GivenPosition, OnConflict, Selection, StartPoint, TargetSpec, TaskSpec};
 use cdc_core::tls::ClientTls;
@@ -25,6 +26,10 @@ struct StoredSpec {
     tls: ClientTls,
     connect_timeout_s: u64,
     selection: Selection,
+    #[serde(default, skip_serializing_if = "Mapping::is_empty")]
+    mapping: Mapping,
+    #[serde(default, skip_serializing_if = "Skipped::is_empty")]
+    skip: Skipped,
     start: StartPoint,
     /// Database, name, start: a pair is no key of a JSON object.
     starts: Vec<(String, String, StartPoint)>,
@@ -41,6 +46,8 @@ pub(super) fn encode(task: &Task) -> Result<StoredTask, StoreError> {
         id,
         target,
         selection,
+        mapping,
+        skip,
         start,
         starts,
         added,
@@ -54,6 +61,8 @@ pub(super) fn encode(task: &Task) -> Result<StoredTask, StoreError> {
         tls: target.tls,
         connect_timeout_s: target.connect_timeout.as_secs(),
         selection,
+        mapping,
+        skip,
         start,
         starts: starts
             .into_iter()
@@ -92,6 +101,8 @@ pub(super) fn decode(stored: StoredTask, limits: &TaskLimits) -> Result<Task, St
             call_timeout: limits.call_timeout,
         },
         selection: spec.selection,
+        mapping: spec.mapping,
+        skip: spec.skip,
         start: spec.start,
         starts: spec
             .starts
