@@ -170,6 +170,8 @@ pub(super) struct Conductor<'a> {
     /// A round that moves the durable checkpoint, if one is under way.
     rounds: JoinSet<Settled>,
     begun: Instant,
+    /// As of the last look.
+    pub(super) asked_for: Option<Arc<TaskSpec>>,
     /// Collections of the source that are none of the task's, as of these.
     refused: HashMap<CollectionId, (Arc<Collection>, Arc<TaskSpec>)>,
     /// Rows that a stream had when everything of it was flushed.
@@ -201,6 +203,7 @@ impl<'a> Conductor<'a> {
             first_round: true,
             rounds: JoinSet::new(),
             begun: Instant::now(),
+            asked_for: None,
             refused: HashMap::new(),
             flushed: HashMap::new(),
         }

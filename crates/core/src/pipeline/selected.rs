@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::conductor::{Conductor, Phase, note};
+use super::conductor::{Conductor, Held, Phase, note};
 use super::opening::Answer;
 use crate::catalog::{CatalogError, Collection, ObjectState, View};
 use crate::error::{ErrorClass, Problem};
@@ -44,6 +44,7 @@ impl Conductor<'_> {
             return;
         }
         let now = Instant::now();
+        self.edited();
         let mut leave = Vec::new();
         let mut come = Vec::new();
         let mut look = Vec::new();
@@ -99,6 +100,26 @@ impl Conductor<'_> {
                 let read = ctx.catalog().read_collection(id).await;
                 super::conductor::Outcome::Read(id, read.map(|found| found.map(Arc::new)))
             });
+        }
+    }
+
+    /// What waits for a person may not have to any more.
+    fn edited(&mut self) {
+        let spec = self.ctx.wanted();
+        let before = self.asked_for.replace(spec.clone());
+        let Some(before) = before.filter(|before| !Arc::ptr_eq(before, &spec)) else {
+            return;
+        };
+        let anew = before.on_conflict != spec.on_conflict
+            || before.mapping != spec.mapping
+            || before.starts != spec.starts
+            || before.positions != spec.positions;
+        for entry in self.entries.values_mut().filter(|_| anew) {
+            match entry.phase {
+                Phase::Held(Held::Conflict | Held::Lost(_)) => entry.phase = Phase::Due,
+                Phase::Retry(_) => entry.phase = Phase::Retry(Instant::now()),
+                _ => {}
+            }
         }
     }
 

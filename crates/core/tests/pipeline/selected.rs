@@ -464,3 +464,30 @@ fn a_collection_is_written_by_one_task() {
         world.equal().await;
     });
 }
+
+/// What waits in Conflict goes on when the task's `on_conflict` is changed, as it runs.
+#[test]
+fn an_edit_of_on_conflict_answers_what_waits() {
+    seeds(2, |seed| async move {
+        let mut world = World::new(seed, 2, 2);
+        let a = world.source.create("a", 1);
+        let partition = world.source.default_partition(a);
+        world.source.insert(a, partition, 5, 0);
+        let mut spec = with(vec![include(&["*.*"])]);
+        world.tasks = vec![spec.clone()];
+        world.start();
+        world.run(1000, writes(&[a])).await;
+        world.equal().await;
+        world.stop().await;
+        // Another task, over what is there.
+        spec.id = cdc_core::ids::TaskId::new("other");
+        world.tasks = vec![spec.clone()];
+        world.start();
+        let conflict = |s: &CollectionState| matches!(s, CollectionState::Conflict { .. });
+        world.until("a", conflict).await;
+        spec.on_conflict = OnConflict::Adopt;
+        change(&mut world, &spec);
+        world.run(500, writes(&[a])).await;
+        world.equal().await;
+    });
+}

@@ -245,7 +245,14 @@ fn all_with(client: &Client, edit: &Edit) -> Result<Option<Vec<body::NewStep>>, 
 
 fn patterns(of: &Value) -> Option<body::Patterns> {
     let all = of.as_array()?.iter().filter_map(|p| p.as_str());
-    Some(body::Patterns::Several(all.map(str::to_owned).collect()))
+    let mut all: Vec<String> = all.map(str::to_owned).collect();
+    match (all.len(), all.pop()) {
+        (1, Some(one)) => Some(body::Patterns::One(one)),
+        (_, last) => {
+            all.extend(last);
+            Some(body::Patterns::Several(all))
+        }
+    }
 }
 
 fn to_json(body: impl Serialize) -> Result<Value, Failure> {

@@ -244,7 +244,11 @@ async fn two_tasks_do_not_write_one_collection() {
             json!(null),
             "would write db.a",
         ),
-        (json!([{"include": "*.*"}]), json!(null), "would write db.a"),
+        (
+            json!([{"include": "*.*"}]),
+            json!(null),
+            "what db.* and *.* have in common",
+        ),
         (
             json!([{"include": "db.new_*"}]),
             json!(null),
@@ -263,7 +267,7 @@ async fn two_tasks_do_not_write_one_collection() {
         (
             json!([{"include": "db2.*"}]),
             map("db2.*", "db.*"),
-            "would write db.a",
+            "would write db.* as well",
         ),
     ] {
         let mut wanted = body("u", collections);

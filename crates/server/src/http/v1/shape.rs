@@ -67,7 +67,7 @@ pub(crate) struct Task {
     pub(crate) mapping: Vec<super::body::NewMapping>,
     /// What happens on the source and is not carried.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) skip_operations: Vec<&'static str>,
+    pub(crate) skip_operations: Vec<super::body::Operation>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(inline)]
     pub(crate) start: Option<super::body::Start>,

@@ -7,7 +7,7 @@ use cdc_core::decode::header::Header;
 use cdc_core::error::Problem;
 use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::quarantine::{Kept, Record, State};
-use cdc_core::select::{self, Rule};
+use cdc_core::select::{self, Operation, Rule};
 use cdc_core::source::reach::Held;
 use cdc_core::store::TaskProgress;
 use cdc_core::task::{
@@ -59,7 +59,7 @@ pub(super) fn task(task: &tasks::Task, progress: Option<Progress>) -> Task {
                 to: rule.to().to_owned(),
             })
             .collect(),
-        skip_operations: spec.skip.iter().map(|o| o.name()).collect(),
+        skip_operations: spec.skip.iter().map(|o| operation(*o)).collect(),
         start: Some(start(spec.start)),
         on_conflict: Some(match spec.on_conflict {
             OnConflict::Ask => body::OnConflict::Ask,
@@ -88,6 +88,19 @@ pub(super) fn unreadable(task: &Unreadable) -> Task {
         created_at: None,
         updated_at: None,
         progress: None,
+    }
+}
+
+fn operation(operation: Operation) -> body::Operation {
+    match operation {
+        Operation::DropDatabase => body::Operation::DropDatabase,
+        Operation::DropCollection => body::Operation::DropCollection,
+        Operation::DropPartition => body::Operation::DropPartition,
+        Operation::CreateIndex => body::Operation::CreateIndex,
+        Operation::DropIndex => body::Operation::DropIndex,
+        Operation::Load => body::Operation::Load,
+        Operation::Release => body::Operation::Release,
+        Operation::Flush => body::Operation::Flush,
     }
 }
 
