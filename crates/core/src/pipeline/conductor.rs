@@ -136,6 +136,8 @@ struct Staying {
     asked: bool,
     /// How far it is, and since when.
     at: Option<(Tso, Instant)>,
+    /// F of its lanes when all of it was applied: a tick that is behind them has shown it.
+    floors: Option<Vec<Tso>>,
 }
 
 pub(super) enum Outcome {

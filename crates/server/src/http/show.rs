@@ -208,15 +208,21 @@ pub(super) fn stored_collection(
         .get(&id)
         .map(|note| serde_json::from_str(note).unwrap_or_else(|_| Value::String(note.clone())));
     let named = |key: &str| note.as_ref().and_then(|n| n.get(key)).cloned();
-    Some(json!({
+    let mut shown = json!({
         "collection_id": id,
         "db": object.map(|o| json!(o.source_name().database)).or_else(|| named("database")),
         "name": object.map(|o| json!(o.source_name().name)).or_else(|| named("name")),
-        "target": object.filter(|o| o.from.is_some()).map(|o| format!("{}.{}", o.database, o.name)),
         "state": state,
         "detail": { "phase": object.map(|o| o.phase), "note": note },
         "positions": detached(id, progress),
-    }))
+    });
+    if let Some(object) = object.filter(|o| o.from.is_some())
+        && let Some(map) = shown.as_object_mut()
+    {
+        let target = format!("{}.{}", object.database, object.name);
+        map.insert("target".to_owned(), Value::String(target));
+    }
+    Some(shown)
 }
 
 /// The lag of a running task. One that has not seen its source or target yet does not know it: then that of what is stored.

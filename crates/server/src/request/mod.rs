@@ -169,7 +169,7 @@ fn refuse_what_is_not_there(data: &Fields<'_>, limits: &Limits) {
     {
         data.wrong(
             "name_mapping",
-            "not available here; POST /api/v1/tasks takes a mapping",
+            format_args!("{later}; POST /api/v1/tasks takes a mapping"),
         );
     }
     if data.boolean("disable_auto_start") == Some(true) {

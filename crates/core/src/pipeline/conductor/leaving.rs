@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::{Conductor, DROP_PATIENCE, DROPS, JOBS, LOOK_EVERY, Outcome, Phase};
 use crate::catalog::{ObjectState, View};
 use crate::ids::CollectionId;
+use crate::pipeline::objects::TargetShard;
 use crate::select::Operation;
 use crate::store::{Change, ObjectPhase};
 use crate::task::CollectionState;
@@ -121,9 +122,18 @@ impl Conductor<'_> {
                         m.problem.lock().is_none()
                     })
                 };
-                self.objects.is_through(route)
-                    || staying.end.is_some_and(|end| applied >= end)
-                    || (staying.at.is_some_and(silent) && mains.all(read))
+                let through =
+                    self.objects.is_through(route) || staying.end.is_some_and(|end| applied >= end);
+                // Acknowledged is not shown: nobody would send the tick once it is let go.
+                let floor = |s: &TargetShard| self.ctx.hub.floor(s.lane.channel());
+                if through && staying.floors.is_none() {
+                    staying.floors = Some(route.shards.iter().map(floor).collect());
+                }
+                let is_shown = staying.floors.as_ref().is_some_and(|floors| {
+                    let mut lanes = route.shards.iter().zip(floors);
+                    lanes.all(|(s, floor)| s.lane.hidden().is_none_or(|oldest| oldest > *floor))
+                });
+                is_shown || (staying.at.is_some_and(silent) && mains.all(read))
             }
             // It goes on first.
             _ => false,
