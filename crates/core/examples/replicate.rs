@@ -52,6 +52,8 @@ async fn main() {
             id: id.clone(),
             target,
             selection: Selection::All,
+            mapping: Default::default(),
+            skip: Default::default(),
             start: StartPoint::Created,
             starts: Default::default(),
             added: Default::default(),

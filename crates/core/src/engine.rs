@@ -1,6 +1,6 @@
 //! The corelib's entrance: one engine reads one source for any number of tasks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +12,7 @@ use crate::ids::TaskId;
 use crate::pipeline::objects::the_source_itself;
 use crate::pipeline::runner::TaskRunner;
 use crate::repair::{self, Repair, Repaired};
+use crate::select::Name;
 use crate::source::LogSource;
 use crate::store::SharedStore;
 use crate::target::hub::Hubs;
@@ -98,6 +99,46 @@ impl Engine {
         }
         let runner = TaskRunner::spawn(spec.clone(), self.parts.clone(), self.hubs.clone());
         tasks.insert(spec.id, Arc::new(runner));
+        Ok(())
+    }
+
+    /// Which of these collections are on a target, and whether they hold rows. Writes nothing.
+    pub async fn on_target(
+        &self,
+        target: &TargetSpec,
+        names: &BTreeSet<Name>,
+    ) -> Result<BTreeMap<Name, bool>, Problem> {
+        let problem = |e: TargetError| target_problem(&e);
+        let client = self
+            .parts
+            .connector
+            .connect(target)
+            .await
+            .map_err(problem)?;
+        let databases = client.databases().await.map_err(problem)?;
+        let mut found = BTreeMap::new();
+        for database in databases {
+            if names.iter().all(|n| n.database != database) {
+                continue;
+            }
+            let there = client.collections(&database).await.map_err(problem)?;
+            for name in names {
+                if name.database == database && there.contains(&name.name) {
+                    let rows = client.holds_rows(&database, &name.name).await;
+                    found.insert(name.clone(), rows.map_err(problem)?);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// From now on a running task is asked for this: which collections, their names on the target, what is left out, where
+    /// those that are added begin. The others go on as they are. Its target stays the one that it was started with.
+    ///
+    /// # Errors
+    /// The task does not run.
+    pub fn change(&self, spec: TaskSpec) -> Result<(), Problem> {
+        self.runner(&spec.id)?.change(spec);
         Ok(())
     }
 

@@ -26,6 +26,7 @@ pub mod quarantine;
 pub mod repair;
 pub mod route;
 pub mod secret;
+pub mod select;
 pub mod source;
 pub mod store;
 pub mod takeover;

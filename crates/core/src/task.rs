@@ -9,6 +9,7 @@ use crate::error::Problem;
 use crate::ids::{CollectionId, PChannel, TargetKey, TaskId};
 use crate::position::Position;
 use crate::secret::Secret;
+use crate::select::{self, Glob, Mapping, Name, Operation, Rule, Rules, Skipped};
 use crate::tls::ClientTls;
 use crate::tso::Tso;
 
@@ -62,6 +63,8 @@ pub enum Selection {
     All,
     /// What one of these matches; what does not exist yet is waited for.
     Collections(Vec<Pattern>),
+    /// What these say, in their order.
+    Rules(Rules),
 }
 
 /// Collections by database and name; `None` is any.
@@ -92,17 +95,6 @@ impl Pattern {
         self.database.as_deref().is_none_or(|d| d == database)
             && self.name.as_deref().is_none_or(|n| n == name)
     }
-
-    /// Whether every collection of the other is one of this.
-    pub fn covers(&self, other: &Pattern) -> bool {
-        let holds = |a: &Option<String>, b: &Option<String>| a.is_none() || a == b;
-        holds(&self.database, &other.database) && holds(&self.name, &other.name)
-    }
-
-    fn overlaps(&self, other: &Pattern) -> bool {
-        let meet = |a: &Option<String>, b: &Option<String>| a.is_none() || b.is_none() || a == b;
-        meet(&self.database, &other.database) && meet(&self.name, &other.name)
-    }
 }
 
 impl Selection {
@@ -110,18 +102,30 @@ impl Selection {
         match self {
             Selection::All => true,
             Selection::Collections(list) => list.iter().any(|p| p.matches(database, name)),
+            Selection::Rules(rules) => rules.contains(database, name),
         }
     }
 
-    /// Whether some collection could belong to both.
-    pub fn overlaps(&self, other: &Selection) -> bool {
-        match (self, other) {
-            (Selection::Collections(a), _) if a.is_empty() => false,
-            (_, Selection::Collections(b)) if b.is_empty() => false,
-            (Selection::All, _) | (_, Selection::All) => true,
-            (Selection::Collections(a), Selection::Collections(b)) => {
-                a.iter().any(|x| b.iter().any(|y| x.overlaps(y)))
+    /// The same as rules.
+    pub fn rules(&self) -> Rules {
+        let part = |part: &Option<String>| match part {
+            // A name of an older version that is none matches nothing, as it did.
+            Some(name) => Glob::new(name),
+            None => Ok(Glob::any()),
+        };
+        let pattern = |p: &Pattern| {
+            Some(select::Pattern::of(
+                part(&p.database).ok()?,
+                part(&p.name).ok()?,
+            ))
+        };
+        match self {
+            Selection::All => select::overlap::everything(),
+            Selection::Collections(list) => {
+                let patterns: Vec<_> = list.iter().filter_map(pattern).collect();
+                Rules(vec![Rule::Include(patterns)])
             }
+            Selection::Rules(rules) => rules.clone(),
         }
     }
 
@@ -132,6 +136,7 @@ impl Selection {
             Selection::Collections(list) => list
                 .iter()
                 .any(|p| p.name.is_none() && p.database.as_deref().is_none_or(|d| d == database)),
+            Selection::Rules(rules) => rules.whole_database(database),
         }
     }
 }
@@ -199,6 +204,10 @@ pub struct TaskSpec {
     pub id: TaskId,
     pub target: TargetSpec,
     pub selection: Selection,
+    /// Their names on the target.
+    pub mapping: Mapping,
+    /// What happens to them on the source and is not carried.
+    pub skip: Skipped,
     /// Where collections begin that are there when the task is created; later ones begin at their creation.
     pub start: StartPoint,
     /// The same for some of them, by database and name; `*` in either place is any. See [`TaskSpec::start_of`].
@@ -218,6 +227,15 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
+    /// The name on the target of a collection of the source.
+    pub fn target_of(&self, database: &str, name: &str) -> Name {
+        self.mapping.apply(database, name)
+    }
+
+    pub fn skips(&self, operation: Operation) -> bool {
+        self.skip.contains(&operation)
+    }
+
     /// Where a collection begins that was created at `create_ts`: by its own start, that of its database, that of its
     /// name, the task's, if it was there when that was given; else at its creation, for all of it is wanted.
     pub fn start_of(&self, database: &str, name: &str, create_ts: Tso) -> StartPoint {
@@ -294,6 +312,12 @@ pub struct CollectionStatus {
     /// Per source physical channel.
     pub positions: BTreeMap<PChannel, ChannelPosition>,
     pub last_error: Option<LastError>,
+    /// Its name on the target, where it is another one.
+    #[serde(skip)]
+    pub target: Option<Name>,
+    /// What has to be known of it beside its state.
+    #[serde(skip)]
+    pub note: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -372,19 +396,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn selections_overlap_if_a_collection_can_belong_to_both(a in selection(), b in selection()) {
-            let common = all_collections().any(|(d, n)| a.contains(d, n) && b.contains(d, n));
-            prop_assert_eq!(a.overlaps(&b), common);
-            prop_assert_eq!(b.overlaps(&a), common);
-        }
-
-        #[test]
-        fn a_pattern_that_covers_another_holds_all_of_it(a in (part(), part()), b in (part(), part())) {
-            let pattern = |(database, name): (Option<String>, Option<String>)| Pattern { database, name };
-            let (a, b) = (pattern(a), pattern(b));
-            // "elsewhere" is in no pattern: it stands for all the names that are not.
-            let all = all_collections().all(|(d, n)| !b.matches(d, n) || a.matches(d, n));
-            prop_assert_eq!(a.covers(&b), all);
+        fn a_selection_and_its_rules_are_one(a in selection()) {
+            let rules = a.rules();
+            for (d, n) in all_collections() {
+                prop_assert_eq!(a.contains(d, n), rules.contains(d, n));
+            }
+            for database in NAMES {
+                prop_assert_eq!(a.whole_database(database), rules.whole_database(database));
+            }
         }
 
         #[test]
@@ -410,6 +429,8 @@ mod tests {
                 mode: Mode::Replicate,
             },
             selection: Selection::All,
+            mapping: Mapping::default(),
+            skip: Skipped::default(),
             start: StartPoint::Earliest,
             starts: BTreeMap::from([
                 at("db", "c", StartPoint::Created),

@@ -29,6 +29,8 @@ mod quarantine;
 mod repair;
 #[path = "pipeline/restarts.rs"]
 mod restarts;
+#[path = "pipeline/selected.rs"]
+mod selected;
 #[path = "pipeline/simulated.rs"]
 mod simulated;
 #[path = "pipeline/starts.rs"]

@@ -17,6 +17,7 @@ use cdc_core::position::{Position, QueueKind};
 use cdc_core::promote::TriedOut;
 use cdc_core::repair::{Repair, Repaired};
 use cdc_core::secret::Secret;
+use cdc_core::select::Name;
 use cdc_core::source::reach::Held;
 use cdc_core::task::{
     ChannelPosition, Choice, CollectionState, CollectionStatus, Counters, TargetSpec, TaskSpec,
@@ -48,6 +49,19 @@ impl Replication for StandIn {
     async fn check_source(&self) -> Result<(), Problem> {
         Ok(())
     }
+    async fn collections(&self) -> Result<Vec<Name>, Problem> {
+        Ok(Vec::new())
+    }
+    async fn on_target(
+        &self,
+        _: &TargetSpec,
+        _: &BTreeSet<Name>,
+    ) -> Result<BTreeMap<Name, bool>, Problem> {
+        Ok(BTreeMap::new())
+    }
+    fn change(&self, spec: TaskSpec) -> Result<(), Problem> {
+        self.start(spec)
+    }
     fn start(&self, spec: TaskSpec) -> Result<(), Problem> {
         self.running.lock().insert(spec.id);
         Ok(())
@@ -76,6 +90,8 @@ impl Replication for StandIn {
             rows: 1,
             positions: BTreeMap::from([(PChannel::new("by-dev-rootcoord-dml_0"), here)]),
             last_error: None,
+            target: None,
+            note: None,
         };
         self.running.lock().contains(task).then(|| TaskStatus {
             collections: vec![collection],

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cdc_core::catalog::CatalogError;
 use cdc_core::catalog::etcd::{EtcdCatalog, EtcdConfig, probe};
+use cdc_core::catalog::{Catalog, CatalogError, ObjectState};
 use cdc_core::doctor::{Check, Patient, Setup, examine};
 use cdc_core::engine::{Engine, Parts};
 use cdc_core::error::{ErrorClass, Problem, ProblemCode};
 use cdc_core::ids::{PChannel, TaskId};
 use cdc_core::promote::{self, TriedOut};
 use cdc_core::repair::{Repair, Repaired};
+use cdc_core::select::Name;
 use cdc_core::source::reach::{Held, Reach};
 use cdc_core::source::{LogSource, QueueConfig, SourceError, open_source};
 use cdc_core::store::SharedStore;
@@ -25,6 +26,9 @@ use parking_lot::RwLock;
 
 use crate::config::{Config, Queue, TIMEOUT, kafka};
 use crate::runtime::Replication;
+
+/// How long the source's metadata is waited for, where it was not read yet.
+const VIEW_WITHIN: Duration = Duration::from_secs(5);
 
 /// The engine, while this server owns the tasks, and what is needed to look at its source.
 pub struct EngineReplication {
@@ -150,6 +154,40 @@ impl Replication for EngineReplication {
         tokio::time::timeout(Duration::from_secs(15), look)
             .await
             .map_err(|_| slow())?
+    }
+
+    async fn collections(&self) -> Result<Vec<Name>, Problem> {
+        let mut views = self.catalog.subscribe();
+        let read = views.wait_for(|view| view.revision > 0);
+        let view = match tokio::time::timeout(VIEW_WITHIN, read).await {
+            Ok(Ok(view)) => view.clone(),
+            _ => {
+                return Err(Problem::new(
+                    ErrorClass::Transient,
+                    "the source's metadata is not read yet",
+                    "see GET /api/v1/doctor; try again",
+                ));
+            }
+        };
+        let living = view.collections.values();
+        let living = living.filter(|c| c.state == ObjectState::Created);
+        let named = living.filter_map(|c| {
+            let database = view.database_name(c.db)?;
+            Some(Name::new(database, c.name.as_str()))
+        });
+        Ok(named.collect())
+    }
+
+    async fn on_target(
+        &self,
+        target: &TargetSpec,
+        names: &BTreeSet<Name>,
+    ) -> Result<BTreeMap<Name, bool>, Problem> {
+        self.engine()?.on_target(target, names).await
+    }
+
+    fn change(&self, spec: TaskSpec) -> Result<(), Problem> {
+        self.engine()?.change(spec)
     }
 
     fn start(&self, spec: TaskSpec) -> Result<(), Problem> {

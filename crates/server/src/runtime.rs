@@ -10,6 +10,7 @@ use cdc_core::error::Problem;
 use cdc_core::ids::{PChannel, TaskId};
 use cdc_core::promote::TriedOut;
 use cdc_core::repair::{Repair, Repaired};
+use cdc_core::select::Name;
 use cdc_core::source::reach::Held;
 use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus, Verdict};
 use cdc_core::tso::Tso;
@@ -21,6 +22,16 @@ pub trait Replication: Send + Sync {
     async fn check_target(&self, target: &TargetSpec) -> Result<(), Problem>;
     /// Whether the source's metadata and queue can be read now.
     async fn check_source(&self) -> Result<(), Problem>;
+    /// The source's collections, as they are known now.
+    async fn collections(&self) -> Result<Vec<Name>, Problem>;
+    /// Which of these collections are on a target, and whether they hold rows. Changes nothing.
+    async fn on_target(
+        &self,
+        target: &TargetSpec,
+        names: &BTreeSet<Name>,
+    ) -> Result<BTreeMap<Name, bool>, Problem>;
+    /// Gives a running task something else to do. Its target stays.
+    fn change(&self, spec: TaskSpec) -> Result<(), Problem>;
     /// Starts a task; what is not there yet is waited for and said in the status.
     fn start(&self, spec: TaskSpec) -> Result<(), Problem>;
     async fn stop(&self, task: &TaskId, deadline: Duration);

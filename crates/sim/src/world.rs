@@ -70,6 +70,8 @@ pub fn task(name: &str, selection: Selection) -> TaskSpec {
             mode: cdc_core::task::Mode::Replicate,
         },
         selection,
+        mapping: Default::default(),
+        skip: Default::default(),
         start: StartPoint::Created,
         starts: Default::default(),
         added: Default::default(),

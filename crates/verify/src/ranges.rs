@@ -108,9 +108,7 @@ impl Range {
         };
         let mut parts = vec![self.clone()];
         for cut in cuts.into_iter().flatten() {
-            let Some((low, high)) = parts.pop().and_then(|last| last.cut(&cut)) else {
-                return None;
-            };
+            let (low, high) = parts.pop().and_then(|last| last.cut(&cut))?;
             parts.extend([low, high].into_iter().flatten());
         }
         (parts.len() > 1).then_some(parts)

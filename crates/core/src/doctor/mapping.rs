@@ -7,6 +7,7 @@ use super::{Check, Patient, answers_to, names, some, within};
 use crate::catalog::{Collection, ObjectState, View};
 use crate::engine::target_problem;
 use crate::ids::CollectionId;
+use crate::select::Name;
 use crate::store::{CollectionObject, ObjectPhase};
 use crate::target::grpc::plain::PlainTarget;
 use crate::target::{TargetCollection, TargetError};
@@ -73,7 +74,15 @@ fn pairs_of(task: &Patient, view: Option<&View>) -> Vec<Pair> {
         let unmet = living(view)
             .filter(|c| !known.contains_key(&c.id))
             .filter_map(|c| pair_of_source(view, c))
-            .filter(|pair| task.spec.selection.contains(&pair.database, &pair.name));
+            .filter(|pair| task.spec.selection.contains(&pair.database, &pair.name))
+            .map(|pair| {
+                let Name { database, name } = task.spec.target_of(&pair.database, &pair.name);
+                Pair {
+                    database,
+                    name,
+                    ..pair
+                }
+            });
         pairs.extend(unmet);
     }
     pairs
@@ -183,6 +192,7 @@ mod tests {
                 source: CollectionId(1),
                 database: "db".to_owned(),
                 name: "c".to_owned(),
+                from: None,
                 created: Tso::ZERO,
                 phase: ObjectPhase::Live,
                 target: target.map(CollectionId),

@@ -90,6 +90,8 @@ fn task(position: u64, applied: Tso) -> Patient {
             id: TaskId::new("t"),
             target,
             selection: Selection::All,
+            mapping: Default::default(),
+            skip: Default::default(),
             start: StartPoint::Created,
             starts: BTreeMap::new(),
             added: Default::default(),

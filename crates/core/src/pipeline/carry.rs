@@ -16,6 +16,7 @@ use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PartitionId};
 use crate::lane::{Poison, Ticket};
 use crate::position::Position;
+use crate::select::Operation;
 use crate::tso::Tso;
 
 impl Reader {
@@ -204,6 +205,11 @@ impl Reader {
         let Some(route) = self.wanted(inner, position, id, ts) else {
             return false;
         };
+        // It stays on the target; the conductor lets it go once everything before this is applied.
+        if self.ctx.wanted().skips(Operation::DropCollection) {
+            self.objects.ends_at(id, &self.channel, ts);
+            return false;
+        }
         let (mut taken, mut left) = (0, false);
         for shard in route.shards_on(&self.channel).collect::<Vec<_>>() {
             let times = || vec![ts.0];
@@ -256,6 +262,10 @@ impl Reader {
         let Some(route) = self.wanted(inner, position, collection, ts) else {
             return;
         };
+        // It stays on the target, and is that of a newer one of its name, if there comes one.
+        if self.ctx.wanted().skips(Operation::DropPartition) {
+            return;
+        }
         // Never made on the target: nothing to drop there.
         let known = match self.objects.bury(&route, partition).await {
             Ok(Some(known)) => known,

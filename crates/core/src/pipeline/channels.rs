@@ -530,7 +530,7 @@ impl Conductor<'_> {
         }
     }
 
-    async fn take_off(&mut self, id: CollectionId) {
+    pub(super) async fn take_off(&mut self, id: CollectionId) {
         let route = self.entries.get_mut(&id).and_then(|e| e.route.take());
         if let Some(route) = route {
             self.detach(id, &route).await;

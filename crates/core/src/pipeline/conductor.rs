@@ -30,8 +30,10 @@ use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, DbId, PChannel};
 use crate::lane::StreamCtl;
 use crate::position::Position;
+use crate::select::Name;
 use crate::store::{Change, CollectionObject, ObjectPhase, Progress, TaskProgress};
-use crate::task::{Choice, CollectionState, Mode, StartPoint, Verdict};
+use crate::task::{Choice, CollectionState, Mode, StartPoint, TaskSpec, Verdict};
+use crate::tso::Tso;
 
 /// Collections made or dropped on the target at the same time.
 const JOBS: usize = 8;
@@ -98,6 +100,9 @@ pub(super) enum Phase {
     /// It is stored, but the source's metadata of it cannot be read; asked again at this time.
     Unread(Instant),
     Held(Held),
+    /// The task is asked to carry it no longer: it stays on the target as it is, and what is stored of it says where it
+    /// would go on. If the source has dropped it, which is asked for at this time, it is forgotten.
+    Apart(Instant),
     /// It goes from the target.
     Dropping,
     Dropped,
@@ -113,17 +118,35 @@ pub(super) struct Entry {
     /// The message that keeps it from going on.
     pub(super) poison: Option<(PChannel, Position)>,
     backoff: Backoff,
-    failing_since: Option<SystemTime>,
+    pub(super) failing_since: Option<SystemTime>,
     /// Its last failure heals by itself.
     is_transient: bool,
     pub(super) streaming_since: Option<Instant>,
     /// First seen as dropped on the source.
     dropping_since: Option<Instant>,
+    /// Dropped on the source, to stay on the target.
+    staying: Option<Staying>,
+    /// What this says of it: asked for each of many collections, with many patterns, it would be a load of its own.
+    pub(super) asked: Option<(Arc<TaskSpec>, bool)>,
+}
+
+/// A collection that is to stay on the target, until everything of it is applied there.
+#[derive(Default)]
+struct Staying {
+    /// All of it is up to here; asked for.
+    end: Option<Tso>,
+    asked: bool,
+    /// How far it is, and since when.
+    at: Option<(Tso, Instant)>,
+    /// F of its lanes when all of it was applied: a tick that is behind them has shown it.
+    floors: Option<Vec<Tso>>,
 }
 
 pub(super) enum Outcome {
     Opened(CollectionId, Result<Ready, Stop>),
     Dropped(CollectionId, Result<(), Problem>),
+    /// A source timestamp above everything of a collection that the source has dropped.
+    End(CollectionId, Result<Tso, CatalogError>),
     /// What the source says of a collection that is stored and not in the view.
     Read(CollectionId, Result<Option<Arc<Collection>>, CatalogError>),
     BrokeOff(CollectionId),
@@ -153,6 +176,10 @@ pub(super) struct Conductor<'a> {
     begun: Instant,
     /// Some collection was last said to come at other times than the source's.
     shown_raised: bool,
+    /// As of the last look.
+    pub(super) asked_for: Option<Arc<TaskSpec>>,
+    /// Collections of the source that are none of the task's, as of these.
+    refused: HashMap<CollectionId, (Arc<Collection>, Arc<TaskSpec>)>,
     /// Rows that a stream had when everything of it was flushed.
     flushed: HashMap<CollectionId, (Weak<StreamCtl>, u64)>,
 }
@@ -183,6 +210,8 @@ impl<'a> Conductor<'a> {
             rounds: JoinSet::new(),
             begun: Instant::now(),
             shown_raised: false,
+            asked_for: None,
+            refused: HashMap::new(),
             flushed: HashMap::new(),
         }
     }
@@ -311,7 +340,11 @@ impl<'a> Conductor<'a> {
         });
     }
 
-    fn start_job(&mut self, id: CollectionId, job: impl Future<Output = Outcome> + Send + 'static) {
+    pub(super) fn start_job(
+        &mut self,
+        id: CollectionId,
+        job: impl Future<Output = Outcome> + Send + 'static,
+    ) {
         self.jobs.spawn(async move {
             let outcome = AssertUnwindSafe(job).catch_unwind().await;
             outcome.unwrap_or(Outcome::BrokeOff(id))
@@ -321,6 +354,7 @@ impl<'a> Conductor<'a> {
     /// Compares what should be with what is.
     async fn reconcile(&mut self, view: &View) {
         self.meet(view);
+        self.select(view).await;
         self.failures().await;
         self.drops(view).await;
         self.open_due();
@@ -352,6 +386,7 @@ impl<'a> Conductor<'a> {
 
     /// New collections of the view that belong to this task; in the first view also those that are stored.
     fn meet(&mut self, view: &View) {
+        let wanted = self.ctx.wanted();
         for collection in view.collections.values() {
             if let Some(entry) = self.entries.get_mut(&collection.id) {
                 entry.source = collection.clone();
@@ -362,20 +397,24 @@ impl<'a> Conductor<'a> {
             }
             let known = self.objects.get(collection.id);
             // A database is gone from the view at once, its dropped collections are there for long.
-            let database = known
-                .as_ref()
-                .map(|o| o.database.as_str())
-                .or_else(|| view.database_name(collection.db));
-            let Some(database) = database.map(str::to_owned) else {
+            let database = known.as_ref().map(|o| o.source_name().database);
+            let of_view = || view.database_name(collection.db).map(str::to_owned);
+            let Some(database) = database.or_else(of_view) else {
                 continue;
             };
             let alive = collection.state == ObjectState::Created;
-            let ours = self
-                .ctx
-                .spec
-                .selection
-                .contains(&database, &collection.name);
+            let refused = self
+                .refused
+                .get(&collection.id)
+                .is_some_and(|(of, by)| Arc::ptr_eq(of, collection) && Arc::ptr_eq(by, &wanted));
+            let ours = !refused && wanted.selection.contains(&database, &collection.name);
+            if !ours && !refused {
+                let refused = (collection.clone(), wanted.clone());
+                self.refused.insert(collection.id, refused);
+            }
             let wanted = match &known {
+                // Of one that was made what was asked for then counts, and what is asked for now: see `select`.
+                Some(object) if object.phase == ObjectPhase::Creating => ours,
                 Some(object) => object.phase != ObjectPhase::Dropped,
                 None => ours && alive,
             };
@@ -383,6 +422,8 @@ impl<'a> Conductor<'a> {
                 self.enter(collection.clone(), database, Phase::Due);
             }
         }
+        self.refused
+            .retain(|id, _| view.collections.contains_key(id));
         if self.first.is_some() {
             return;
         }
@@ -392,12 +433,18 @@ impl<'a> Conductor<'a> {
                 continue;
             }
             let id = object.source;
-            if object.phase != ObjectPhase::Creating {
-                first.insert(id);
+            let from = object.source_name();
+            let creating = object.phase == ObjectPhase::Creating;
+            if creating && !wanted.selection.contains(&from.database, &from.name) {
+                continue;
             }
             if !self.entries.contains_key(&id) {
                 let phase = Phase::Unread(Instant::now());
-                self.enter(Arc::new(unread(&object)), object.database, phase);
+                self.enter(Arc::new(unread(&object)), from.database, phase);
+            }
+            let apart = |e: &Entry| matches!(e.phase, Phase::Apart(_));
+            if !creating && !self.entries.get(&id).is_some_and(apart) {
+                first.insert(id);
             }
         }
         self.first = Some(first);
@@ -408,7 +455,11 @@ impl<'a> Conductor<'a> {
 
     fn enter(&mut self, source: Arc<Collection>, database: String, phase: Phase) {
         let note = self.stored.notes.get(&source.id);
-        let answer = note.and_then(|note| serde_json::from_str(note).ok());
+        let answer: Option<Answer> = note.and_then(|note| serde_json::from_str(note).ok());
+        let phase = match self.begins_apart(source.id, answer.as_ref()) {
+            true => Phase::Apart(Instant::now()),
+            false => phase,
+        };
         let entry = Entry {
             database,
             phase,
@@ -420,6 +471,8 @@ impl<'a> Conductor<'a> {
             is_transient: false,
             streaming_since: None,
             dropping_since: None,
+            staying: None,
+            asked: None,
             source,
         };
         for (channel, position) in &entry.answer.skipped {
@@ -430,11 +483,18 @@ impl<'a> Conductor<'a> {
 
     fn open_due(&mut self) {
         let now = Instant::now();
-        let mut under_way: BTreeSet<(String, String)> = self
+        let wanted = self.ctx.wanted();
+        let objects = self.objects.clone();
+        // By the name on the target.
+        let key_of = |id: CollectionId, e: &Entry| {
+            let known = objects.look(id, |o| Name::new(o.database.as_str(), o.name.as_str()));
+            known.unwrap_or_else(|| wanted.target_of(&e.database, &e.source.name))
+        };
+        let mut under_way: BTreeSet<Name> = self
             .entries
-            .values()
-            .filter(|e| e.phase == Phase::Opening)
-            .map(|e| (e.database.clone(), e.source.name.clone()))
+            .iter()
+            .filter(|(_, e)| e.phase == Phase::Opening)
+            .map(|(id, e)| key_of(*id, e))
             .collect();
         let mut start = Vec::new();
         for (id, entry) in &mut self.entries {
@@ -445,7 +505,7 @@ impl<'a> Conductor<'a> {
             if !may_be_due || self.gone_first.contains(id) {
                 continue;
             }
-            let key = (entry.database.clone(), entry.source.name.clone());
+            let key = key_of(*id, entry);
             match entry.phase {
                 Phase::Unread(at) if at <= now => {}
                 // Two of one name would find each other's half on the target.
@@ -510,7 +570,7 @@ impl<'a> Conductor<'a> {
             entry.phase,
             Phase::Due | Phase::Opening | Phase::Retry(_) | Phase::Held(_)
         );
-        let (spec, source) = (&self.ctx.spec, &entry.source);
+        let (spec, source) = (self.ctx.wanted(), &entry.source);
         phase
             && !spec.positions.contains_key(&id)
             && spec.start_of(&entry.database, &source.name, source.create_ts) != StartPoint::Now
@@ -532,8 +592,13 @@ impl<'a> Conductor<'a> {
             let places = detached.entry(*id).or_default();
             places.insert(channel.clone(), *progress);
         }
+        let wanted = self.ctx.wanted();
         for (id, entry) in &self.entries {
-            let renamed = renamed(entry);
+            if matches!(entry.phase, Phase::Apart(_)) {
+                continue;
+            }
+            let met = self.objects.look(*id, CollectionObject::source_name);
+            let renamed = met.as_ref().and_then(|met| renamed(entry, met));
             board.collection(
                 *id,
                 &entry.database,
@@ -541,6 +606,12 @@ impl<'a> Conductor<'a> {
                 entry.route.as_ref(),
                 unequal.get(id).or(renamed.as_ref()),
             );
+            let own = Name::new(entry.database.as_str(), entry.source.name.as_str());
+            let to = self
+                .objects
+                .look(*id, |o| Name::new(o.database.as_str(), o.name.as_str()))
+                .unwrap_or_else(|| wanted.target_of(&own.database, &own.name));
+            board.target(*id, Some(to).filter(|to| *to != met.unwrap_or(own)));
             let places = self.places(*id, entry, detached.remove(id).unwrap_or_default());
             let nothing = places.is_empty() && self.is_pending(*id, entry);
             board.places(*id, places, nothing.then_some(entry.source.create_ts));
@@ -584,9 +655,9 @@ impl<'a> Conductor<'a> {
 }
 
 /// What is to be said of a collection that has another name on the target than on the source by now.
-fn renamed(entry: &Entry) -> Option<Problem> {
+fn renamed(entry: &Entry, met: &Name) -> Option<Problem> {
     let to = &entry.route.as_ref()?.shards.first()?.to;
-    if to.name == entry.source.name {
+    if met.name == entry.source.name {
         return None;
     }
     let why = format!(
@@ -616,7 +687,7 @@ fn unread(object: &CollectionObject) -> Collection {
     Collection {
         id: object.source,
         db: DbId(0),
-        name: object.name.clone(),
+        name: object.source_name().name,
         state: ObjectState::Created,
         schema: Default::default(),
         create_ts: object.created,

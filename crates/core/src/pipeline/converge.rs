@@ -18,6 +18,8 @@ use crate::backoff::Backoff;
 use crate::catalog::{Collection, Index, LoadState, ObjectState, Partition, View};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, DbId};
+use crate::select::mapping::check as check_name;
+use crate::select::{Name, Operation};
 use crate::store::{Change, ObjectPhase};
 use crate::target::{Loaded, Target, TargetError, TargetIndex};
 use crate::task::Mode;
@@ -42,6 +44,7 @@ struct Try {
 pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
     let mut views = ctx.parts.catalog.subscribe();
     let mut done: HashMap<CollectionId, (Arc<Collection>, usize)> = HashMap::new();
+    let mut skip = ctx.wanted().skip.clone();
     let mut tries: HashMap<CollectionId, Try> = HashMap::new();
     let mut databases = Databases::read(&ctx).await;
     let mut settling = Settling {
@@ -55,6 +58,12 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
             next_miss = Instant::now() + MISS_EVERY;
         }
         let view = views.borrow_and_update().clone();
+        let wanted = ctx.wanted();
+        if wanted.skip != skip {
+            // What was left out is looked at anew.
+            skip = wanted.skip.clone();
+            done.clear();
+        }
         databases.made.extend(objects.take_made_databases());
         if let Err(problem) = databases.converge(&ctx, &view).await {
             tracing::debug!(task = %ctx.spec.id, "databases: {problem}");
@@ -274,17 +283,20 @@ impl Databases {
         let target = &ctx.hub.target;
         let problem = |e: TargetError| e.problem();
         // Those that the task carries whole; others come with their first collection.
-        let whole = |name: &str| ctx.spec.selection.whole_database(name);
+        let wanted = ctx.wanted();
+        let name_of = |name: &str| wanted.mapping.database(name);
+        let whole = |name: &str| wanted.selection.whole_database(name);
         for (id, database) in view.databases.iter().filter(|(_, d)| whole(&d.name)) {
-            if !self.there.contains(id) || self.made.get(id) != Some(&database.name) {
+            // One that is no name of a database: its collections say so, one by one.
+            let named = name_of(&database.name)
+                .filter(|name| check_name(&Name::new(name.as_str(), "_")).is_ok());
+            let Some(name) = named else { continue };
+            if !self.there.contains(id) || self.made.get(id) != Some(&name) {
                 // Noted first: what is made must not be forgotten.
-                self.made.insert(*id, database.name.clone());
+                self.made.insert(*id, name.clone());
                 self.note(ctx).await;
                 // It stays noted: a call without an answer may have made it.
-                target
-                    .create_database(&database.name)
-                    .await
-                    .map_err(problem)?;
+                target.create_database(&name).await.map_err(problem)?;
                 self.there.insert(*id);
             }
         }
@@ -296,14 +308,16 @@ impl Databases {
             .map(|(i, n)| (*i, n.clone()))
             .collect();
         for (id, name) in gone {
-            let again = view.databases.values().any(|d| d.name == name);
-            if !again && name != DEFAULT {
+            let mut others = view.databases.values();
+            let again = others.any(|d| name_of(&d.name).as_deref() == Some(name.as_str()));
+            if !again && name != DEFAULT && !wanted.skips(Operation::DropDatabase) {
                 let there = target.databases().await.map_err(problem)?.contains(&name);
-                // Its collections' drops may still be on their way.
-                if there && !target.collections(&name).await.map_err(problem)?.is_empty() {
+                // Its collections' drops may still be on their way, if they are carried.
+                let full = there && !target.collections(&name).await.map_err(problem)?.is_empty();
+                if full && !wanted.skips(Operation::DropCollection) {
                     continue;
                 }
-                if there {
+                if there && !full {
                     target.drop_database(&name).await.map_err(problem)?;
                 }
             }
@@ -351,6 +365,8 @@ async fn converge(
             }
         }
     }
+    let spec = ctx.wanted();
+    let carries = |operation| !spec.skips(operation);
     let wanted: Vec<TargetIndex> = source
         .indexes
         .values()
@@ -360,13 +376,23 @@ async fn converge(
     let extra: Vec<_> = found
         .iter()
         .filter(|f| !wanted.iter().any(|w| same_index(w, f)))
+        .filter(|_| carries(Operation::DropIndex))
         .collect();
+    // One whose place an index has that stays is not made: the target would refuse it.
+    let free = |w: &TargetIndex| {
+        let mut in_the_way = found
+            .iter()
+            .filter(|f| f.field == w.field || f.name == w.name);
+        carries(Operation::DropIndex) || in_the_way.next().is_none()
+    };
     let missing: Vec<_> = wanted
         .iter()
         .filter(|w| !found.iter().any(|f| same_index(w, f)))
+        .filter(|w| carries(Operation::CreateIndex) && free(w))
         .collect();
     let loaded = target.loaded(db, name, &[]).await.map_err(problem)? != Loaded::No;
-    if loaded && (source.load == LoadState::Released || !extra.is_empty()) {
+    let release = source.load == LoadState::Released && carries(Operation::Release);
+    if loaded && (release || !extra.is_empty()) {
         target.release(db, name, &[]).await.map_err(problem)?;
     }
     for index in extra {
@@ -380,6 +406,7 @@ async fn converge(
     }
     let names = |of: &[&Partition]| -> Vec<String> { of.iter().map(|p| p.name.clone()).collect() };
     match &source.load {
+        _ if !carries(Operation::Load) => {}
         LoadState::Released => {}
         LoadState::Collection { replicas } => {
             // Not again where nothing is missing: a load names the indexes of the moment, and one that names others
@@ -412,7 +439,7 @@ async fn converge(
                     _ => {}
                 }
             }
-            if !extra.is_empty() {
+            if !extra.is_empty() && carries(Operation::Release) {
                 target.release(db, name, &extra).await.map_err(problem)?;
             }
             if !missing.is_empty() {

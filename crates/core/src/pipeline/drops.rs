@@ -64,7 +64,18 @@ impl Objects {
         self.change(id, |object| object.phase = ObjectPhase::Dropped)
             .await;
         self.routes.write().remove(&id);
+        self.ctx.hub.claims.leave(&self.ctx.spec.id, id);
         self.forget_partitions(id).await
+    }
+
+    /// The source has dropped it, and it stays on the target: it is nobody's there from now on.
+    pub(crate) async fn leave(&self, id: CollectionId) {
+        self.change(id, |object| object.phase = ObjectPhase::Dropped)
+            .await;
+        self.routes.write().remove(&id);
+        self.ctx.hub.claims.leave(&self.ctx.spec.id, id);
+        self.ctx.commit(self.partition_deletes(id)).await;
+        self.partitions.lock().retain(|_, p| p.collection != id);
     }
 
     /// Drops a collection whose drop is not read from the queue: it waits for a person, or its messages are gone.
@@ -282,6 +293,7 @@ impl Objects {
         self.ctx.commit(changes).await;
         self.collections.lock().remove(&id);
         self.routes.write().remove(&id);
+        self.ctx.hub.claims.leave(&self.ctx.spec.id, id);
         self.partitions.lock().retain(|_, p| p.collection != id);
         self.forget_sayings(id);
     }

@@ -3,6 +3,7 @@
 //! That channel holds the requests of several operations; all but flush are taken from the catalog, because a failed
 //! write to it is only logged by the source and some operations are not on it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::backoff::Backoff;
 use crate::decode::wire::Fields;
 use crate::ids::PChannel;
 use crate::position::Position;
+use crate::select::{Name, Operation};
 use crate::source::{SourceError, Start};
 use crate::store::Change;
 use crate::tso::Tso;
@@ -94,11 +96,15 @@ async fn flush(ctx: &TaskContext, objects: &Objects, request: &FlushRequest, ts:
     } else {
         &request.db_name
     };
+    let wanted = ctx.wanted();
+    if wanted.skips(Operation::Flush) {
+        return;
+    }
     let deadline = Instant::now() + ROWS_FIRST;
     let names: Vec<String> = request
         .collection_names
         .iter()
-        .filter(|name| ctx.spec.selection.contains(database, name))
+        .filter(|name| wanted.selection.contains(database, name))
         .cloned()
         .collect();
     for name in &names {
@@ -110,10 +116,18 @@ async fn flush(ctx: &TaskContext, objects: &Objects, request: &FlushRequest, ts:
             }
         }
     }
-    if names.is_empty() {
-        return;
+    // By the database that each is in on the target.
+    let mut on_target: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for name in &names {
+        let to = match objects.live(&Name::new(database, name.as_str())) {
+            Some(object) => Name::new(object.database, object.name),
+            None => wanted.target_of(database, name),
+        };
+        on_target.entry(to.database).or_default().push(to.name);
     }
-    if let Err(error) = ctx.hub.target.flush(database, &names).await {
-        tracing::warn!(database, ?names, "flush on the target: {error}");
+    for (database, names) in on_target {
+        if let Err(error) = ctx.hub.target.flush(&database, &names).await {
+            tracing::warn!(database, ?names, "flush on the target: {error}");
+        }
     }
 }

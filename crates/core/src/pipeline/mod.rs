@@ -7,7 +7,7 @@
 //! [`carry`] what it does with one message, [`repeats`] which ones their producer wrote twice, [`join`] how it hands a
 //! collection over; [`stretch`] is what it sends between two ticks, [`books`] what of that may be stored. [`objects`]
 //! knows which target object stands for which source object and makes them, [`partitions`] the same for partitions,
-//! [`drops`] ends them. [`converge`] brings indexes, load states and databases in line with the source; [`flushes`]
+//! [`drops`] ends them, [`selected`] lets collections go that the task is asked to carry no longer. [`converge`] brings indexes, load states and databases in line with the source; [`flushes`]
 //! carries flush requests. [`durable`] is up to where the target has everything on disk, [`settle`] moves it and watches
 //! for restarts of the target.
 
@@ -29,6 +29,7 @@ mod quarantine;
 pub(crate) mod reader;
 mod repeats;
 pub(crate) mod runner;
+mod selected;
 mod settle;
 pub(crate) mod status;
 pub(crate) mod stretch;
@@ -48,7 +49,10 @@ use crate::task::{Counters, TaskSpec};
 
 /// What the parts of one task share.
 pub(crate) struct TaskContext {
+    /// As the task began. What may change while it runs (which collections, their names, what is left out, where those
+    /// that are added begin) is asked of [`TaskContext::wanted`].
     pub(crate) spec: TaskSpec,
+    pub(crate) wanted: Wanted,
     pub(crate) parts: Arc<Parts>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) budget: Arc<Budget>,
@@ -69,7 +73,14 @@ pub(crate) struct TaskContext {
     pub(crate) restarted: CancellationToken,
 }
 
+/// What a task is asked to do now. Whoever edits it puts another one in.
+pub(crate) type Wanted = Arc<parking_lot::RwLock<Arc<TaskSpec>>>;
+
 impl TaskContext {
+    pub(crate) fn wanted(&self) -> Arc<TaskSpec> {
+        self.wanted.read().clone()
+    }
+
     /// Bytes that every reader may hold whatever the others do.
     pub(crate) fn reserve(&self) -> usize {
         (self.budget.total() / 64).max(64 << 10)

@@ -3,7 +3,7 @@
 //! A source object is known by its id. Its name on the target is resolved once, when it is made; from then on the
 //! target's id counts, and a name that has come to mean another object on the target is never touched.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use milvus::proto::schema::FieldSchema;
@@ -18,6 +18,8 @@ use crate::ids::{CollectionId, DbId, FieldId, PChannel, PartitionId, TargetKey};
 use crate::lane::{Lane, StreamCtl};
 use crate::position::Position;
 use crate::route::encode;
+use crate::select::Name;
+use crate::select::mapping::check as check_name;
 use crate::store::{Change, CollectionObject, ObjectPhase, PartitionObject, TaskProgress};
 use crate::target::TargetCollection;
 use crate::target::grpc::user_schema;
@@ -78,6 +80,8 @@ pub(crate) enum Obstacle {
     NameTaken(CollectionId),
     /// Something of that name is on the target that is not ours.
     Conflict(Problem),
+    /// It can have no name there, or not the one that it is to have: for a person to change what is asked for.
+    Unnamed(Problem),
     Failed(Problem),
 }
 
@@ -107,6 +111,8 @@ pub(crate) struct Objects {
     pub(super) making: tokio::sync::Mutex<()>,
     /// Source timestamps up to which the channels' main readers have applied everything.
     applied: Mutex<BTreeMap<PChannel, Tso>>,
+    /// By collection and channel: the source timestamp of a drop that was read and is not carried.
+    ends: Mutex<HashMap<(CollectionId, PChannel), Tso>>,
     /// Told when `applied` moved.
     pub(crate) moved: Notify,
     /// Told when the drop of a partition is complete.
@@ -129,15 +135,44 @@ impl Objects {
         self.applied.lock().insert(channel.clone(), ts);
     }
 
-    /// Whether everything of this collection up to `ts` is applied.
+    /// Whether everything of this collection of the source up to `ts` is applied.
     pub(crate) fn applied(&self, database: &str, name: &str, ts: Tso) -> bool {
-        let routes = self.routes.read();
-        let Some(route) = routes
-            .values()
-            .find(|r| r.shards[0].to.database == database && r.shards[0].to.name == name)
-        else {
-            return false;
-        };
+        let source = Name::new(database, name);
+        let route = self.live(&source).and_then(|o| self.route_of(o.source));
+        route.is_some_and(|route| self.applied_by(&route, ts))
+    }
+
+    /// The collection that this name of the source means now.
+    pub(crate) fn live(&self, source: &Name) -> Option<CollectionObject> {
+        let collections = self.collections.lock();
+        let mut live = collections.values().rev();
+        live.find(|o| o.phase == ObjectPhase::Live && o.source_name() == *source)
+            .cloned()
+    }
+
+    /// The drop of a collection was read on a channel, and is not carried.
+    pub(crate) fn ends_at(&self, id: CollectionId, channel: &PChannel, ts: Tso) {
+        self.ends.lock().insert((id, channel.clone()), ts);
+    }
+
+    /// Whether the drop of a collection was read on all its channels, and everything before it is applied.
+    pub(crate) fn is_through(&self, route: &Route) -> bool {
+        let (ends, applied) = (self.ends.lock(), self.applied.lock());
+        route.shards.iter().all(|shard| {
+            let end = ends.get(&(route.source, shard.source.clone()));
+            end.is_some_and(|end| applied.get(&shard.source).is_some_and(|at| at >= end))
+        })
+    }
+
+    /// Up to where the main readers of all its channels have applied everything.
+    pub(crate) fn applied_least(&self, route: &Route) -> Tso {
+        let applied = self.applied.lock();
+        let of = |shard: &TargetShard| applied.get(&shard.source).copied().unwrap_or_default();
+        route.shards.iter().map(of).min().unwrap_or_default()
+    }
+
+    /// Whether the main readers of its channels have applied everything up to `ts`.
+    pub(crate) fn applied_by(&self, route: &Route, ts: Tso) -> bool {
         let applied = self.applied.lock();
         route
             .shards
@@ -172,6 +207,7 @@ impl Objects {
             changing: tokio::sync::Mutex::default(),
             making: tokio::sync::Mutex::default(),
             applied: Mutex::default(),
+            ends: Mutex::default(),
             moved: Notify::new(),
             freed: Notify::new(),
             made_databases: Mutex::default(),
@@ -218,6 +254,7 @@ impl Objects {
     /// What was said of a collection that is forgotten.
     pub(super) fn forget_sayings(&self, id: CollectionId) {
         self.unequal.lock().remove(&id);
+        self.ends.lock().retain(|(of, _), _| *of != id);
         self.skipped.lock().retain(|(of, ..)| *of != id);
     }
 
@@ -274,11 +311,14 @@ impl Objects {
     ) -> Result<Opened, Obstacle> {
         let target = &self.ctx.hub.target;
         let failed = |e: crate::target::TargetError| Obstacle::Failed(e.problem());
+        let wanted = self.ctx.wanted();
         let known = self.get(source.id);
         if let Some(object) = known.as_ref().filter(|o| o.phase != ObjectPhase::Creating) {
             if object.phase == ObjectPhase::Dropped {
                 return Err(Obstacle::Gone);
             }
+            let to = Name::new(object.database.as_str(), object.name.as_str());
+            self.claim(&to, source.id)?;
             let found = self
                 .described(source, &object.database, &object.name)
                 .await?;
@@ -291,13 +331,25 @@ impl Objects {
                 _ => Err(Obstacle::Conflict(Problem::new(
                     ErrorClass::Conflict,
                     format!(
-                        "{database}.{} is no longer on the target: someone dropped or replaced it there",
-                        source.name
+                        "{}.{} is no longer on the target: someone dropped or replaced it there",
+                        object.database, object.name
                     ),
                     "choose recreate to make it anew and copy what the queue still holds",
                 ))),
             };
         }
+        let from = Name::new(database, source.name.as_str());
+        // One whose creation was begun keeps the name that it was to have.
+        let to = match &known {
+            Some(object) => Name::new(object.database.as_str(), object.name.as_str()),
+            None => wanted.target_of(database, &source.name),
+        };
+        check_name(&to).map_err(|why| {
+            let why = format!("{from} would be {to} on the target: {why}");
+            let hint = "give the collection another name with the task's mapping, or exclude it";
+            Obstacle::Unnamed(Problem::new(ErrorClass::Conflict, why, hint))
+        })?;
+        let database = to.database.as_str();
         // An older one that is being made counts too: its create call may have been carried out.
         let taken = self
             .collections
@@ -306,7 +358,7 @@ impl Objects {
             .find(|o| {
                 o.source != source.id
                     && o.database == database
-                    && o.name == source.name
+                    && o.name == to.name
                     && match o.phase {
                         ObjectPhase::Live | ObjectPhase::Dropping => true,
                         ObjectPhase::Creating => o.created < source.create_ts,
@@ -317,6 +369,7 @@ impl Objects {
         if let Some(holder) = taken {
             return Err(Obstacle::NameTaken(holder));
         }
+        self.claim(&to, source.id)?;
         if source.schema.fields.iter().all(|f| !f.is_primary_key) {
             return Err(Obstacle::Failed(Problem::new(
                 ErrorClass::Transient,
@@ -326,21 +379,24 @@ impl Objects {
         }
         let databases = target.databases().await.map_err(failed)?;
         if !databases.iter().any(|d| d == database) {
-            let made = {
-                let mut made = self.made_databases.lock();
-                made.insert(source.db, database.to_owned());
-                made.clone()
-            };
-            // Before the call: one that a crash leaves behind has to go with its database on the source.
-            note_made(&self.ctx, &made).await;
+            // One that stands for the source's: others never go with it.
+            if wanted.mapping.database(&from.database).as_deref() == Some(database) {
+                let made = {
+                    let mut made = self.made_databases.lock();
+                    made.insert(source.db, database.to_owned());
+                    made.clone()
+                };
+                // Before the call: one that a crash leaves behind has to go with its database on the source.
+                note_made(&self.ctx, &made).await;
+            }
             target.create_database(database).await.map_err(failed)?;
         }
         let mut adopted = false;
         let mut there = false;
-        if let Some(found) = self.described(source, database, &source.name).await? {
+        if let Some(found) = self.described(source, database, &to.name).await? {
             // Our own create whose answer we never saw is empty as well: nothing was sent to it yet.
             let empty = !target
-                .holds_rows(database, &source.name)
+                .holds_rows(database, &to.name)
                 .await
                 .map_err(failed)?;
             let alike = found.vchannels.len() == source.shards.len()
@@ -361,7 +417,8 @@ impl Objects {
         let mut object = CollectionObject {
             source: source.id,
             database: database.to_owned(),
-            name: source.name.clone(),
+            name: to.name.clone(),
+            from: (from != to).then(|| from.clone()),
             created: source.create_ts,
             phase: ObjectPhase::Creating,
             target: None,
@@ -371,19 +428,27 @@ impl Objects {
         self.put(object.clone()).await;
         if !there {
             let now = self.ctx.hub.now().await.map_err(failed)?;
+            let named = match to.name == source.name {
+                true => None,
+                false => Some(Collection {
+                    name: to.name.clone(),
+                    ..source.clone()
+                }),
+            };
             target
-                .create_collection(database, source, source.create_ts.min(now))
+                .create_collection(
+                    database,
+                    named.as_ref().unwrap_or(source),
+                    source.create_ts.min(now),
+                )
                 .await
                 .map_err(failed)?;
         }
         let found = self
-            .described(source, database, &source.name)
+            .described(source, database, &to.name)
             .await?
             .ok_or_else(|| {
-                let why = format!(
-                    "{database}.{} was made on the target but is not visible there yet",
-                    source.name
-                );
+                let why = format!("{to} was made on the target but is not visible there yet");
                 Obstacle::Failed(Problem::new(
                     ErrorClass::Transient,
                     why,
@@ -404,6 +469,19 @@ impl Objects {
             adopted,
             fresh: Some(object),
         })
+    }
+
+    fn claim(&self, to: &Name, source: CollectionId) -> Result<(), Obstacle> {
+        let task = &self.ctx.spec.id;
+        self.ctx
+            .hub
+            .claims
+            .take(to, task, source)
+            .map_err(|other| {
+                let why = format!("task {other} writes {to} on this target");
+                let hint = "exclude it from one of the two tasks, or give it another name with the mapping of one";
+                Obstacle::Unnamed(Problem::new(ErrorClass::Conflict, why, hint))
+            })
     }
 
     /// A collection taken over as it is: its rows may carry any time up to now, ours or the source's. F is raised above
@@ -587,7 +665,7 @@ fn on_target(
     };
     let why = format!(
         "{database}.{} is on the target already, with {what}",
-        source.name
+        found.name
     );
     Problem::new(ErrorClass::Conflict, why, hint)
 }

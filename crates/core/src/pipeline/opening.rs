@@ -34,6 +34,8 @@ pub(super) struct Answer {
     pub(super) sent: Tso,
     /// Messages to leave out. Kept as long as the collection is.
     pub(super) skipped: Vec<(PChannel, Position)>,
+    /// The task was asked to carry it no longer: what the target holds of it may be another's since.
+    pub(super) apart: bool,
 }
 
 /// Where reading begins anew.
@@ -122,7 +124,7 @@ pub(super) async fn open(
         // Who says where to go on says what is there.
         OnConflict::Adopt
     } else {
-        ctx.spec.on_conflict
+        ctx.wanted().on_conflict
     };
     let Opened {
         route,
@@ -150,13 +152,14 @@ fn place(
     answer: &Answer,
     channel: &PChannel,
 ) -> Reset {
-    let given = |id: &CollectionId| ctx.spec.positions.get(id)?.get(channel).copied();
+    let wanted = ctx.wanted();
+    let given = |id: &CollectionId| wanted.positions.get(id)?.get(channel).copied();
     if let Some(reset) = answer.reset.get(channel) {
         *reset
     } else if let Some(given) = given(&source.id) {
         Reset::At(given)
     } else {
-        let start = ctx.spec.start_of(database, &source.name, source.create_ts);
+        let start = wanted.start_of(database, &source.name, source.create_ts);
         Reset::Start(start)
     }
 }

@@ -6,6 +6,7 @@ use super::stretch::all_partitions;
 use crate::catalog::{Collection, ObjectState};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::PartitionId;
+use crate::select::Operation;
 use crate::store::{Change, ObjectPhase, PartitionObject};
 use crate::task::Mode;
 use crate::tso::Tso;
@@ -166,7 +167,24 @@ impl Objects {
             })
             .map(|o| o.source);
         if let Some(holder) = taken {
-            return PartitionAnswer::NameTaken(holder);
+            let gone = source
+                .partitions
+                .get(&holder)
+                .is_none_or(|p| p.state == ObjectState::Dropping);
+            if !gone || !self.ctx.wanted().skips(Operation::DropPartition) {
+                return PartitionAnswer::NameTaken(holder);
+            }
+            // Its drop is not carried: the newer one has its place, with what is in it. Rows of both go there.
+            let to = &route.shards[0].to;
+            let there = self.ctx.hub.target.partitions(&to.database, &to.name);
+            let there = match there.await {
+                Ok(there) => there,
+                Err(e) => return PartitionAnswer::Failed(e.problem()),
+            };
+            if let Some((name, target)) = there.into_iter().find(|(n, _)| *n == partition.name) {
+                self.adopt_partition(route, id, &name, target).await;
+                return PartitionAnswer::Known(PartitionRoute { target, name });
+            }
         }
         match self
             .make_partition(route, id, &partition.name, partition.create_ts)

@@ -14,7 +14,7 @@ use super::conductor::{Command, Conductor, Ended, Said, broke_off};
 use super::durable::{Asked, Durable};
 use super::objects::Objects;
 use super::status::Board;
-use super::{Meter, TaskContext};
+use super::{Meter, TaskContext, Wanted};
 use crate::backoff::Backoff;
 use crate::engine::Parts;
 use crate::error::{ErrorClass, Problem};
@@ -34,6 +34,7 @@ pub(crate) struct TaskRunner {
     board: Arc<Mutex<Board>>,
     commands: mpsc::Sender<Command>,
     done: CancellationToken,
+    wanted: Wanted,
 }
 
 impl TaskRunner {
@@ -45,12 +46,14 @@ impl TaskRunner {
             board: Arc::default(),
             commands,
             done: CancellationToken::new(),
+            wanted: Arc::new(parking_lot::RwLock::new(Arc::new(spec))),
         };
-        let (cancel, drain, board, done) = (
+        let (cancel, drain, board, done, wanted) = (
             runner.cancel.clone(),
             runner.drain.clone(),
             runner.board.clone(),
             runner.done.clone(),
+            runner.wanted.clone(),
         );
         tokio::spawn(async move {
             let mut backoff = Backoff::new();
@@ -60,7 +63,7 @@ impl TaskRunner {
                 let own = cancel.child_token();
                 let objects = Arc::new(Mutex::new(None));
                 let conducted = AssertUnwindSafe(conduct(
-                    (spec.clone(), watched),
+                    (wanted.clone(), watched),
                     parts.clone(),
                     hubs.clone(),
                     (own.clone(), drain.clone()),
@@ -74,6 +77,9 @@ impl TaskRunner {
                 };
                 own.cancel();
                 let objects: Option<Arc<Objects>> = objects.lock().take();
+                if let Some(objects) = &objects {
+                    objects.ctx.hub.claims.leave_all(&objects.ctx.spec.id);
+                }
                 // What is left in lanes that other tasks share is read again from where the store says.
                 for route in objects.iter().flat_map(|o| o.routes()) {
                     for shard in &route.shards {
@@ -103,6 +109,11 @@ impl TaskRunner {
         let _ = tokio::time::timeout(deadline, self.done.cancelled()).await;
         self.cancel.cancel();
         let _ = tokio::time::timeout(Duration::from_millis(500), self.done.cancelled()).await;
+    }
+
+    /// From now on this is what the task is asked to do. Its target and what it holds in memory stay as they are.
+    pub(crate) fn change(&self, spec: TaskSpec) {
+        *self.wanted.write() = Arc::new(spec);
     }
 
     pub(crate) fn status(&self, now: SystemTime) -> TaskStatus {
@@ -174,7 +185,7 @@ async fn nodes(hub: &Hub, stored: &TaskProgress, watched: bool) -> Asked {
 
 /// Connects, loads what is stored, conducts. Returns when the task is drained. `watched`: see [`nodes`].
 async fn conduct(
-    (spec, watched): (TaskSpec, bool),
+    (wanted, watched): (Wanted, bool),
     parts: Arc<Parts>,
     hubs: Arc<Hubs>,
     (cancel, drain): (CancellationToken, CancellationToken),
@@ -184,6 +195,7 @@ async fn conduct(
 ) -> Ended {
     let mut backoff = Backoff::new();
     let since = Instant::now();
+    let spec = TaskSpec::clone(&wanted.read());
     let took = |what: &str| {
         let ms = since.elapsed().as_millis();
         tracing::debug!(task = %spec.id, ms, "{what}");
@@ -238,6 +250,7 @@ async fn conduct(
         durable: Mutex::new(durable),
         restarted: CancellationToken::new(),
         spec,
+        wanted,
     });
     board.lock().attach(ctx.clone());
     if begun || stored.notes.contains_key(&ENDED_WELL) {

@@ -11,6 +11,7 @@ use super::reader::{Reader, Scope};
 use crate::catalog::{CatalogError, CatalogHealth, Collection};
 use crate::error::Problem;
 use crate::ids::{CollectionId, PChannel};
+use crate::select::Name;
 use crate::store::Progress;
 use crate::task::{
     ChannelPosition, CollectionState, CollectionStatus, Counters, LastError, Mode, TaskStatus,
@@ -31,6 +32,9 @@ struct Line {
     /// On the source.
     created: Tso,
     last_error: Option<LastError>,
+    /// Its name there, if it is another one.
+    target: Option<Name>,
+    note: Option<String>,
 }
 
 /// Kept by the conductor, read by whoever asks.
@@ -147,6 +151,8 @@ impl Board {
             nothing_since: None,
             created: source.create_ts,
             last_error: None,
+            target: None,
+            note: None,
         });
         if line.name != name {
             line.name = name.to_owned();
@@ -173,6 +179,19 @@ impl Board {
                 .take()
                 .map_or(0, |r| r.stream.rows.load(Ordering::Relaxed));
             line.route = route.cloned();
+        }
+    }
+
+    pub(crate) fn target(&mut self, id: CollectionId, target: Option<Name>) {
+        if let Some(line) = self.lines.get_mut(&id) {
+            line.target = target;
+        }
+    }
+
+    /// What has to be known of a collection beside its state.
+    pub(crate) fn note(&mut self, id: CollectionId, note: &str) {
+        if let Some(line) = self.lines.get_mut(&id) {
+            line.note = Some(note.to_owned());
         }
     }
 
@@ -298,6 +317,8 @@ impl Board {
                         .map_or(0, |r| r.stream.rows.load(Ordering::Relaxed)),
                 positions,
                 last_error: line.last_error.clone(),
+                target: line.target.clone(),
+                note: line.note.clone(),
             });
         }
         let mut problems: Vec<Problem> = self

@@ -126,6 +126,8 @@ fn spec() -> TaskSpec {
             mode: crate::task::Mode::Replicate,
         },
         selection: Selection::All,
+        mapping: Default::default(),
+        skip: Default::default(),
         start: StartPoint::Created,
         starts: Default::default(),
         added: Default::default(),

@@ -46,6 +46,7 @@ fn collection(source: i64, name: &str, phase: ObjectPhase) -> CollectionObject {
         source: CollectionId(source),
         database: "default".to_owned(),
         name: name.to_owned(),
+        from: None,
         created: Tso(source as u64),
         phase,
         target: (phase != ObjectPhase::Creating).then_some(CollectionId(source + 1000)),

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{CollectionId, PChannel, PartitionId, TargetKey, TaskId, VChannel};
 use crate::position::Position;
 use crate::quarantine::Record;
+use crate::select::Name;
 use crate::tso::Tso;
 
 /// How far one stream of messages got.
@@ -62,6 +63,9 @@ pub struct CollectionObject {
     pub source: CollectionId,
     pub database: String,
     pub name: String,
+    /// Its name on the source when it was met, where that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Name>,
     /// Create timestamp on the source.
     pub created: Tso,
     pub phase: ObjectPhase,
@@ -71,6 +75,14 @@ pub struct CollectionObject {
     pub target_vchannels: Vec<VChannel>,
     /// Shards on which the drop is applied (message and tick acknowledged).
     pub dropped_shards: Vec<usize>,
+}
+
+impl CollectionObject {
+    /// Its name on the source when it was met.
+    pub fn source_name(&self) -> Name {
+        let same = || Name::new(self.database.as_str(), self.name.as_str());
+        self.from.clone().unwrap_or_else(same)
+    }
 }
 
 /// Which target partition stands for a source partition.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::claims::Claims;
 use super::flow::Flow;
 use super::{LATE, Target, TargetConnector, TargetError, plain};
 use crate::error::{ErrorClass, Problem};
@@ -114,6 +115,7 @@ impl Hubs {
             message_id: AtomicI64::new(FIRST_MESSAGE_ID + now.0 as i64),
             lanes: Mutex::default(),
             flow: Flow::default(),
+            claims: Claims::default(),
             begun: Instant::now(),
             unanswered: Arc::default(),
             unclean: AtomicBool::new(false),
@@ -155,6 +157,7 @@ pub struct Hub {
     message_id: AtomicI64,
     lanes: Mutex<HashMap<PChannel, Weak<Lane>>>,
     pub(crate) flow: Flow,
+    pub(crate) claims: Claims,
     /// When this process began to write to the target.
     begun: Instant,
     /// Channels with a call whose answer nobody waited for any more, and until when it may still be carried out.

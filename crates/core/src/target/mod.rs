@@ -4,6 +4,7 @@
 //! success and never a refusal.
 
 #[cfg(any(test, feature = "testkit"))]
+pub mod claims;
 pub mod contract;
 pub mod fence;
 pub(crate) mod flow;

@@ -30,6 +30,7 @@ mod rows;
 mod rules;
 mod schemas;
 mod secured;
+mod selected;
 mod starts;
 mod stuck;
 mod tasks;
@@ -99,6 +100,7 @@ fn main() -> ExitCode {
         Kind::NoTask,
         &[
             ("tasks", tasks::TESTS),
+            ("selected", selected::TESTS),
             ("starts", starts::TESTS),
             ("import_go", import_go::TESTS),
         ],

@@ -117,7 +117,8 @@ pub(super) fn all(client: &Client, path: &str) -> Result<Vec<Value>, Failure> {
 fn new_task(create: &Create) -> Result<Value, Failure> {
     let token = create.target_token.as_deref().filter(|t| !t.is_empty());
     let token = token.map(|t| secret(t, "--target-token")).transpose()?;
-    let collections = create.collections.iter().map(|given| selected(given));
+    let named = |given: &String| body::NewStep::Named(selected(given));
+    let collections = create.collections.iter().map(named);
     let task = body::NewTask {
         id: create.id.clone(),
         target: body::NewTarget {
@@ -140,6 +141,8 @@ fn new_task(create: &Create) -> Result<Value, Failure> {
             Mode::Replicate => body::Mode::Replicate,
             Mode::Plain => body::Mode::Plain,
         }),
+        mapping: None,
+        skip_operations: None,
     };
     to_json(task)
 }
@@ -201,7 +204,7 @@ fn edited(client: &Client, edit: &Edit) -> Result<body::Patch, Failure> {
 }
 
 /// The collections of the task and those that are added; the server takes whole lists.
-fn all_with(client: &Client, edit: &Edit) -> Result<Option<Vec<body::NewSelected>>, Failure> {
+fn all_with(client: &Client, edit: &Edit) -> Result<Option<Vec<body::NewStep>>, Failure> {
     let added: Vec<_> = edit.collections.iter().map(|c| selected(c)).collect();
     let any = |s: &body::NewSelected| s.database.as_deref() == Some("*") && s.name == "*";
     if added.is_empty() {
@@ -209,7 +212,7 @@ fn all_with(client: &Client, edit: &Edit) -> Result<Option<Vec<body::NewSelected
     }
     if added.iter().any(any) {
         // It stands for all of them.
-        return Ok(Some(added));
+        return Ok(Some(added.into_iter().map(body::NewStep::Named).collect()));
     }
     let task = client.get(&path(&edit.id))?;
     let part = |c: &Value, key: &str| c[key].as_str().unwrap_or_default().to_owned();
@@ -217,22 +220,44 @@ fn all_with(client: &Client, edit: &Edit) -> Result<Option<Vec<body::NewSelected
         .as_array()
         .into_iter()
         .flatten()
-        .map(|c| body::NewSelected {
-            database: Some(part(c, "database")),
-            name: part(c, "name"),
-            start: None,
-            positions: None,
-        })
+        .map(
+            |c| match (patterns(&c["include"]), patterns(&c["exclude"])) {
+                (None, None) => body::NewStep::Named(body::NewSelected {
+                    database: Some(part(c, "database")),
+                    name: part(c, "name"),
+                    start: None,
+                    positions: None,
+                }),
+                (include, exclude) => body::NewStep::Rule(body::NewRule {
+                    include,
+                    exclude,
+                    database: None,
+                }),
+            },
+        )
         .collect();
     for new in added {
-        if !all
-            .iter()
-            .any(|c| c.database == new.database && c.name == new.name)
-        {
-            all.push(new);
+        let same = |step: &body::NewStep| match step {
+            body::NewStep::Named(c) => c.database == new.database && c.name == new.name,
+            body::NewStep::Rule(_) => false,
+        };
+        if !all.iter().any(same) {
+            all.push(body::NewStep::Named(new));
         }
     }
     Ok(Some(all))
+}
+
+fn patterns(of: &Value) -> Option<body::Patterns> {
+    let all = of.as_array()?.iter().filter_map(|p| p.as_str());
+    let mut all: Vec<String> = all.map(str::to_owned).collect();
+    match (all.len(), all.pop()) {
+        (1, Some(one)) => Some(body::Patterns::One(one)),
+        (_, last) => {
+            all.extend(last);
+            Some(body::Patterns::Several(all))
+        }
+    }
 }
 
 fn to_json(body: impl Serialize) -> Result<Value, Failure> {

@@ -175,10 +175,18 @@ pub(super) fn stored_states(progress: &TaskProgress) -> impl Iterator<Item = &'s
         .map(|id| stored_state(id, progress, false))
 }
 
+/// Whether the task has carried it, and was asked to do so no longer.
+fn is_apart(id: CollectionId, progress: &TaskProgress) -> bool {
+    let note = progress.notes.get(&id);
+    let note = note.and_then(|note| serde_json::from_str::<Value>(note).ok());
+    note.is_some_and(|note| note["apart"] == true)
+}
+
 pub(super) fn stored_state(id: CollectionId, progress: &TaskProgress, runs: bool) -> &'static str {
     let phase = progress.collections.get(&id).map(|object| object.phase);
     match phase {
         Some(ObjectPhase::Dropped) => "Dropped",
+        _ if is_apart(id, progress) => "Excluded",
         _ if runs => "Waiting",
         _ => "Paused",
     }
@@ -201,14 +209,21 @@ pub(super) fn stored_collection(
         .get(&id)
         .map(|note| serde_json::from_str(note).unwrap_or_else(|_| Value::String(note.clone())));
     let named = |key: &str| note.as_ref().and_then(|n| n.get(key)).cloned();
-    Some(json!({
+    let mut shown = json!({
         "collection_id": id,
-        "db": object.map(|o| json!(o.database)).or_else(|| named("database")),
-        "name": object.map(|o| json!(o.name)).or_else(|| named("name")),
+        "db": object.map(|o| json!(o.source_name().database)).or_else(|| named("database")),
+        "name": object.map(|o| json!(o.source_name().name)).or_else(|| named("name")),
         "state": state,
         "detail": { "phase": object.map(|o| o.phase), "note": note },
         "positions": detached(id, progress),
-    }))
+    });
+    if let Some(object) = object.filter(|o| o.from.is_some())
+        && let Some(map) = shown.as_object_mut()
+    {
+        let target = format!("{}.{}", object.database, object.name);
+        map.insert("target".to_owned(), Value::String(target));
+    }
+    Some(shown)
 }
 
 /// The lag of a running task. One that has not seen its source or target yet does not know it: then that of what is stored.
@@ -226,7 +241,9 @@ pub(super) fn stored_lag(progress: &TaskProgress) -> Option<f64> {
             .get(id)
             .map_or(Tso::ZERO, |o| o.created)
     };
+    // What is left out is not behind.
     let detached = progress.detached.iter();
+    let detached = detached.filter(|((_, id), _)| !is_apart(*id, progress));
     let detached = detached.map(|((_, id), p)| p.applied.max(created(id)));
     let applied = channels.chain(detached);
     let oldest = applied.filter(|applied| *applied > Tso::ZERO).min()?;

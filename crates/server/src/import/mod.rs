@@ -296,7 +296,8 @@ impl Looked {
             task: None,
             ..Planned::of(task, Outcome::Refused)
         };
-        if let Err(error) = check_room(&all.tasks, &all.unreadable, &self.of_tasks, &task.spec) {
+        if let Err(error) = check_room(&all.tasks, &all.unreadable, &self.of_tasks, &task.spec, &[])
+        {
             let why = match error {
                 TaskError::Conflict(problem) | TaskError::Refused(problem) => {
                     left(problem.message, problem.hint)
@@ -391,6 +392,10 @@ fn collections(selection: &Selection) -> String {
     match selection {
         Selection::All => "*.*".to_owned(),
         Selection::Collections(list) => list.iter().map(named).collect::<Vec<_>>().join(", "),
+        Selection::Rules(rules) => {
+            let rules = rules.0.iter().map(ToString::to_string);
+            rules.collect::<Vec<_>>().join("; ")
+        }
     }
 }
 

@@ -1,12 +1,12 @@
 //! A change of what a task is asked to do, in the form of a part of its creation: what is given replaces what was, and
 //! all of it together is checked as at a creation.
 
-use cdc_core::task::{Pattern, Selection, StartPoint, TaskSpec};
+use cdc_core::task::{StartPoint, TaskSpec};
 use cdc_core::tso::Tso;
 use serde_json::{Map, Value, json};
 
-use super::{CONFLICTS, Given, Limits, connect, normalise_uri, selection};
-use crate::fields::{Errors, Fields, clip};
+use super::{CONFLICTS, Given, Limits, carried, connect, normalise_uri, selection};
+use crate::fields::{Errors, Fields};
 use crate::tasks::unix_ms;
 
 /// What an edited task is asked to do.
@@ -23,7 +23,13 @@ pub struct Edited {
 const START_STAYS: &str = "the task's start cannot be changed: it was for the collections that were there when the task was created; give a start with a collection that is added";
 
 /// What can be changed.
-pub(super) const FIELDS: [&str; 3] = ["target", "collections", "on_conflict"];
+pub(super) const FIELDS: [&str; 5] = [
+    "target",
+    "collections",
+    "on_conflict",
+    "mapping",
+    "skip_operations",
+];
 /// The login may be given in any of these.
 const LOGIN: [&str; 3] = ["token", "username", "password"];
 /// Together they are the address.
@@ -73,6 +79,13 @@ pub(super) fn read(
     if data.has("collections") {
         change_selection(data, limits, &mut edited);
     }
+    if let Some(mapping) = carried::mapping(data) {
+        edited.spec.mapping = mapping;
+    }
+    if let Some(skip) = carried::skipped(data) {
+        edited.spec.skip = skip;
+    }
+    carried::check(data, &edited.spec.selection, &edited.spec.mapping);
     if let Some(on_conflict) = data.choice("on_conflict", CONFLICTS) {
         edited.spec.on_conflict = on_conflict;
     }
@@ -97,6 +110,8 @@ fn name_changes(before: &TaskSpec, edited: &mut Edited) {
                 || before.positions != after.positions,
         ),
         ("on_conflict", before.on_conflict != after.on_conflict),
+        ("mapping", before.mapping != after.mapping),
+        ("skip_operations", before.skip != after.skip),
     ] {
         if is {
             edited.changed.push(name);
@@ -160,8 +175,8 @@ fn check_address(given: &Fields<'_>, stays: &str) {
     }
 }
 
-/// Collections may be added. One that was left out would keep what is stored of it, and come back to a place that is
-/// lost by then.
+/// The list replaces the one before. One that is left out keeps what is stored of it, and goes on from there if it is
+/// wanted again.
 fn change_selection(data: &Fields<'_>, limits: &Limits, edited: &mut Edited) {
     // Of its own: a task's `start` is refused by name already.
     let map: Map<String, Value> = data
@@ -182,15 +197,6 @@ fn change_selection(data: &Fields<'_>, limits: &Limits, edited: &mut Edited) {
         data.wrong("collections", START_STAYS);
         return;
     }
-    let missing = left_out(&edited.spec.selection, &wanted.selection);
-    if !missing.is_empty() {
-        let what = format!(
-            "the list replaces the one before and leaves out {}; only adding is available: pause the task, or make a new one, to end a collection",
-            missing.join(", ")
-        );
-        data.wrong("collections", what);
-        return;
-    }
     edited.spec.selection = wanted.selection;
     // A start counts only for collections that are not met yet, and were there when it was given.
     let now = Tso::from_millis(unix_ms());
@@ -204,20 +210,4 @@ fn change_selection(data: &Fields<'_>, limits: &Limits, edited: &mut Edited) {
     }
     edited.given.collection_infos = wanted.collection_infos;
     edited.given.db_collections = wanted.db_collections;
-}
-
-fn left_out(before: &Selection, after: &Selection) -> Vec<String> {
-    let shown = |p: &Pattern| {
-        let part = |part: &Option<String>| clip(part.as_deref().unwrap_or("*"));
-        format!("{}.{}", part(&p.database), part(&p.name))
-    };
-    match (before, after) {
-        (_, Selection::All) => Vec::new(),
-        (Selection::All, Selection::Collections(_)) => vec!["*.*".to_owned()],
-        (Selection::Collections(before), Selection::Collections(after)) => before
-            .iter()
-            .filter(|b| !after.iter().any(|a| a.covers(b)))
-            .map(shown)
-            .collect(),
-    }
 }

@@ -1,6 +1,7 @@
 //! Requests: JSON to what is asked for, checked.
 
 mod answer;
+mod carried;
 mod connect;
 mod edit;
 mod position;
@@ -13,12 +14,14 @@ use std::time::Duration;
 use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::position::QueueKind;
 use cdc_core::secret::Secret;
+use cdc_core::select::{Mapping, Skipped};
 use cdc_core::task::{GivenPosition, Mode, OnConflict, Selection, StartPoint, TargetSpec};
 use cdc_core::tls::ClientTls;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use answer::{Answer, answers};
+use carried::Names;
 pub use connect::normalise_uri;
 pub use edit::Edited;
 pub use position::encode_position;
@@ -62,6 +65,8 @@ pub struct CreateTask {
     pub on_conflict: OnConflict,
     /// `None`: what the target is says it.
     pub mode: Option<Mode>,
+    pub mapping: Mapping,
+    pub skip: Skipped,
     pub given: Given,
 }
 
@@ -110,13 +115,21 @@ pub fn create(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
     let on_conflict = data.choice("on_conflict", CONFLICTS).unwrap_or_default();
     let mode = data.choice("mode", MODES).unwrap_or_default();
     data.finish();
-    Some(put_together(id, target?, wanted, (on_conflict, mode)))
+    let names = Names::default();
+    Some(put_together(
+        id,
+        target?,
+        wanted,
+        names,
+        (on_conflict, mode),
+    ))
 }
 
 fn put_together(
     id: Option<String>,
     target: connect::Connect,
     wanted: selection::Wanted,
+    names: Names,
     (on_conflict, mode): (OnConflict, Option<Mode>),
 ) -> CreateTask {
     CreateTask {
@@ -131,6 +144,8 @@ fn put_together(
         starts: wanted.starts,
         positions: wanted.positions,
         on_conflict,
+        mapping: names.mapping,
+        skip: names.skip,
         given: Given {
             milvus_connect_param: target.shown,
             collection_infos: wanted.collection_infos,
@@ -169,7 +184,10 @@ fn refuse_what_is_not_there(data: &Fields<'_>, limits: &Limits) {
         .get("name_mapping")
         .is_some_and(|v| v.as_array().is_none_or(|list| !list.is_empty()))
     {
-        data.wrong("name_mapping", later);
+        data.wrong(
+            "name_mapping",
+            format_args!("{later}; POST /api/v1/tasks takes a mapping"),
+        );
     }
     if data.boolean("disable_auto_start") == Some(true) {
         data.wrong("disable_auto_start", later);

@@ -3,8 +3,8 @@
 use cdc_core::task::TaskSpec;
 
 use super::{
-    Answer, CONFLICTS, CreateTask, Edited, Given, Limits, MODES, answer, check_id, connect, edit,
-    put_together, selection,
+    Answer, CONFLICTS, CreateTask, Edited, Given, Limits, MODES, answer, carried, check_id,
+    connect, edit, put_together, selection,
 };
 use crate::fields::Fields;
 
@@ -37,10 +37,18 @@ pub fn task(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
         }
     };
     let wanted = selection::read_list(&data, limits);
+    let names = carried::read(&data).unwrap_or_default();
+    carried::check(&data, &wanted.selection, &names.mapping);
     let on_conflict = data.choice("on_conflict", CONFLICTS).unwrap_or_default();
     let mode = data.choice("mode", MODES).unwrap_or_default();
     data.finish();
-    Some(put_together(id, target?, wanted, (on_conflict, mode)))
+    Some(put_together(
+        id,
+        target?,
+        wanted,
+        names,
+        (on_conflict, mode),
+    ))
 }
 
 /// Reads the body of a change of the task `current`, if there is one. What is wrong goes to the errors of `data`.
@@ -75,7 +83,7 @@ pub fn patch(data: Fields<'_>, limits: &Limits, current: Option<(&TaskSpec, &Giv
     if run.is_none() && answers.is_empty() && !asked {
         data.wrong(
             "state",
-            "nothing to change; state, answers, target, collections or on_conflict expected",
+            "nothing to change; state, answers, target, collections, on_conflict, mapping or skip_operations expected",
         );
     }
     data.finish();

@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use cdc_core::select::{self, Glob, Rule, Rules};
 use cdc_core::task::{Pattern, Selection, StartPoint};
 use serde_json::{Map, Value, json};
 
 use super::position::{Positions, positions, positions_of_one};
 use super::{Limits, STARTS};
 use crate::fields::{Fields, clip, objects_of};
+
+/// Patterns of one task, and how many of them may be regexes.
+const PATTERNS: usize = 5000;
+const REGEXES: usize = 100;
 
 /// Any, in place of the name of a database or collection.
 const ANY: &str = "*";
@@ -47,7 +52,7 @@ pub(super) fn read(data: &Fields<'_>, limits: &Limits) -> Wanted {
     reader.finish(data, "collection_infos", collection_infos, db_collections)
 }
 
-/// In the form of `/api/v1`: a list of `{database, name}`, either of which may be `*`.
+/// In the form of `/api/v1`: a list of `{database, name}`, either of which may be `*`, and of rules.
 pub(super) fn read_list(data: &Fields<'_>, limits: &Limits) -> Wanted {
     let mut reader = Reader::new(limits);
     let items = data.objects("collections");
@@ -71,6 +76,10 @@ struct Reader<'l> {
     list: Vec<(String, String)>,
     starts: BTreeMap<(String, String), StartPoint>,
     positions: Positions,
+    /// All steps as rules, in their order.
+    rules: Vec<Rule>,
+    /// Whether one of them was given as a rule.
+    ruled: bool,
 }
 
 impl<'l> Reader<'l> {
@@ -80,6 +89,8 @@ impl<'l> Reader<'l> {
             list: Vec::new(),
             starts: BTreeMap::new(),
             positions: Positions::new(),
+            rules: Vec::new(),
+            ruled: false,
         }
     }
 
@@ -94,7 +105,23 @@ impl<'l> Reader<'l> {
         let start = data.choice("start", STARTS);
         let any = (ANY.to_owned(), ANY.to_owned());
         let all = self.list.contains(&any);
-        if all && self.list.len() > 1 {
+        let patterns: usize = self.rules.iter().map(|r| r.patterns().len()).sum();
+        let regexes = self.rules.iter().flat_map(Rule::patterns);
+        let regexes = regexes.filter(|p| p.globs().is_none()).count();
+        if self.ruled && (patterns > PATTERNS || regexes > REGEXES) {
+            data.wrong(
+                key,
+                format_args!(
+                    "{patterns} patterns, {regexes} of them regexes; {PATTERNS} and {REGEXES} are allowed"
+                ),
+            );
+        }
+        let includes = |rule: &Rule| matches!(rule, Rule::Include(_));
+        if self.ruled && !self.rules.is_empty() && !self.rules.iter().any(includes) {
+            let what = "only excludes: they take away from what is included, and nothing is; begin with {\"include\": \"*.*\"}";
+            data.wrong(key, what);
+        }
+        if all && self.list.len() > 1 && !self.ruled {
             data.wrong(
                 key,
                 "'*' stands for every collection; name no other one beside it",
@@ -117,6 +144,7 @@ impl<'l> Reader<'l> {
         });
         Wanted {
             selection: match all {
+                _ if self.ruled => Selection::Rules(Rules(self.rules)),
                 true => Selection::All,
                 false => Selection::Collections(patterns.collect()),
             },
@@ -200,6 +228,9 @@ impl Reader<'_> {
 
     /// One element of `/api/v1`; gives it back as the answers in the Go server's form show it.
     fn listed(&mut self, item: Fields<'_>) -> Value {
+        if item.has("include") || item.has("exclude") {
+            return self.rule(item);
+        }
         let database = item.string("database");
         let name = item.string("name");
         let start = item.choice("start", STARTS);
@@ -234,6 +265,55 @@ impl Reader<'_> {
         shown
     }
 
+    /// `{"include": …}` or `{"exclude": …}`; gives it back as it was given.
+    fn rule(&mut self, item: Fields<'_>) -> Value {
+        self.ruled = true;
+        let shown = item.entries().map(|(k, v)| (k.clone(), v.clone()));
+        let shown = Value::Object(shown.collect());
+        let database = item.string("database");
+        let read = |key: &'static str| {
+            let (texts, one) = match item.get(key)? {
+                Value::String(text) => (vec![Some(text.as_str())], true),
+                Value::Array(list) => (list.iter().map(Value::as_str).collect(), false),
+                _ => (vec![None], true),
+            };
+            if texts.is_empty() {
+                item.wrong(key, "empty; a pattern or a list of patterns expected");
+            }
+            let mut patterns = Vec::new();
+            for (i, text) in texts.into_iter().enumerate() {
+                let at = match one {
+                    true => key.to_owned(),
+                    false => format!("{key}[{i}]"),
+                };
+                let Some(text) = text else {
+                    item.wrong(&at, "a pattern expected, \"database.name\"");
+                    continue;
+                };
+                let pattern = match &database {
+                    Some(database) => select::Pattern::within(database, text),
+                    None => select::Pattern::new(text),
+                };
+                match pattern {
+                    Ok(pattern) => patterns.push(pattern),
+                    Err(why) => item.wrong(&at, clip_to(&why.0, 400)),
+                }
+            }
+            Some(patterns)
+        };
+        match (read("include"), read("exclude")) {
+            (Some(_), Some(_)) => item.wrong(
+                "exclude",
+                "contradicts include in the same rule; two rules expected, the last one that matches wins",
+            ),
+            (Some(patterns), None) => self.rules.push(Rule::Include(patterns)),
+            (None, Some(patterns)) => self.rules.push(Rule::Exclude(patterns)),
+            (None, None) => {}
+        }
+        item.finish();
+        shown
+    }
+
     fn take(
         &mut self,
         info: &Fields<'_>,
@@ -255,6 +335,12 @@ impl Reader<'_> {
         } else {
             if let Some(start) = start {
                 self.starts.insert(key.clone(), start);
+            }
+            // A name that is none is refused where it was read.
+            let globs = Glob::new(db).and_then(|d| Ok((d, Glob::new(name)?)));
+            if let Ok((db, name)) = globs {
+                let pattern = select::Pattern::of(db, name);
+                self.rules.push(Rule::Include(vec![pattern]));
             }
             self.list.push(key);
         }
@@ -294,6 +380,12 @@ impl Reader<'_> {
             }
         }
     }
+}
+
+fn clip_to(text: &str, longest: usize) -> &str {
+    text.char_indices()
+        .nth(longest)
+        .map_or(text, |(end, _)| &text[..end])
 }
 
 /// Names of databases and collections, as Milvus takes them.

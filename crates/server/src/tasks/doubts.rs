@@ -124,7 +124,7 @@ impl Inner {
                 Doubt::Created(_) if self.tasks.read().contains_key(&id) => {}
                 Doubt::Created(task) if there => {
                     // Whoever asked was told of an error, and may have asked for another one since.
-                    if matches!(self.check_room(&task.spec), Ok(None))
+                    if matches!(self.check_room(&task.spec, &[]), Ok(None))
                         && self.replication.start(task.spec.clone()).is_ok()
                     {
                         tracing::warn!(task = %id, "the store had kept a task whose creation it did not answer; it runs");

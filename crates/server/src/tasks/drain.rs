@@ -142,6 +142,8 @@ mod tests {
             rows: 0,
             positions: Default::default(),
             last_error: None,
+            target: None,
+            note: None,
         };
         TaskStatus {
             collections: states.into_iter().map(collection).collect(),

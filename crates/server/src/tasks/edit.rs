@@ -1,14 +1,16 @@
 //! A change of what a task is asked to do.
 
 use cdc_core::error::{ErrorClass, Problem};
+use cdc_core::store::ObjectPhase;
 
 use super::{STOP_DEADLINE, Task, TaskError, Tasks, encode, event, making, promote, unix_ms};
 use crate::request::Edited;
 use crate::store::{Desired, TaskWrite};
 
 impl Tasks {
-    /// Gives a task another login, other certificates or more collections. One that runs is stopped, drained as by a
-    /// pause, stored and started again: nothing is lost or doubled by it. `by`: who wants it.
+    /// Gives a task another login, other certificates, other collections or names. One that runs goes on; only for another
+    /// way to its target it is stopped, drained as by a pause, stored and started again. Nothing is lost or doubled by
+    /// it. `by`: who wants it.
     pub async fn edit(&self, id: &str, edited: Edited, by: &str) -> Result<(), TaskError> {
         let inner = &self.inner;
         let before = self.unchanged(id, &edited)?;
@@ -16,7 +18,10 @@ impl Tasks {
             return Ok(());
         }
         self.check_places(&before, &edited).await?;
-        making::check_others(&inner.tasks.read(), &edited.spec)?;
+        self.check_names(&before, &edited).await?;
+        let present = inner.replication.collections().await.unwrap_or_default();
+        making::check_names(&edited.spec, &present)?;
+        making::check_others(&inner.tasks.read(), &edited.spec, &present)?;
         if edited.spec.target != before.spec.target {
             // The slow part, with nothing locked.
             inner
@@ -28,7 +33,7 @@ impl Tasks {
 
         let _changing = inner.changing.lock().await;
         let before = self.unchanged(id, &edited)?;
-        making::check_others(&inner.tasks.read(), &edited.spec)?;
+        making::check_others(&inner.tasks.read(), &edited.spec, &present)?;
         let at = unix_ms();
         let after = Task {
             spec: edited.spec,
@@ -38,7 +43,11 @@ impl Tasks {
         };
         let id = &after.spec.id;
         let stored = encode(&after)?;
-        inner.replication.stop(id, STOP_DEADLINE).await;
+        // What else is edited a running task takes as it runs.
+        let goes_on = after.spec.target == before.spec.target;
+        if !goes_on {
+            inner.replication.stop(id, STOP_DEADLINE).await;
+        }
         let writes = vec![
             TaskWrite::SetSpec {
                 task: id.clone(),
@@ -64,13 +73,15 @@ impl Tasks {
             Err(_) => before,
         };
         inner.tasks.write().insert(now.spec.id.clone(), now.clone());
+        let replication = &inner.replication;
         let started = match now.desired {
-            Desired::Running => inner
-                .replication
-                .start(now.spec)
-                .map_err(TaskError::Refused),
+            Desired::Running if goes_on && replication.status(&now.spec.id).is_some() => {
+                replication.change(now.spec)
+            }
+            Desired::Running => replication.start(now.spec),
             _ => Ok(()),
         };
+        let started = started.map_err(TaskError::Refused);
         written?;
         tracing::info!(task = %edited.base.id, changed = %edited.changed.join(", "), "task edited");
         started
@@ -90,6 +101,34 @@ impl Tasks {
             ));
         }
         Ok(task)
+    }
+
+    /// A collection that is carried keeps its name on the target.
+    async fn check_names(&self, before: &Task, edited: &Edited) -> Result<(), TaskError> {
+        let new = &edited.spec.mapping;
+        if *new == before.spec.mapping {
+            return Ok(());
+        }
+        let progress = self.progress(&before.spec.id).await?;
+        let mut carried = progress.collections.values();
+        let other = carried.find(|object| {
+            let from = object.source_name();
+            let to = new.apply(&from.database, &from.name);
+            object.phase != ObjectPhase::Dropped
+                && (to.database != object.database || to.name != object.name)
+        });
+        match other {
+            Some(object) => Err(conflict(
+                format!(
+                    "mapping: {} is carried, or was, and is {}.{} on the target: its name there cannot be changed",
+                    object.source_name(),
+                    object.database,
+                    object.name
+                ),
+                "put a rule for this collection first that gives it the name it has; or make a new task",
+            )),
+            None => Ok(()),
+        }
     }
 
     /// A place given for a collection that is carried already would mean nothing.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use cdc_core::error::{ErrorClass, Problem};
 use cdc_core::ids::TaskId;
+use cdc_core::select::{Name, mapping, overlap};
 use cdc_core::store::StoreError;
 use cdc_core::task::{TargetSpec, TaskSpec};
 use cdc_core::tso::Tso;
@@ -25,6 +26,8 @@ pub(crate) fn task(request: CreateTask, id: TaskId, now: u64, limits: &TaskLimit
             mode: request.mode.unwrap_or_default(),
         },
         selection: request.selection,
+        mapping: request.mapping,
+        skip: request.skip,
         start: request.start,
         starts: request.starts,
         added: Default::default(),
@@ -79,6 +82,7 @@ pub(crate) fn check_room(
     unreadable: &BTreeMap<TaskId, Unreadable>,
     limits: &TaskLimits,
     spec: &TaskSpec,
+    present: &[Name],
 ) -> Result<Option<TaskId>, TaskError> {
     if unreadable.contains_key(&spec.id) {
         let message = format!("task {} exists and cannot be read", spec.id);
@@ -95,7 +99,8 @@ pub(crate) fn check_room(
         let message = format!("task {} exists and asks for something else", spec.id);
         return Err(conflict(message, "delete it first, or leave out task_id"));
     }
-    check_others(tasks, spec)?;
+    check_names(spec, present)?;
+    check_others(tasks, spec, present)?;
     let count = tasks.len() + unreadable.len();
     if count >= limits.max_task_num {
         let message = format!("there are {count} tasks, which is maxTaskNum");
@@ -111,10 +116,56 @@ fn conflict(message: String, hint: &str) -> TaskError {
     TaskError::Conflict(Problem::new(ErrorClass::Conflict, message, hint))
 }
 
-/// Whether no other task carries any of its collections to its target, and none is being promoted there.
+/// Whether the collections of the source that are there can have the names on the target that they are to have.
+pub(super) fn check_names(spec: &TaskSpec, present: &[Name]) -> Result<(), TaskError> {
+    let rules = spec.selection.rules();
+    if let Some((a, b, to)) = overlap::clash(&rules, &spec.mapping, present) {
+        let message = format!("{a} and {b} both would be {to} on the target");
+        let hint = "give one of them another name with mapping, or exclude it";
+        return Err(conflict(message, hint));
+    }
+    let carried = present
+        .iter()
+        .filter(|n| rules.contains(&n.database, &n.name));
+    for from in carried {
+        let to = spec.target_of(&from.database, &from.name);
+        if let Err(why) = mapping::check(&to) {
+            let message = format!("{from} would be {to} on the target: {why}");
+            let hint = "give it another name with mapping, or exclude it";
+            return Err(TaskError::Refused(Problem::new(
+                ErrorClass::Configuration,
+                message,
+                hint,
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What both tasks could write on one target.
+pub(super) fn in_common(a: &TaskSpec, b: &TaskSpec, present: &[Name]) -> Option<overlap::Overlap> {
+    let (rules, others) = (a.selection.rules(), b.selection.rules());
+    let writes = |rules, spec: &TaskSpec| (rules, spec.mapping.clone());
+    let (a, b) = (writes(&rules, a), writes(&others, b));
+    overlap::overlap(
+        overlap::Writes {
+            rules: a.0,
+            mapping: &a.1,
+        },
+        overlap::Writes {
+            rules: b.0,
+            mapping: &b.1,
+        },
+        present,
+    )
+}
+
+/// Whether no other task writes any of its collections on its target, and none is being promoted there. `present`: the
+/// source's collections, where they are known.
 pub(super) fn check_others(
     tasks: &BTreeMap<TaskId, Task>,
     spec: &TaskSpec,
+    present: &[Name],
 ) -> Result<(), TaskError> {
     let there = |t: &&Task| t.spec.id != spec.id && t.spec.target.uri == spec.target.uri;
     let promoting = |t: &&Task| matches!(t.desired, Desired::Promoting { .. });
@@ -129,19 +180,21 @@ pub(super) fn check_others(
         ));
     }
     // Of one that is promoted nothing but its history is left.
-    let same = |t: &&Task| {
-        there(t)
-            && !matches!(t.desired, Desired::Promoted { .. })
-            && t.spec.selection.overlaps(&spec.selection)
+    let same = |t: &Task| {
+        let counts = there(&t) && !matches!(t.desired, Desired::Promoted { .. });
+        let common = counts
+            .then(|| in_common(&t.spec, spec, present))
+            .flatten()?;
+        Some((t.spec.id.clone(), common))
     };
-    if let Some(other) = tasks.values().find(same) {
+    if let Some((other, common)) = tasks.values().find_map(same) {
         let message = format!(
-            "task {} carries some of these collections to {} already",
-            other.spec.id, spec.target.uri
+            "task {other} carries some of these collections to {} already: task {} would write {common} as well",
+            spec.target.uri, spec.id
         );
         return Err(conflict(
             message,
-            "delete that task first, or choose other collections or another target",
+            "delete that task first, or choose other collections, other names (mapping), or another target",
         ));
     }
     Ok(())

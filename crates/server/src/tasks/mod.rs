@@ -6,6 +6,7 @@ mod drain;
 mod edit;
 mod making;
 mod patients;
+mod plan;
 mod promote;
 mod quarantine;
 mod repair;
@@ -17,6 +18,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cdc_core::error::{ErrorClass, Problem};
 use cdc_core::ids::{PChannel, TargetKey, TaskId};
+use cdc_core::select::Name;
 use cdc_core::source::reach::Held;
 use cdc_core::store::{StoreError, TaskProgress};
 use cdc_core::task::{Mode, TargetSpec, TaskSpec, TaskStatus};
@@ -32,6 +34,7 @@ use crate::store::{
 use doubts::{Doubt, Doubts, Found};
 pub(crate) use making::{Read, check_room, creation, read, task};
 pub use patients::stored_patients;
+pub use plan::{Plan, Planned};
 use promote::Job;
 pub use promote::{Promotion, PromotionState, Wish};
 use stored::{decode, encode};
@@ -270,7 +273,7 @@ impl Tasks {
             task.spec.target.mode = there.spec.target.mode;
         }
         let mut spec = task.spec.clone();
-        if let Some(same) = inner.check_room(&spec)? {
+        if let Some(same) = inner.check_room(&spec, &[])? {
             return Ok(same);
         }
         // The slow part, with nothing locked.
@@ -282,8 +285,10 @@ impl Tasks {
         spec.target.mode = inner.find_mode(asked, &spec.target).await?;
         task.spec.target.mode = spec.target.mode;
 
+        // Where it cannot be told what is there, the task tells when it meets it.
+        let present = inner.replication.collections().await.unwrap_or_default();
         let _changing = inner.changing.lock().await;
-        if let Some(same) = inner.check_room(&spec)? {
+        if let Some(same) = inner.check_room(&spec, &present)? {
             return Ok(same);
         }
         let text = format!("created for {}, {}", spec.target.uri, spec.target.mode);
@@ -453,9 +458,10 @@ impl Inner {
     }
 
     /// Whether there is room for this task; the id of one that is the same already.
-    fn check_room(&self, spec: &TaskSpec) -> Result<Option<TaskId>, TaskError> {
+    fn check_room(&self, spec: &TaskSpec, present: &[Name]) -> Result<Option<TaskId>, TaskError> {
         let unreadable = self.unreadable.read();
-        making::check_room(&self.tasks.read(), &unreadable, &self.limits, spec)
+        let tasks = self.tasks.read();
+        making::check_room(&tasks, &unreadable, &self.limits, spec, present)
     }
 
     /// Writes, and says so to those who follow the history.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::secret::Secret;
+use cdc_core::select::{Mapping, Skipped};
 use cdc_core::store::StoreError;
 use cdc_core::task::{
     GivenPosition, Mode, OnConflict, Selection, StartPoint, TargetSpec, TaskSpec,
@@ -30,6 +31,10 @@ struct StoredSpec {
     #[serde(default)]
     mode: Mode,
     selection: Selection,
+    #[serde(default, skip_serializing_if = "Mapping::is_empty")]
+    mapping: Mapping,
+    #[serde(default, skip_serializing_if = "Skipped::is_empty")]
+    skip: Skipped,
     start: StartPoint,
     /// Database, name, start: a pair is no key of a JSON object.
     starts: Vec<(String, String, StartPoint)>,
@@ -46,6 +51,8 @@ pub(super) fn encode(task: &Task) -> Result<StoredTask, StoreError> {
         id,
         target,
         selection,
+        mapping,
+        skip,
         start,
         starts,
         added,
@@ -60,6 +67,8 @@ pub(super) fn encode(task: &Task) -> Result<StoredTask, StoreError> {
         connect_timeout_s: target.connect_timeout.as_secs(),
         mode: target.mode,
         selection,
+        mapping,
+        skip,
         start,
         starts: starts
             .into_iter()
@@ -99,6 +108,8 @@ pub(super) fn decode(stored: StoredTask, limits: &TaskLimits) -> Result<Task, St
             mode: spec.mode,
         },
         selection: spec.selection,
+        mapping: spec.mapping,
+        skip: spec.skip,
         start: spec.start,
         starts: spec
             .starts

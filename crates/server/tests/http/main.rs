@@ -15,6 +15,7 @@ mod limits;
 mod promote;
 mod quarantine;
 mod repair;
+mod select;
 mod server;
 mod show;
 mod standing;

@@ -13,6 +13,7 @@ use cdc_core::ids::{CollectionId, PChannel, TaskId};
 use cdc_core::position::QueueKind;
 use cdc_core::promote::TriedOut;
 use cdc_core::repair::{Repair, Repaired};
+use cdc_core::select::Name;
 use cdc_core::source::reach::Held;
 use cdc_core::task::{
     Choice, CollectionState, CollectionStatus, Counters, TargetSpec, TaskSpec, TaskStatus, Verdict,
@@ -38,6 +39,12 @@ pub(crate) struct Fake {
     pub(crate) refuse_start: Mutex<Option<Problem>>,
     /// What every running task says of its collections.
     pub(crate) collections: Mutex<Vec<CollectionStatus>>,
+    /// The source's collections.
+    pub(crate) present: Mutex<Vec<Name>>,
+    /// What is on the target, and whether it holds rows.
+    pub(crate) there: Mutex<BTreeMap<Name, bool>>,
+    /// How often a running task was given something else to do.
+    pub(crate) changes: Mutex<usize>,
     pub(crate) chosen: Mutex<Vec<(String, String, Choice)>>,
     /// By the collection's name.
     pub(crate) refuse_choice: Mutex<BTreeMap<String, Problem>>,
@@ -81,6 +88,9 @@ impl Default for Fake {
             refuse_try: Mutex::default(),
             lag: Mutex::new(Some(1.5)),
             held: Mutex::default(),
+            present: Mutex::default(),
+            there: Mutex::default(),
+            changes: Mutex::default(),
         }
     }
 }
@@ -91,6 +101,23 @@ impl Replication for Fake {
         self.refuse.lock().clone().map_or(Ok(()), Err)
     }
     async fn check_source(&self) -> Result<(), Problem> {
+        Ok(())
+    }
+    async fn collections(&self) -> Result<Vec<Name>, Problem> {
+        Ok(self.present.lock().clone())
+    }
+    async fn on_target(
+        &self,
+        _: &TargetSpec,
+        names: &BTreeSet<Name>,
+    ) -> Result<BTreeMap<Name, bool>, Problem> {
+        let mut there = self.there.lock().clone();
+        there.retain(|name, _| names.contains(name));
+        Ok(there)
+    }
+    fn change(&self, spec: TaskSpec) -> Result<(), Problem> {
+        *self.changes.lock() += 1;
+        self.running.lock().insert(spec.id.clone(), spec);
         Ok(())
     }
     fn start(&self, spec: TaskSpec) -> Result<(), Problem> {
@@ -481,5 +508,7 @@ pub(crate) fn collection(
         rows: 11,
         positions: BTreeMap::new(),
         last_error: None,
+        target: None,
+        note: None,
     }
 }

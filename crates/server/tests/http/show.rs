@@ -72,6 +72,7 @@ async fn fill(server: &Server, id: &str) {
             source: CollectionId(source),
             database: "db".to_owned(),
             name: name.to_owned(),
+            from: None,
             created: NOW,
             phase,
             target: Some(CollectionId(1000 + source)),

@@ -460,6 +460,7 @@ async fn the_document_describes_every_operation() {
             "listQuarantine",
             "listTaskEvents",
             "listTasks",
+            "planTask",
             "promoteTarget",
             "repairRows",
             "retryQuarantined"

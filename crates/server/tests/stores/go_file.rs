@@ -75,6 +75,7 @@ async fn leave_a_task(config: &Config) {
         source: CollectionId(445_811_557_825_249_939),
         database: "default".to_owned(),
         name: "a".to_owned(),
+        from: None,
         created: Tso::from_millis(1_700_000_000_000),
         phase: ObjectPhase::Live,
         target: Some(CollectionId(7)),

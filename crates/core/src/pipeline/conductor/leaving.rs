@@ -5,6 +5,8 @@ use tokio::time::Instant;
 use super::{Conductor, DROP_PATIENCE, DROPS, JOBS, LOOK_EVERY, Outcome, Phase};
 use crate::catalog::{ObjectState, View};
 use crate::ids::CollectionId;
+use crate::pipeline::objects::TargetShard;
+use crate::select::Operation;
 use crate::store::{Change, ObjectPhase};
 use crate::task::CollectionState;
 
@@ -13,10 +15,16 @@ impl Conductor<'_> {
     pub(super) async fn drops(&mut self, view: &View) {
         let mut finish = Vec::new();
         let mut from_table = Vec::new();
+        let mut staying = Vec::new();
+        let stay = self.ctx.wanted().skips(Operation::DropCollection);
         for (id, entry) in &mut self.entries {
             let busy = matches!(
                 entry.phase,
-                Phase::Dropping | Phase::Dropped | Phase::Opening | Phase::Unread(_)
+                Phase::Dropping
+                    | Phase::Dropped
+                    | Phase::Opening
+                    | Phase::Unread(_)
+                    | Phase::Apart(_)
             );
             if busy || matches!(entry.phase, Phase::Retry(at) if at > Instant::now()) {
                 continue;
@@ -27,11 +35,12 @@ impl Conductor<'_> {
                 .is_none_or(|c| c.state == ObjectState::Dropping);
             let object = self.objects.look(*id, |object| {
                 let shards = object.target_vchannels.len();
-                object.phase == ObjectPhase::Dropping
+                let is_dropped_on_all = object.phase == ObjectPhase::Dropping
                     && shards > 0
-                    && object.dropped_shards.len() >= shards
+                    && object.dropped_shards.len() >= shards;
+                (is_dropped_on_all, object.phase)
             });
-            let Some(is_dropped_on_all) = object else {
+            let Some((is_dropped_on_all, phase)) = object else {
                 // Not made yet: gone on the source, gone here.
                 if gone {
                     entry.phase = Phase::Dropped;
@@ -47,6 +56,11 @@ impl Conductor<'_> {
                 entry.dropping_since = None;
                 continue;
             }
+            // Unless its drop was begun there.
+            if stay && phase != ObjectPhase::Dropping {
+                staying.push(*id);
+                continue;
+            }
             let since = *entry.dropping_since.get_or_insert_with(Instant::now);
             let now = match entry.phase {
                 Phase::Streaming | Phase::Ready => since.elapsed() > DROP_PATIENCE,
@@ -55,6 +69,9 @@ impl Conductor<'_> {
             if now {
                 from_table.push(*id);
             }
+        }
+        for id in staying {
+            self.stay(id).await;
         }
         for id in finish {
             self.finish_drop(id).await;
@@ -78,6 +95,69 @@ impl Conductor<'_> {
                 self.board.lock().set(id, CollectionState::Waiting { why });
             }
         }
+    }
+
+    /// A collection that the source has dropped, and that is to stay on the target: it is let go once all that the source
+    /// has of it is applied there. One that waits for a person is let go as it is.
+    async fn stay(&mut self, id: CollectionId) {
+        let catching = self.catching.keys().any(|(_, c)| *c == id);
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        let mut ask = false;
+        let let_go = match (&entry.phase, &entry.route) {
+            (Phase::Held(_), _) => true,
+            (Phase::Streaming, Some(route)) if !catching => {
+                let staying = entry.staying.get_or_insert_default();
+                ask = staying.end.is_none() && !std::mem::replace(&mut staying.asked, true);
+                let applied = self.objects.applied_least(route);
+                if staying.at.is_none_or(|(at, _)| at != applied) {
+                    staying.at = Some((applied, Instant::now()));
+                }
+                // A channel that nobody uses any more has no ticks, and nothing comes on it.
+                let silent = |(_, since): (_, Instant)| since.elapsed() > DROP_PATIENCE;
+                let mut mains = route.shards.iter().map(|s| self.mains.get(&s.source));
+                let read = |m: Option<&std::sync::Arc<_>>| {
+                    m.is_none_or(|m: &std::sync::Arc<crate::pipeline::reader::Reader>| {
+                        m.problem.lock().is_none()
+                    })
+                };
+                let through =
+                    self.objects.is_through(route) || staying.end.is_some_and(|end| applied >= end);
+                // Acknowledged is not shown: nobody would send the tick once it is let go.
+                let floor = |s: &TargetShard| self.ctx.hub.floor(s.lane.channel());
+                if through && staying.floors.is_none() {
+                    staying.floors = Some(route.shards.iter().map(floor).collect());
+                }
+                let is_shown = staying.floors.as_ref().is_some_and(|floors| {
+                    let mut lanes = route.shards.iter().zip(floors);
+                    lanes.all(|(s, floor)| s.lane.hidden().is_none_or(|oldest| oldest > *floor))
+                });
+                is_shown || (staying.at.is_some_and(silent) && mains.all(read))
+            }
+            // It goes on first.
+            _ => false,
+        };
+        if ask {
+            let ctx = self.ctx.clone();
+            self.start_job(id, async move {
+                Outcome::End(id, ctx.catalog().tso_bound().await)
+            });
+        }
+        if let_go {
+            self.let_stay(id).await;
+        }
+    }
+
+    async fn let_stay(&mut self, id: CollectionId) {
+        self.do_not_wait_for(id);
+        if let Some(route) = self.entries.get_mut(&id).and_then(|e| e.route.take()) {
+            self.detach(id, &route).await;
+        }
+        self.objects.leave(id).await;
+        self.forget_entry(id).await;
+        let note = "dropped on the source; it stays on the target, for skip_operations has drop_collection";
+        self.board.lock().note(id, note);
     }
 
     async fn finish_drop(&mut self, id: CollectionId) {
@@ -108,6 +188,11 @@ impl Conductor<'_> {
 
     pub(super) async fn drop_from_table(&mut self, id: CollectionId) {
         self.do_not_wait_for(id);
+        let creating = self.objects.look(id, |o| o.phase) == Some(ObjectPhase::Creating);
+        if creating && self.ctx.wanted().skips(Operation::DropCollection) {
+            // Of one whose creation was begun it is not known whether it is there. If so it is empty, and stays.
+            return self.let_stay(id).await;
+        }
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };

@@ -21,6 +21,7 @@ impl Conductor<'_> {
             Outcome::Opened(id, _)
             | Outcome::Dropped(id, _)
             | Outcome::Read(id, _)
+            | Outcome::End(id, _)
             | Outcome::BrokeOff(id) => *id,
         };
         match outcome {
@@ -30,6 +31,14 @@ impl Conductor<'_> {
             Outcome::Opened(_, Err(Stop::Target(obstacle))) => self.obstacle(id, obstacle).await,
             Outcome::Dropped(_, Ok(())) => self.forget_entry(id).await,
             Outcome::Dropped(_, Err(problem)) => self.failed(id, problem),
+            Outcome::End(_, end) => {
+                if let Some(staying) = self.entries.get_mut(&id).and_then(|e| e.staying.as_mut()) {
+                    // Asked again by the next look, if there was no answer.
+                    staying.asked = end.is_ok();
+                    staying.end = end.ok();
+                }
+            }
+            Outcome::Read(_, found) if self.is_apart(id) => self.read_apart(id, found).await,
             Outcome::Read(_, Ok(Some(collection))) => {
                 if let Some(entry) = self.entries.get_mut(&id)
                     && matches!(entry.phase, Phase::Unread(_))
@@ -81,6 +90,9 @@ impl Conductor<'_> {
                 let alive = self.entries.get(&holder).filter(|h| {
                     h.dropping_since.is_none() && h.source.state == ObjectState::Created
                 });
+                if let Some(problem) = self.one_name(id, holder) {
+                    return self.unnamed(id, problem);
+                }
                 if let Some(holder) = alive {
                     let why = format!(
                         "its name on the target belongs to {}, which was renamed on the source; renames are not carried yet",
@@ -108,6 +120,7 @@ impl Conductor<'_> {
                 board.set(id, state);
                 board.error(id, problem);
             }
+            Obstacle::Unnamed(problem) => self.unnamed(id, problem),
             Obstacle::Failed(problem) => self.failed(id, problem),
         }
     }

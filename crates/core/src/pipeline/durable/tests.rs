@@ -30,6 +30,7 @@ fn live(id: i64) -> (CollectionId, CollectionObject) {
         source: id,
         database: "default".to_owned(),
         name: format!("c{id}"),
+        from: None,
         created: Tso(1),
         phase: ObjectPhase::Live,
         target: Some(id),

@@ -15,12 +15,17 @@ pub(crate) struct NewTask {
     #[schema(pattern = "^[A-Za-z0-9_-]{1,64}$")]
     pub(crate) id: Option<String>,
     pub(crate) target: NewTarget,
+    /// Collections by database and name, or ordered rules, of which the last one that matches a collection decides.
     #[schema(min_items = 1)]
-    pub(crate) collections: Vec<NewSelected>,
+    pub(crate) collections: Vec<NewStep>,
     pub(crate) start: Option<Start>,
     pub(crate) on_conflict: Option<OnConflict>,
     /// `auto` if left out.
     pub(crate) mode: Option<Mode>,
+    /// Names on the target; the first that matches counts, what none matches keeps its name.
+    pub(crate) mapping: Option<Vec<NewMapping>>,
+    /// What happens on the source and is not carried.
+    pub(crate) skip_operations: Option<Vec<Operation>>,
 }
 
 /// The Milvus that takes the rows, and its login: `token`, or `username` and `password`.
@@ -57,6 +62,59 @@ pub(crate) struct DialConfig {
     pub(crate) client_key_path: Option<String>,
     /// If the certificate is for another name than the address.
     pub(crate) server_name: Option<String>,
+}
+
+/// One step of a selection.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum NewStep {
+    Named(NewSelected),
+    Rule(NewRule),
+}
+
+/// A rule: exactly one of `include` and `exclude`. A pattern is `database.name` with `*` and `?` in either part,
+/// `database./regex/`, or `/regex/` over the whole of it.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewRule {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) include: Option<Patterns>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) exclude: Option<Patterns>,
+    /// Then the patterns are of names alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) database: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Patterns {
+    One(String),
+    Several(Vec<String>),
+}
+
+/// How collections are called on the target. In `to`, `*` stands for what the one `*` of the same part of `from` does,
+/// `{}` for the whole name of that part, `{database}` and `{name}` for those.
+#[derive(Clone, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewMapping {
+    #[schema(example = "db1.*")]
+    pub(crate) from: String,
+    #[schema(example = "db2.{}_copy")]
+    pub(crate) to: String,
+}
+
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Operation {
+    DropDatabase,
+    DropCollection,
+    DropPartition,
+    CreateIndex,
+    DropIndex,
+    Load,
+    Release,
+    Flush,
 }
 
 /// Collections by database and name.
@@ -116,12 +174,16 @@ pub(crate) struct Patch {
     /// For collections that wait for a person; the task has to run.
     pub(crate) answers: Option<Vec<Answer>>,
     pub(crate) target: Option<PatchTarget>,
-    /// Replaces the list of the task, all of which has to be in it: collections can be added. `start` and `positions`
-    /// count for those that are added.
+    /// Replaces the list of the task. What is added joins, with its `start` and `positions`; what is left out stays on the
+    /// target as it is, and goes on from there if it is added again. The others go on as they are.
     #[schema(min_items = 1)]
-    pub(crate) collections: Option<Vec<NewSelected>>,
+    pub(crate) collections: Option<Vec<NewStep>>,
     /// For collections that are met from now on, and those that wait in Conflict.
     pub(crate) on_conflict: Option<OnConflict>,
+    /// Replaces the task's; collections that are carried already have to keep their names.
+    pub(crate) mapping: Option<Vec<NewMapping>>,
+    /// Replaces the task's.
+    pub(crate) skip_operations: Option<Vec<Operation>>,
 }
 
 /// What changes of how the target is reached; what is left out stays. Not its address: what is known of the target's

@@ -3,6 +3,7 @@
 pub(crate) mod body;
 mod doctor;
 mod events;
+mod plan;
 mod promote;
 mod quarantine;
 mod query;
@@ -30,6 +31,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(version))
         .routes(routes!(tasks::list, tasks::create))
         .routes(routes!(tasks::get, tasks::change, tasks::delete))
+        .routes(routes!(plan::plan))
         .routes(routes!(tasks::collections))
         .routes(routes!(tasks::positions))
         .routes(routes!(promote::look, promote::promote))

@@ -61,7 +61,13 @@ pub(crate) struct Task {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) target: Option<Target>,
     /// Which collections were asked for.
-    pub(crate) collections: Vec<Selected>,
+    pub(crate) collections: Vec<Step>,
+    /// Their names on the target, where a rule says them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) mapping: Vec<super::body::NewMapping>,
+    /// What happens on the source and is not carried.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) skip_operations: Vec<super::body::Operation>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(inline)]
     pub(crate) start: Option<super::body::Start>,
@@ -89,6 +95,23 @@ pub(crate) struct Target {
     pub(crate) uri: String,
     /// Seconds.
     pub(crate) connect_timeout: u64,
+}
+
+/// One step of a selection.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Step {
+    Named(Selected),
+    Rule(Ruled),
+}
+
+/// A rule: one of both.
+#[derive(Default, Serialize, ToSchema)]
+pub(crate) struct Ruled {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) include: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) exclude: Option<Vec<String>>,
 }
 
 /// Collections by database and name, either of which may be `*`.
@@ -185,8 +208,14 @@ pub(crate) struct Collection {
     pub(crate) id: String,
     pub(crate) database: Option<String>,
     pub(crate) name: Option<String>,
-    /// `Waiting`, `Streaming`, `Failing`, `Conflict`, `PositionLost`, `Quarantined`, `Dropped`, or `Paused` with its
-    /// task.
+    /// Its name on the target, `database.name`, if it is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) target: Option<String>,
+    /// What has to be known of it beside its state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) note: Option<String>,
+    /// `Waiting`, `Streaming`, `Failing`, `Conflict`, `PositionLost`, `Quarantined`, `Dropped`, `Excluded` if it was
+    /// carried before, or `Paused` with its task.
     pub(crate) state: &'static str,
     /// What the state says beside its name.
     #[schema(value_type = Object)]
@@ -361,4 +390,36 @@ pub(crate) enum Verdict {
     Warning,
     Problem,
     Skipped,
+}
+
+/// What a task would do. Nothing was written.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Plan {
+    /// Whether nothing speaks against it.
+    pub(crate) ok: bool,
+    /// What would be carried, by the names on the source.
+    pub(crate) collections: Vec<PlannedCollection>,
+    /// What is there and would not be carried.
+    pub(crate) left_out: Vec<LeftOut>,
+    /// What speaks against the task as a whole.
+    pub(crate) problems: Vec<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(crate) struct PlannedCollection {
+    /// `database.name`
+    pub(crate) source: String,
+    /// `database.name`
+    pub(crate) target: String,
+    /// The rule that has it, from 0, in the order of `collections`.
+    pub(crate) rule: usize,
+    pub(crate) problems: Vec<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(crate) struct LeftOut {
+    /// `database.name`
+    pub(crate) source: String,
+    /// The rule that excludes it, from 0; null if none matches.
+    pub(crate) rule: Option<usize>,
 }

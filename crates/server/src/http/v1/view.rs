@@ -7,6 +7,7 @@ use cdc_core::decode::header::Header;
 use cdc_core::error::Problem;
 use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::quarantine::{Kept, Record, State};
+use cdc_core::select::{self, Operation, Rule};
 use cdc_core::source::reach::Held;
 use cdc_core::store::TaskProgress;
 use cdc_core::task::{
@@ -18,8 +19,8 @@ use serde_json::json;
 use super::body;
 use super::shape::{
     Check, Collection, Counters, Event, Headroom, MessageHeader, Position, Progress,
-    QuarantineState, Quarantined, QueueReach, Report, Selected, Target, Task, TaskState, Trouble,
-    Verdict,
+    QuarantineState, Quarantined, QueueReach, Report, Ruled, Selected, Step, Target, Task,
+    TaskState, Trouble, Verdict,
 };
 use crate::doctor;
 use crate::http::show;
@@ -49,6 +50,16 @@ pub(super) fn task(task: &tasks::Task, progress: Option<Progress>) -> Task {
             connect_timeout: spec.target.connect_timeout.as_secs(),
         }),
         collections: selected(spec),
+        mapping: spec
+            .mapping
+            .0
+            .iter()
+            .map(|rule| body::NewMapping {
+                from: rule.from().to_string(),
+                to: rule.to().to_owned(),
+            })
+            .collect(),
+        skip_operations: spec.skip.iter().map(|o| operation(*o)).collect(),
         start: Some(start(spec.start)),
         on_conflict: Some(match spec.on_conflict {
             OnConflict::Ask => body::OnConflict::Ask,
@@ -74,12 +85,27 @@ pub(super) fn unreadable(task: &Unreadable) -> Task {
         paused_at: None,
         target: None,
         collections: Vec::new(),
+        mapping: Vec::new(),
+        skip_operations: Vec::new(),
         start: None,
         on_conflict: None,
         mode: None,
         created_at: None,
         updated_at: None,
         progress: None,
+    }
+}
+
+fn operation(operation: Operation) -> body::Operation {
+    match operation {
+        Operation::DropDatabase => body::Operation::DropDatabase,
+        Operation::DropCollection => body::Operation::DropCollection,
+        Operation::DropPartition => body::Operation::DropPartition,
+        Operation::CreateIndex => body::Operation::CreateIndex,
+        Operation::DropIndex => body::Operation::DropIndex,
+        Operation::Load => body::Operation::Load,
+        Operation::Release => body::Operation::Release,
+        Operation::Flush => body::Operation::Flush,
     }
 }
 
@@ -91,16 +117,30 @@ fn start(start: StartPoint) -> body::Start {
     }
 }
 
-fn selected(spec: &TaskSpec) -> Vec<Selected> {
+fn selected(spec: &TaskSpec) -> Vec<Step> {
     let one = |pattern: &Pattern| {
         let name = |part: &Option<String>| part.clone().unwrap_or_else(|| "*".to_owned());
         let (database, name) = (name(&pattern.database), name(&pattern.name));
         let own = spec.starts.get(&(database.clone(), name.clone()));
-        Selected {
+        Step::Named(Selected {
             start: own.map(|s| start(*s)),
             database,
             name,
-        }
+        })
+    };
+    let texts =
+        |patterns: &[select::Pattern]| Some(patterns.iter().map(|p| p.to_string()).collect());
+    let rule = |rule: &Rule| {
+        Step::Rule(match rule {
+            Rule::Include(patterns) => Ruled {
+                include: texts(patterns),
+                exclude: None,
+            },
+            Rule::Exclude(patterns) => Ruled {
+                include: None,
+                exclude: texts(patterns),
+            },
+        })
     };
     match &spec.selection {
         Selection::All => vec![one(&Pattern {
@@ -108,6 +148,7 @@ fn selected(spec: &TaskSpec) -> Vec<Selected> {
             name: None,
         })],
         Selection::Collections(list) => list.iter().map(one).collect(),
+        Selection::Rules(rules) => rules.0.iter().map(rule).collect(),
     }
 }
 
@@ -205,6 +246,8 @@ pub(super) fn collections(
             id: id.to_string(),
             database: text("db"),
             name: text("name"),
+            target: text("target"),
+            note: None,
             state: show::stored_state(id, stored, runs),
             detail: found["detail"].clone(),
             answers: None,
@@ -224,6 +267,8 @@ fn collection(c: &CollectionStatus, stored: &TaskProgress) -> Collection {
         id: c.source_id.to_string(),
         database: Some(c.database.clone()),
         name: Some(c.name.clone()),
+        target: c.target.as_ref().map(ToString::to_string),
+        note: c.note.clone(),
         state: states::name(&c.state),
         detail: if detail.is_object() {
             detail
