@@ -181,6 +181,7 @@ impl Objects {
         id: PartitionId,
     ) -> Result<(), Problem> {
         let _one = self.clearing.lock().await;
+        self.cleared.lock().insert(id);
         let Some(mut object) = self.partitions.lock().get(&id).cloned() else {
             return Ok(());
         };

@@ -121,6 +121,8 @@ pub(crate) struct Objects {
     made_databases: Mutex<BTreeMap<DbId, String>>,
     /// One at a time drops partitions whose drop is not read yet.
     pub(super) clearing: tokio::sync::Mutex<()>,
+    /// Partitions that are dropped, or about to be, before their drop was read.
+    pub(super) cleared: Mutex<HashSet<PartitionId>>,
     /// What keeps a collection's indexes or load state from being as on the source.
     unequal: Mutex<BTreeMap<CollectionId, Problem>>,
 }
@@ -212,6 +214,7 @@ impl Objects {
             freed: Notify::new(),
             made_databases: Mutex::default(),
             clearing: tokio::sync::Mutex::default(),
+            cleared: Mutex::default(),
             unequal: Mutex::default(),
         }
     }
@@ -234,7 +237,7 @@ impl Objects {
             let object = partitions.get(&id);
             object.is_some_and(|o| o.dropped_shards.contains(&shard))
         };
-        collection == Some(true) || partition()
+        collection == Some(true) || self.cleared.lock().contains(&id) || partition()
     }
 
     /// The route of a collection that is open.

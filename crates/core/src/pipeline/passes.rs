@@ -265,6 +265,7 @@ impl Reader {
                 part: Some(Part { up_to, .. }),
                 ..
             } if up_to < tick => {
+                self.leave_out_gone(inner);
                 inner.edges.send_part(up_to);
                 let part = Part {
                     above: up_to,
@@ -290,6 +291,7 @@ impl Reader {
         if self.await_partitions(inner, tick).await.is_err() {
             return None;
         }
+        self.leave_out_gone(inner);
         inner.edges.close(tick);
         inner.repeats.close(tick);
         self.books.lock().close(position, tick);
@@ -313,6 +315,14 @@ impl Reader {
         at_rest.then_some(Turn::End(End::Stopped))
     }
 
+    /// In plain mode rows go by name: those that were kept while their partition was dropped must not go to a newer one.
+    fn leave_out_gone(&self, inner: &mut Inner) {
+        if self.ctx.hub.mode == Mode::Plain {
+            let gone = |route: &_, shard, id| self.objects.is_dropped_on(route, shard, id);
+            inner.edges.leave_out(gone);
+        }
+    }
+
     /// Where the present stretch begins.
     fn from_its_beginning(&self) -> Start {
         match self.books.lock().begun_at() {
@@ -331,6 +341,7 @@ impl Reader {
         while let Some((first, partitions)) = inner.edges.awaited(tick) {
             // The drop needs ticks on the lanes, which must not wait for this reader.
             inner.edges.set_holds(false);
+            self.leave_out_gone(inner);
             inner.edges.send_below(first);
             // Registered before the look, so that a drop that ends in between is not missed.
             let freed = self.objects.freed.notified();

@@ -264,6 +264,16 @@ impl Edges {
         send(&ctx, &edge.lane, planned, map);
     }
 
+    /// Leaves out what is kept of rows that are `gone` by now.
+    pub(crate) fn leave_out(&mut self, gone: impl Fn(&Route, usize, PartitionId) -> bool) {
+        for edge in self.edges.values_mut() {
+            edge.waiting.retain(|planned| match &planned.act {
+                Act::Rows { rows, .. } => !gone(&planned.route, planned.shard, rows.partition),
+                _ => true,
+            });
+        }
+    }
+
     /// Keeps a message of a stretch that is read in parts.
     pub(crate) fn keep(&mut self, planned: Planned) {
         let route = planned.route.clone();

@@ -3,8 +3,8 @@
 //! [`Target`] is the seam. Every call has a deadline of its own; a lost reply is [`TargetError::Unknown`], never a
 //! success and never a refusal.
 
-#[cfg(any(test, feature = "testkit"))]
 pub mod claims;
+#[cfg(any(test, feature = "testkit"))]
 pub mod contract;
 pub mod fence;
 pub(crate) mod flow;
