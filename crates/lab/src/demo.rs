@@ -52,21 +52,22 @@ impl Target {
 
 /// A server that takes the rows.
 enum Taker {
-    Milvus(Milvus),
+    Milvus(Box<Milvus>),
     Lite(Lite),
 }
 
 impl Taker {
     async fn start(target: Target, dir: PathBuf, progress: &Progress) -> Result<Self> {
         Ok(match target {
-            Target::Standby => {
-                Self::Milvus(Milvus::start(Spec::standby("target", dir), progress).await?)
-            }
-            Target::Plain => {
-                Self::Milvus(Milvus::start(Spec::plain("target", dir), progress).await?)
-            }
+            Target::Standby => Self::milvus(Spec::standby("target", dir), progress).await?,
+            Target::Plain => Self::milvus(Spec::plain("target", dir), progress).await?,
             Target::MilvusLite => Self::Lite(Lite::start(dir, progress).await?),
         })
+    }
+
+    async fn milvus(spec: Spec, progress: &Progress) -> Result<Self> {
+        let server = Milvus::start(spec, progress).await?;
+        Ok(Self::Milvus(Box::new(server)))
     }
 
     fn uri(&self) -> String {

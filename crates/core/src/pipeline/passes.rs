@@ -249,7 +249,7 @@ impl Reader {
                     maps,
                     end: position,
                     tick,
-                    next: self.from_its_beginning(),
+                    next: self.stretch_start(),
                     part,
                 };
                 return Some(Turn::Again);
@@ -275,7 +275,7 @@ impl Reader {
                     maps,
                     end,
                     tick,
-                    next: self.from_its_beginning(),
+                    next: self.stretch_start(),
                     part: Some(part),
                 };
                 return Some(Turn::Again);
@@ -324,7 +324,7 @@ impl Reader {
     }
 
     /// Where the present stretch begins.
-    fn from_its_beginning(&self) -> Start {
+    fn stretch_start(&self) -> Start {
         match self.books.lock().begun_at() {
             (from, true) => Start::After(from),
             (from, false) => Start::At(from),
