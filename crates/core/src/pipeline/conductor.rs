@@ -302,7 +302,11 @@ impl<'a> Conductor<'a> {
     fn is_settled(&self) -> bool {
         let rests =
             |phase: &Phase| matches!(phase, Phase::Streaming | Phase::Held(_) | Phase::Dropped);
-        !self.first_round
+        // An edit is looked at like anything else that happens.
+        let asked_for = self.asked_for.as_ref();
+        let as_wanted = asked_for.is_some_and(|asked| Arc::ptr_eq(asked, &self.ctx.wanted()));
+        as_wanted
+            && !self.first_round
             && !self.shown_raised
             && self.jobs.is_empty()
             && self.catching.is_empty()

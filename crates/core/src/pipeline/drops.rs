@@ -103,6 +103,7 @@ impl Objects {
         let Some(object) = self.get(id) else {
             return Ok(());
         };
+        self.cleared_collections.lock().insert(id);
         let target = &self.ctx.hub.target;
         let found = target
             .describe(&object.database, &object.name)
@@ -118,6 +119,9 @@ impl Objects {
                     .map_err(|e| e.problem())?,
             };
             if ours {
+                // Its lanes have what was sent to it: none of that comes behind the drop.
+                let shards = object.target_vchannels.len();
+                let found = found.with_channels(self.ctx.hub.mode, shards);
                 self.change(id, |object| object.target = Some(found.id))
                     .await;
                 self.drop_on_target(&object.database, &found, &object.dropped_shards)

@@ -123,6 +123,7 @@ pub(crate) struct Objects {
     pub(super) clearing: tokio::sync::Mutex<()>,
     /// Partitions that are dropped, or about to be, before their drop was read.
     pub(super) cleared: Mutex<HashSet<PartitionId>>,
+    pub(super) cleared_collections: Mutex<HashSet<CollectionId>>,
     /// What keeps a collection's indexes or load state from being as on the source.
     unequal: Mutex<BTreeMap<CollectionId, Problem>>,
 }
@@ -215,6 +216,7 @@ impl Objects {
             made_databases: Mutex::default(),
             clearing: tokio::sync::Mutex::default(),
             cleared: Mutex::default(),
+            cleared_collections: Mutex::default(),
             unequal: Mutex::default(),
         }
     }
@@ -231,13 +233,19 @@ impl Objects {
         if self.ctx.hub.mode != Mode::Plain {
             return false;
         }
-        let collection = self.look(route.source, |o| o.dropped_shards.contains(&shard));
+        let collection = self.look(route.source, |o| {
+            o.phase == ObjectPhase::Dropped || o.dropped_shards.contains(&shard)
+        });
+        let cleared = || {
+            self.cleared.lock().contains(&id)
+                || self.cleared_collections.lock().contains(&route.source)
+        };
         let partition = || {
             let partitions = self.partitions.lock();
             let object = partitions.get(&id);
             object.is_some_and(|o| o.dropped_shards.contains(&shard))
         };
-        collection == Some(true) || self.cleared.lock().contains(&id) || partition()
+        collection == Some(true) || cleared() || partition()
     }
 
     /// The route of a collection that is open.
