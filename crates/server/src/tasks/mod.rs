@@ -431,9 +431,9 @@ impl Inner {
         let found = match asked {
             Some(mode) => check(mode).await,
             None => match check(Mode::Plain).await {
-                // A standby says so; anything else that is wrong is wrong in both modes, and said once more.
+                // A standby says so, and takes the other mode; else what is wrong is said as it was found first.
                 Err(problem) if problem.class == ErrorClass::Configuration => {
-                    check(Mode::Replicate).await
+                    check(Mode::Replicate).await.map_err(|_| problem)
                 }
                 other => other,
             },
