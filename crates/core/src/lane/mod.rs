@@ -171,6 +171,11 @@ impl Lane {
         *self.shared.quiet_until.lock()
     }
 
+    /// Whether nothing waits here to be sent, and nothing is being sent.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.shared.state.lock().is_idle()
+    }
+
     /// The last tick sent.
     pub fn last_tick(&self) -> Tso {
         self.shared.state.lock().last_tick

@@ -141,6 +141,10 @@ impl State {
         }
     }
 
+    pub(super) fn is_idle(&self) -> bool {
+        self.queue.is_empty() && !self.under_way
+    }
+
     /// The tick that wakes the target's readers once more, if they may need it: one that was there for sure. Any other
     /// would say something.
     pub(super) fn wake_up(&mut self) -> Option<Tso> {

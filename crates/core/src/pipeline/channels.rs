@@ -21,6 +21,8 @@ use crate::tso::Tso;
 
 /// What a stop waits for is said this often.
 const DRAIN_SAID_EVERY: Duration = Duration::from_secs(5);
+/// So long nothing moves before a stop waits no more for ticks that nobody brings.
+const IN_VAIN: Duration = Duration::from_secs(2);
 /// Collections that catch up at the same time, on all their channels: a collection may need them all.
 const CATCHING: usize = 8;
 
@@ -30,6 +32,7 @@ impl Conductor<'_> {
         // Whatever cannot end in time: what has, is stored as ended.
         let mut round = tokio::time::interval(Duration::from_millis(20));
         let mut say = Instant::now() + DRAIN_SAID_EVERY;
+        let mut in_vain = None;
         loop {
             if Instant::now() >= say {
                 say = Instant::now() + DRAIN_SAID_EVERY;
@@ -49,6 +52,21 @@ impl Conductor<'_> {
             if self.readers.is_empty() && ended && all.clone().all(|r| r.books.lock().is_settled())
             {
                 break;
+            }
+            // What is left waits for ticks, and whoever has to bring them read on to none: half of an upsert of theirs may be
+            // sent, which no tick may pass. It is sent again at the next start.
+            let idle = || {
+                let routes = self.objects.routes();
+                let mut shards = routes.iter().flat_map(|r| &r.shards);
+                shards.all(|s| s.lane.is_idle())
+            };
+            if self.readers.is_empty() && ended && idle() {
+                let since = *in_vain.get_or_insert_with(Instant::now);
+                if since.elapsed() > IN_VAIN {
+                    break;
+                }
+            } else {
+                in_vain = None;
             }
         }
         self.checkpoint(true).await;
