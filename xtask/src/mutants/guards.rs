@@ -182,8 +182,8 @@ pub(super) const GUARDS: &[Guard] = &[
     guard(
         "a collection is dropped by its id",
         DROPS,
-        "if found.is_some_and(|found| Some(found.id) == object.target) {",
-        "if found.is_some() {",
+        "if let Some(found) = found.filter(|found| Some(found.id) == object.target) {",
+        "if let Some(found) = found {",
     ),
     guard(
         "a partition is dropped by its id",
