@@ -107,6 +107,7 @@ pub(crate) enum Step {
 
 /// A rule: one of both.
 #[derive(Default, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Ruled {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) include: Option<Vec<String>>,
