@@ -96,7 +96,12 @@ impl Standby for Twin {
         let msgs = [first, rest].concat();
         Ok(self
             .target
-            .replicate(channel, msgs, end, end)
+            .replicate(
+                channel,
+                msgs.into_iter().map(Into::into).collect(),
+                end,
+                end,
+            )
             .await
             .unwrap_err())
     }
@@ -112,7 +117,12 @@ impl Standby for Twin {
             ..Weather::default()
         });
         self.memory.hang();
-        let call = self.target.replicate(channel, msgs, end, end);
+        let call = self.target.replicate(
+            channel,
+            msgs.into_iter().map(Into::into).collect(),
+            end,
+            end,
+        );
         let dead = tokio::time::timeout(Duration::from_millis(10), call).await;
         assert!(dead.is_err(), "it was answered");
         self.memory.release();

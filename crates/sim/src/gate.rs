@@ -9,10 +9,10 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use cdc_core::catalog::{Catalog, CatalogError, CatalogHealth, Collection, View};
 use cdc_core::ids::{CollectionId, PChannel, PartitionId, TargetKey, TaskId};
 use cdc_core::position::QueueKind;
+use cdc_core::route::encode::Entry;
 use cdc_core::source::{Bounds, LogReader, LogSource, RawMessage, SourceError, Start};
 use cdc_core::store::{Change, ProgressStore, SharedStore, StoreError, TaskProgress};
 use cdc_core::target::{
@@ -314,7 +314,7 @@ macro_rules! through {
 
 through! {
     (Read) probe() -> ();
-    (Replicate) replicate(channel: &PChannel, msgs: Vec<Bytes>, begin: Tso, end: Tso) -> ();
+    (Replicate) replicate(channel: &PChannel, msgs: Vec<Entry>, begin: Tso, end: Tso) -> ();
     (Read) now() -> Tso;
     (Read) databases() -> Vec<String>;
     (Ddl) create_database(name: &str) -> ();

@@ -117,7 +117,7 @@ impl Partition<'_> {
         let output = std::slice::from_ref(&self.of.primary);
         let mut count = 0;
         for range in ranges {
-            let expr = with_raw_controls(&range.expr(&self.of.primary));
+            let expr = range.expr(&self.of.primary);
             let query = Query {
                 db: &self.of.db,
                 collection: &self.of.name,
@@ -132,10 +132,7 @@ impl Partition<'_> {
     }
 
     async fn found(&self, which: Rows<'_>) -> Result<Vec<(Key, Row)>> {
-        let mut expr = self.condition(which);
-        if self.likeness == Likeness::Lite {
-            expr = with_raw_controls(&expr);
-        }
+        let expr = self.condition(which);
         let query = Query {
             db: &self.of.db,
             collection: &self.of.name,
@@ -158,33 +155,6 @@ impl Partition<'_> {
             })
             .collect()
     }
-}
-
-/// An expression without `\u00xx`, which milvus-lite does not read: control characters as they are.
-fn with_raw_controls(expr: &str) -> String {
-    let mut raw = String::with_capacity(expr.len());
-    let mut rest = expr;
-    while let Some((before, escaped)) = rest.split_once('\\') {
-        raw.push_str(before);
-        let code = escaped.strip_prefix("u00").and_then(|e| e.get(..2));
-        let code = code.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        // Whatever is escaped stays with what escapes it.
-        let taken = match code {
-            Some(code) if code < 0x20 => {
-                raw.push(char::from(code));
-                "u0000".len()
-            }
-            _ => {
-                let next = escaped.chars().next();
-                raw.push('\\');
-                raw.extend(next);
-                next.map_or(0, char::len_utf8)
-            }
-        };
-        rest = escaped.get(taken..).unwrap_or_default();
-    }
-    raw.push_str(rest);
-    raw
 }
 
 /// A server in the middle of a load or a flush refuses for a moment.
@@ -229,13 +199,6 @@ fn is_final(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn control_characters_are_written_as_they_are() {
-        let expr = r#"pk >= "a\u001fb\"\\u001f\n" and pk < "\u00e4""#;
-        let raw = "pk >= \"a\u{1f}b\\\"\\\\u001f\\n\" and pk < \"\\u00e4\"";
-        assert_eq!(with_raw_controls(expr), raw);
-    }
 
     fn refused(reason: &str) -> anyhow::Error {
         Refused {

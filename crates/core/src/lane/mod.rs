@@ -171,9 +171,9 @@ impl Lane {
         *self.shared.quiet_until.lock()
     }
 
-    /// Whether nothing waits here to be sent, and nothing is being sent.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.shared.state.lock().is_idle()
+    /// Whether all is sent, ticks may go, and something waits for one all the same.
+    pub(crate) fn waits_for_a_tick(&self) -> bool {
+        !self.is_hushed() && self.shared.state.lock().waits_for_a_tick()
     }
 
     /// The last tick sent.
@@ -461,7 +461,9 @@ impl Sender {
     async fn say_again(&mut self, tick: Tso) -> Result<(), TargetError> {
         let entries = vec![encode::tick(tick, self.hub.message_id()).into()];
         let target = &self.hub.target;
-        target.send(&self.shared.channel, entries, tick, tick).await
+        target
+            .replicate(&self.shared.channel, entries, tick, tick)
+            .await
     }
 
     /// Sends the tick and the messages, or as many of these as may go at once: how many.
@@ -506,7 +508,7 @@ impl Sender {
         let result = self
             .hub
             .target
-            .send(&self.shared.channel, entries, begin, end)
+            .replicate(&self.shared.channel, entries, begin, end)
             .await;
         place.over(result.is_ok(), self.hub.call_timeout);
         match &result {

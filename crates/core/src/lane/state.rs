@@ -141,8 +141,9 @@ impl State {
         }
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        self.queue.is_empty() && !self.under_way
+    /// Nothing is left to send, and something waits until it is shown.
+    pub(super) fn waits_for_a_tick(&self) -> bool {
+        self.queue.is_empty() && !self.waiting.is_empty()
     }
 
     /// The tick that wakes the target's readers once more, if they may need it: one that was there for sure. Any other

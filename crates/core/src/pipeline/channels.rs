@@ -53,14 +53,14 @@ impl Conductor<'_> {
             {
                 break;
             }
-            // What is left waits for ticks, and whoever has to bring them read on to none: half of an upsert of theirs may be
-            // sent, which no tick may pass. It is sent again at the next start.
-            let idle = || {
+            // What is left may wait for a tick, and whoever has to bring it has read on to none: half of an upsert of theirs
+            // may be sent, which no tick may pass. It is sent again at the next start.
+            let waits = || {
                 let routes = self.objects.routes();
                 let mut shards = routes.iter().flat_map(|r| &r.shards);
-                shards.all(|s| s.lane.is_idle())
+                shards.any(|s| s.lane.waits_for_a_tick())
             };
-            if self.readers.is_empty() && ended && idle() {
+            if self.readers.is_empty() && ended && waits() {
                 let since = *in_vain.get_or_insert_with(Instant::now);
                 if since.elapsed() > IN_VAIN {
                     break;

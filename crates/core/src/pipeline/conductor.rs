@@ -300,8 +300,10 @@ impl<'a> Conductor<'a> {
 
     /// Whether every collection is where it stays until something happens, and is said to be where it is.
     fn is_settled(&self) -> bool {
-        let rests =
-            |phase: &Phase| matches!(phase, Phase::Streaming | Phase::Held(_) | Phase::Dropped);
+        let rests = |phase: &Phase| {
+            use Phase::{Apart, Dropped, Held, Streaming};
+            matches!(phase, Streaming | Held(_) | Apart(_) | Dropped)
+        };
         // An edit is looked at like anything else that happens.
         let asked_for = self.asked_for.as_ref();
         let as_wanted = asked_for.is_some_and(|asked| Arc::ptr_eq(asked, &self.ctx.wanted()));

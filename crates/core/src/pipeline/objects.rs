@@ -121,7 +121,7 @@ pub(crate) struct Objects {
     made_databases: Mutex<BTreeMap<DbId, String>>,
     /// One at a time drops partitions whose drop is not read yet.
     pub(super) clearing: tokio::sync::Mutex<()>,
-    /// Partitions that are dropped, or about to be, before their drop was read.
+    /// Partitions and collections that are being dropped though their drop is not read, until they are known as dropped.
     pub(super) cleared: Mutex<HashSet<PartitionId>>,
     pub(super) cleared_collections: Mutex<HashSet<CollectionId>>,
     /// What keeps a collection's indexes or load state from being as on the source.
@@ -226,8 +226,8 @@ impl Objects {
         std::mem::take(&mut *self.made_databases.lock())
     }
 
-    /// Whether the drop of a collection, or of one of its partitions, has passed this shard, in an earlier process: its rows
-    /// are read once more. They go to a standby under its id, which is gone; elsewhere they would go by name, to whatever
+    /// Whether the drop of a collection, or of one of its partitions, has passed this shard, or is made before it is read:
+    /// rows of it may be read, or be kept, all the same. They go to a standby under its id, which is gone; elsewhere they would go by name, to whatever
     /// has it by then.
     pub(super) fn is_dropped_on(&self, route: &Route, shard: usize, id: PartitionId) -> bool {
         if self.ctx.hub.mode != Mode::Plain {
@@ -243,7 +243,9 @@ impl Objects {
         let partition = || {
             let partitions = self.partitions.lock();
             let object = partitions.get(&id);
-            object.is_some_and(|o| o.dropped_shards.contains(&shard))
+            object.is_some_and(|o| {
+                o.phase == ObjectPhase::Dropped || o.dropped_shards.contains(&shard)
+            })
         };
         collection == Some(true) || cleared() || partition()
     }

@@ -33,7 +33,7 @@ use crate::route::hash::{self, Value};
 use crate::store::{Change, ObjectPhase, TaskProgress};
 use crate::target::TargetCollection;
 use crate::target::hub::{Hubs, store_problem};
-use crate::task::TaskSpec;
+use crate::task::{Mode, TaskSpec};
 use crate::tso::Tso;
 
 /// Keys of one repair: it is one call to each channel, more or less.
@@ -170,6 +170,15 @@ pub(crate) async fn repair(
             hint,
         )
     })?;
+    if spec.target.mode == Mode::Plain {
+        return Err(refused(
+            format!(
+                "task {} is of mode plain, whose targets cannot be repaired yet",
+                spec.id
+            ),
+            "the target takes clients' writes: copy or delete there what verify names",
+        ));
+    }
     let hub = hubs.get(&spec.target).await?;
     let stored = parts.store.load(&spec.id).await.map_err(store_problem)?;
     let object = stored

@@ -61,6 +61,11 @@ impl Entry {
         }
     }
 
+    /// Each of whole fields of the message.
+    pub(crate) fn parts(&self) -> &[Bytes] {
+        &self.parts
+    }
+
     pub(crate) fn into_parts(self) -> Vec<Bytes> {
         self.parts
     }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 
 use super::{
     Loaded, Target, TargetCollection, TargetConnector, TargetError, TargetIndex, carried_out_within,
@@ -89,23 +88,12 @@ impl Target for Fenced {
     async fn replicate(
         &self,
         channel: &PChannel,
-        msgs: Vec<Bytes>,
-        begin: Tso,
-        end: Tso,
-    ) -> Result<(), TargetError> {
-        self.permit("ReplicateMessage")?;
-        self.inner.replicate(channel, msgs, begin, end).await
-    }
-
-    async fn send(
-        &self,
-        channel: &PChannel,
         msgs: Vec<Entry>,
         begin: Tso,
         end: Tso,
     ) -> Result<(), TargetError> {
         self.permit("ReplicateMessage")?;
-        self.inner.send(channel, msgs, begin, end).await
+        self.inner.replicate(channel, msgs, begin, end).await
     }
 
     async fn now(&self) -> Result<Tso, TargetError> {

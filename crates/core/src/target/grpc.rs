@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine as _;
-use bytes::Bytes;
 use milvus::proto::common::{KeyValuePair, MsgBase, MsgType, ReplicateInfo, SegmentState};
 use milvus::proto::milvus as rpc;
 use milvus::proto::schema::CollectionSchema;
@@ -264,17 +263,6 @@ impl Target for GrpcTarget {
     async fn replicate(
         &self,
         channel: &PChannel,
-        msgs: Vec<Bytes>,
-        begin: Tso,
-        end: Tso,
-    ) -> Result<(), TargetError> {
-        let msgs = msgs.into_iter().map(Entry::from).collect();
-        self.send(channel, msgs, begin, end).await
-    }
-
-    async fn send(
-        &self,
-        channel: &PChannel,
         msgs: Vec<Entry>,
         begin: Tso,
         end: Tso,
@@ -282,7 +270,6 @@ impl Target for GrpcTarget {
         let Some(writer) = &self.writer else {
             return replicate::send(self, channel, msgs, begin, end).await;
         };
-        let msgs: Vec<Bytes> = msgs.iter().map(Entry::whole).collect();
         let within = self.call_timeout;
         writer.write(self, &self.uri, channel, &msgs, within).await
     }
@@ -363,13 +350,18 @@ impl Target for GrpcTarget {
             )
             .await?;
         match self.check("DescribeCollection", answer.status.take()) {
-            Err(e) if e.is_not_found() => return Ok(None),
+            Err(e) if e.is_not_found() => {
+                if let Some(writer) = &self.writer {
+                    writer.forget(database, name);
+                }
+                return Ok(None);
+            }
             other => other?,
         }
         let schema = answer.schema.unwrap_or_default();
         if let Some(writer) = &self.writer {
             let id = CollectionId(rows::id_or_hash(answer.collection_id, &[database, name]));
-            writer.learn(id, &schema);
+            writer.learn(database, name, id, &schema);
             return Ok(Some(TargetCollection {
                 id,
                 name: name.to_owned(),
@@ -436,6 +428,9 @@ impl Target for GrpcTarget {
         name: &str,
         ts: Tso,
     ) -> Result<(), TargetError> {
+        if let Some(writer) = &self.writer {
+            writer.forget(database, name);
+        }
         let base = self.base(MsgType::DropCollection, ts);
         status_call!(
             self,
@@ -704,9 +699,6 @@ impl Target for GrpcTarget {
     }
 
     async fn nodes(&self) -> Result<Option<BTreeSet<String>>, TargetError> {
-        if self.writer.is_some() {
-            return Ok(None);
-        }
         self.data_nodes().await
     }
 }

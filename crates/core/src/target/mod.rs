@@ -19,7 +19,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use milvus::proto::schema::CollectionSchema;
 
 use crate::catalog::Collection;
@@ -235,21 +234,10 @@ pub trait Target: Send + Sync {
     async fn replicate(
         &self,
         channel: &PChannel,
-        msgs: Vec<Bytes>,
-        begin: Tso,
-        end: Tso,
-    ) -> Result<(), TargetError>;
-    /// The same with messages in parts.
-    async fn send(
-        &self,
-        channel: &PChannel,
         msgs: Vec<Entry>,
         begin: Tso,
         end: Tso,
-    ) -> Result<(), TargetError> {
-        let msgs = msgs.iter().map(Entry::whole).collect();
-        self.replicate(channel, msgs, begin, end).await
-    }
+    ) -> Result<(), TargetError>;
     /// A fresh timestamp of the target's oracle.
     async fn now(&self) -> Result<Tso, TargetError>;
 

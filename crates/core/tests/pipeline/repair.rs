@@ -106,7 +106,10 @@ async fn spoil(world: &mut World, id: CollectionId, some: usize, below: bool) {
         }
         msgs.push(messages::tick(ts, next()));
         let channel = &there.pchannels[shard];
-        target.replicate(channel, msgs, ts, ts).await.unwrap();
+        target
+            .replicate(channel, msgs.into_iter().map(Into::into).collect(), ts, ts)
+            .await
+            .unwrap();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

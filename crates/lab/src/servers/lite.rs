@@ -136,7 +136,8 @@ async fn ensure(progress: &Progress) -> Result<PathBuf> {
     let what = format!("install milvus-lite {LITE_VERSION} (once)");
     progress.begin(&what);
     let mut venv = tokio::process::Command::new("python3");
-    venv.args(["-m", "venv"]).arg(&ready);
+    // What an install left that did not come to its end goes.
+    venv.args(["-m", "venv", "--clear"]).arg(&ready);
     run(venv, "python3 -m venv", VENV, INSTALL_DEADLINE).await?;
     install(&ready).await?;
     std::fs::write(&done, PACKAGES.join("\n"))

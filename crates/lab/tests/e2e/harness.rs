@@ -119,6 +119,11 @@ const RARE: &[&str] = &[
     "lab::a_rocksmq_source_survives_a_kill",
     "lab::a_kafka_source_survives_a_kill",
     "lab::a_pulsar_source_survives_a_kill",
+    // About the number of collections and the queue's side: those of natsmq are tested always.
+    "plain::many::thirty_collections_at_once",
+    "plain::many::created_and_dropped_again_at_once",
+    "plain::many::another_shard_count_while_rows_flow",
+    "plain::kills::the_whole_workload_through_three_kills",
 ];
 
 /// Runs all that `args` select and prints the summary.

@@ -179,7 +179,16 @@ impl Standby for Real {
         };
         let too_large = Bytes::from(too_large.encode_to_vec());
         let msgs = [first, vec![too_large], rest].concat();
-        match self.target.replicate(channel, msgs, end, end).await {
+        match self
+            .target
+            .replicate(
+                channel,
+                msgs.into_iter().map(Into::into).collect(),
+                end,
+                end,
+            )
+            .await
+        {
             Err(e) => Ok(e),
             Ok(()) => Err(Broken("its queue takes what is too large".to_owned())),
         }
@@ -192,7 +201,12 @@ impl Standby for Real {
         end: Tso,
     ) -> Outcome<Duration> {
         self.link.fault(Way::Delay(LATE), CALL_TIMEOUT);
-        let call = self.by_link.replicate(channel, msgs, end, end);
+        let call = self.by_link.replicate(
+            channel,
+            msgs.into_iter().map(Into::into).collect(),
+            end,
+            end,
+        );
         // Long enough to leave, too short to arrive.
         match tokio::time::timeout(LATE / 2, call).await {
             Err(_) => Ok(carried_out_within(CALL_TIMEOUT)),

@@ -19,7 +19,7 @@ use cdc_core::ids::{TargetKey, TaskId};
 use cdc_core::promote::{SWITCH, TriedOut};
 use cdc_core::store::ObjectPhase;
 use cdc_core::target::carried_out_within;
-use cdc_core::task::TargetSpec;
+use cdc_core::task::{Mode, TargetSpec};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -115,10 +115,20 @@ impl Tasks {
     /// etcd if it is given now, or another one than before.
     ///
     /// # Errors
-    /// There is no such task.
+    /// There is no such task, or its target is no standby.
     pub async fn promote(&self, id: &str, wish: Wish) -> Result<Promotion, TaskError> {
         let inner = self.inner.clone();
         let task = self.get(id)?;
+        if task.spec.target.mode == Mode::Plain {
+            return Err(TaskError::Conflict(Problem::new(
+                ErrorClass::Conflict,
+                format!(
+                    "task {id} is of mode plain: {} is a Milvus of its own and takes clients' writes already",
+                    task.spec.target.uri
+                ),
+                "stop the source's clients, wait until the task's lag is small, pause the task, and let them write to the target",
+            )));
+        }
         let key = task.spec.target.key();
         let before = inner.promotions.lock().get(&key).cloned();
         if let Some(job) = before

@@ -5,6 +5,7 @@ use std::time::Duration;
 use cdc_core::error::{ErrorClass, Problem};
 use cdc_core::ids::{PChannel, TargetKey};
 use cdc_core::store::{Change, ProgressStore};
+use cdc_core::task::Mode;
 use cdc_core::tso::Tso;
 use serde_json::{Value, json};
 
@@ -34,6 +35,13 @@ impl Server {
     }
 }
 
+/// A task whose target is a standby.
+fn standby(name: &str) -> Value {
+    let mut data = wanted(name);
+    data["mode"] = json!("replicate");
+    data
+}
+
 fn path(id: &str) -> String {
     format!("/api/v1/tasks/{id}/promote")
 }
@@ -43,8 +51,8 @@ async fn a_target_is_promoted_by_hand_over_a_restart_and_for_good() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("s.db");
     let server = start(&file, true).await;
-    let id = server.create(wanted("a")).await;
-    let other = server.create(wanted("b")).await;
+    let id = server.create(standby("a")).await;
+    let other = server.create(standby("b")).await;
     let path = path(&id);
     assert_eq!(server.at("GET", &path, &Value::Null).await.0, 409);
     // What was sent lies ahead of the target's time.
@@ -127,7 +135,7 @@ async fn a_target_is_promoted_by_hand_over_a_restart_and_for_good() {
         "promoted"
     );
     server.granted("delete", json!({ "task_id": other })).await;
-    server.create(wanted("a")).await;
+    server.create(standby("a")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -135,7 +143,7 @@ async fn the_targets_etcd_can_be_given_late_and_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(&dir.path().join("s.db"), true).await;
     *server.fake.time.lock() = Tso::from_millis(1);
-    let id = server.create(wanted("a")).await;
+    let id = server.create(standby("a")).await;
     let path = path(&id);
     assert_eq!(
         server
@@ -211,7 +219,7 @@ async fn only_the_owner_promotes_and_says_how_far_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(&dir.path().join("s.db"), true).await;
     *server.fake.time.lock() = Tso::from_millis(1);
-    let id = server.create(wanted("a")).await;
+    let id = server.create(standby("a")).await;
     let path = path(&id);
     server.at("POST", &path, &Value::Null).await;
     server.until(&path, |s| s["step"] == "switch").await;
@@ -241,4 +249,18 @@ async fn only_the_owner_promotes_and_says_how_far_it_is() {
     assert_eq!(shown["state"], "interrupted", "{shown}");
     server.at("POST", &path, &Value::Null).await;
     server.until(&path, |s| s["state"] == "promoted").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_takes_clients_writes_is_not_promoted() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir.path().join("s.db"), true).await;
+    let mut data = wanted("a");
+    data["mode"] = json!("plain");
+    let id = server.create(data).await;
+    let (status, answer) = server.at("POST", &path(&id), &Value::Null).await;
+    assert_eq!(status, 409, "{answer}");
+    assert!(answer.to_string().contains("mode plain"), "{answer}");
+    assert_eq!(server.spec(&id).target.mode, Mode::Plain, "it goes on");
+    assert_eq!(server.at("GET", &path(&id), &Value::Null).await.0, 409);
 }

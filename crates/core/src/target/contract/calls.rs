@@ -20,7 +20,7 @@ pub(super) async fn empty_refused(standby: &dyn Standby) -> Outcome {
     let end = scene.ts().await?;
     let nameless = PChannel::new("");
     let answer = target
-        .replicate(&nameless, vec![tick(end, fresh())], end, end)
+        .replicate(&nameless, vec![tick(end, fresh()).into()], end, end)
         .await;
     refused("without a name", answer, "(code 1100)")?;
     let answer = target.replicate(&nameless, Vec::new(), Tso::ZERO, Tso::ZERO);
@@ -125,7 +125,7 @@ pub(super) async fn unknown_place_lost(standby: &dyn Standby) -> Outcome {
     let nowhere = PChannel::new(format!("{}0", scene.channel(0)));
     let row = scene.rows(0, &[1], ts).insert();
     let target = &scene.target;
-    target.replicate(&nowhere, vec![row], ts, ts).await?;
+    target.replicate(&nowhere, vec![row.into()], ts, ts).await?;
     let elsewhere = scene
         .rows(0, &[2], ts)
         .partition(PartitionId(4711))
@@ -154,7 +154,12 @@ pub(super) async fn segment_by_clock(standby: &dyn Standby) -> Outcome {
         let now = scene.ts().await?;
         let end = now.plus(Duration::from_millis(by));
         let row = scene.rows(0, &[key], now).insert();
-        Ok::<_, Broken>(scene.target.replicate(&channel, vec![row], end, end).await)
+        Ok::<_, Broken>(
+            scene
+                .target
+                .replicate(&channel, vec![row.into()], end, end)
+                .await,
+        )
     };
     refused("4 s ahead", ahead(1, 4_000).await?, no_segment)?;
     ahead(2, 1_000).await??;
@@ -162,7 +167,9 @@ pub(super) async fn segment_by_clock(standby: &dyn Standby) -> Outcome {
     let now = scene.ts().await?;
     let row = scene.rows(0, &[3], now).insert();
     let target = &scene.target;
-    target.replicate(&channel, vec![row], now, now).await?;
+    target
+        .replicate(&channel, vec![row.into()], now, now)
+        .await?;
     scene.tick(0, scene.ts().await?).await?;
     scene.still("one second ahead, and now", &[2, 3]).await
 }

@@ -12,6 +12,7 @@ use super::messages::{self, Place, Rows};
 use super::{Broken, Outcome, Seen, Standby};
 use crate::catalog::{Collection, LoadState, ObjectState, Partition, Shard};
 use crate::ids::{CollectionId, DbId, PChannel, PartitionId, VChannel};
+use crate::route::encode::Entry;
 use crate::target::{Loaded, Target, TargetCollection, TargetError, TargetIndex};
 use crate::tso::Tso;
 
@@ -240,6 +241,7 @@ impl<'a> Scene<'a> {
     pub(super) async fn try_send(&self, shard: usize, msgs: Vec<Bytes>) -> Result<(), TargetError> {
         let end = self.target.now().await?;
         let channel = self.channel(shard);
+        let msgs = msgs.into_iter().map(Entry::from).collect();
         self.target.replicate(&channel, msgs, end, end).await
     }
 

@@ -70,53 +70,17 @@ impl RowCalls for GrpcTarget {
     }
 
     async fn delete(&self, at: &Place, expr: &str, within: Duration) -> Result<(), TargetError> {
-        let request = |expr: String| rpc::DeleteRequest {
+        let request = rpc::DeleteRequest {
             db_name: at.database.clone(),
             collection_name: at.collection.clone(),
             partition_name: at.partition.clone(),
-            expr,
+            expr: expr.to_owned(),
             ..Default::default()
         };
-        let first = request(expr.to_owned());
-        let answer: rpc::MutationResult = call_once(self, "Delete", DELETE, first, within).await?;
-        match self.check("Delete", answer.status) {
-            // milvus-lite does not read the escapes of control characters.
-            Err(TargetError::Refused { reason, .. }) if reason.contains("unknown escape") => {
-                let raw = request(with_raw_controls(expr));
-                let answer: rpc::MutationResult =
-                    call_once(self, "Delete", DELETE, raw, within).await?;
-                self.check("Delete", answer.status)
-            }
-            other => other,
-        }
+        let answer: rpc::MutationResult =
+            call_once(self, "Delete", DELETE, request, within).await?;
+        self.check("Delete", answer.status)
     }
-}
-
-/// An expression without `\u00xx`, with control characters as they are.
-fn with_raw_controls(expr: &str) -> String {
-    let mut raw = String::with_capacity(expr.len());
-    let mut rest = expr;
-    while let Some((before, escaped)) = rest.split_once('\\') {
-        raw.push_str(before);
-        let code = escaped.strip_prefix("u00").and_then(|e| e.get(..2));
-        let code = code.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        // Whatever is escaped stays with what escapes it.
-        let taken = match code {
-            Some(code) if code < 0x20 => {
-                raw.push(char::from(code));
-                "u0000".len()
-            }
-            _ => {
-                let next = escaped.chars().next();
-                raw.push('\\');
-                raw.extend(next);
-                next.map_or(0, char::len_utf8)
-            }
-        };
-        rest = escaped.get(taken..).unwrap_or_default();
-    }
-    raw.push_str(rest);
-    raw
 }
 
 impl GrpcTarget {
@@ -198,13 +162,6 @@ pub(super) fn id_or_hash(id: i64, names: &[&str]) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn control_characters_are_written_as_they_are() {
-        let expr = r#"pk in ["a\u001fb\"\\u001f\n","\u00e4"]"#;
-        let raw = "pk in [\"a\u{1f}b\\\"\\\\u001f\\n\",\"\\u00e4\"]";
-        assert_eq!(with_raw_controls(expr), raw);
-    }
 
     #[test]
     fn a_server_without_ids_has_one_for_each_name() {

@@ -15,6 +15,7 @@ use super::state::State;
 use super::{Fate, Inner, URI};
 use crate::catalog::Collection;
 use crate::ids::{PChannel, PartitionId};
+use crate::route::encode::Entry;
 use crate::target::grpc::user_schema;
 use crate::target::plain::PlainWriter;
 use crate::target::{Loaded, Target, TargetCollection, TargetError, TargetIndex};
@@ -207,13 +208,14 @@ impl Target for Session {
     async fn replicate(
         &self,
         channel: &PChannel,
-        msgs: Vec<Bytes>,
+        msgs: Vec<Entry>,
         _begin: Tso,
         end: Tso,
     ) -> Result<(), TargetError> {
         if let Some(writer) = &self.writer {
             return writer.write(self, URI, channel, &msgs, self.deadline).await;
         }
+        let msgs: Vec<Bytes> = msgs.iter().map(Entry::whole).collect();
         let fate = self.inner.fate(true, true);
         if let Fate::Late(by) = fate {
             // The request is in the network: its sender has no say any more, and may be dead when it arrives. The server
@@ -296,6 +298,7 @@ impl Target for Session {
         database: &str,
         name: &str,
     ) -> Result<Option<TargetCollection>, TargetError> {
+        let found_in = database.to_owned();
         let (database, name) = (database.to_owned(), name.to_owned());
         let described = self.call("DescribeCollection", false, move |state| {
             let Some(id) = state.databases.get(&database).and_then(|d| d.get(&name)) else {
@@ -314,7 +317,7 @@ impl Target for Session {
         });
         let mut described = described.await?;
         if let (Some(writer), Some(found)) = (&self.writer, &mut described) {
-            writer.learn(found.id, &found.schema);
+            writer.learn(&found_in, &found.name, found.id, &found.schema);
             found.vchannels.clear();
             found.pchannels.clear();
         }

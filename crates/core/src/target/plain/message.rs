@@ -1,4 +1,4 @@
-//! Bytes of a lane's message to what has to be called. Pure and total.
+//! A lane's message to what has to be called. Pure and total.
 
 use bytes::Bytes;
 use milvus::proto::schema::field_data::Field;
@@ -11,6 +11,7 @@ use super::Place;
 use crate::decode::msg_type;
 use crate::decode::wire::{Fields, numbers, share};
 use crate::ids::CollectionId;
+use crate::route::encode::Entry;
 
 /// Primary keys.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,10 +55,13 @@ impl Message {
     ///
     /// # Errors
     /// It is none of those that a lane sends.
-    pub(crate) fn read(bytes: &Bytes) -> Result<Option<Self>, String> {
-        let mut fields = Fields::of(bytes);
+    pub(crate) fn read(entry: &Entry) -> Result<Option<Self>, String> {
+        let mut fields = entry
+            .parts()
+            .iter()
+            .flat_map(|part| Fields::of(part).map(move |field| (part, field)));
         let base = match fields.next() {
-            Some(Ok(field)) if field.number == 1 => field.bytes(),
+            Some((_, Ok(field))) if field.number == 1 => field.bytes(),
             _ => return Err("a message without a MsgBase".to_owned()),
         };
         let (mut kind, mut id) = (0, 0);
@@ -85,7 +89,7 @@ impl Message {
         let (mut columns, mut rows) = (Vec::new(), 0);
         let (mut keys, mut old_keys) = (None, Vec::new());
         let insert = kind == msg_type::INSERT;
-        for field in fields {
+        for (part, field) in fields {
             let field = field.map_err(|e| e.to_string())?;
             // InsertRequest and DeleteRequest share the fields up to 8.
             match (field.number, insert) {
@@ -96,7 +100,7 @@ impl Message {
                 (12, true) => {
                     return Err("its rows are not in columns, as before Milvus 2.2".to_owned());
                 }
-                (13, true) => columns.push(share(bytes, field.bytes())),
+                (13, true) => columns.push(share(part, field.bytes())),
                 (14, true) => rows = field.varint(),
                 // Deprecated, and used where 12 is absent.
                 (9, false) => numbers(&field, &mut old_keys).map_err(|e| e.to_string())?,

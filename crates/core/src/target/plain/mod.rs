@@ -34,6 +34,7 @@ use self::message::Message;
 use self::plan::{Step, plan};
 use super::TargetError;
 use crate::ids::{CollectionId, PChannel, VChannel};
+use crate::route::encode::Entry;
 
 /// Messages whose fate is kept for a channel: far more than one call has. What was taken back from its lane is never
 /// sent again under its id, and is forgotten with the oldest.
@@ -112,25 +113,47 @@ enum Fate {
     Unknown,
 }
 
+/// By database and name.
+type Tables = HashMap<(String, String), (CollectionId, Arc<Table>)>;
 type Fates = Arc<tokio::sync::Mutex<BTreeMap<i64, Fate>>>;
 
 /// See the module.
 #[derive(Default)]
 pub struct PlainWriter {
-    tables: Mutex<HashMap<CollectionId, Arc<Table>>>,
+    tables: Mutex<Tables>,
+    /// Of channels with a call that did not succeed.
     fates: Mutex<HashMap<PChannel, Fates>>,
 }
 
 impl PlainWriter {
-    /// What the target says of a collection: known before anything is written to it.
-    pub fn learn(&self, collection: CollectionId, schema: &CollectionSchema) {
+    /// What the target says of a name: known before anything is written to it.
+    pub fn learn(
+        &self,
+        database: &str,
+        name: &str,
+        collection: CollectionId,
+        schema: &CollectionSchema,
+    ) {
+        let key = (database.to_owned(), name.to_owned());
         if let Some(table) = Table::of(schema) {
-            self.tables.lock().insert(collection, Arc::new(table));
+            self.tables
+                .lock()
+                .insert(key, (collection, Arc::new(table)));
         }
     }
 
-    fn table(&self, collection: CollectionId) -> Option<Arc<Table>> {
-        self.tables.lock().get(&collection).cloned()
+    /// Nothing is there under this name any more.
+    pub fn forget(&self, database: &str, name: &str) {
+        let key = (database.to_owned(), name.to_owned());
+        self.tables.lock().remove(&key);
+    }
+
+    /// `None`: the name means another collection, or none.
+    fn table(&self, at: &Place, collection: CollectionId) -> Option<Arc<Table>> {
+        let key = (at.database.clone(), at.collection.clone());
+        let tables = self.tables.lock();
+        let (id, table) = tables.get(&key)?;
+        (*id == collection).then(|| table.clone())
     }
 
     /// Writes what a lane sends to `channel`, in its order. After an error it may be called with the same messages once
@@ -143,37 +166,51 @@ impl PlainWriter {
         calls: &dyn RowCalls,
         uri: &str,
         channel: &PChannel,
-        msgs: &[Bytes],
+        msgs: &[Entry],
         within: Duration,
     ) -> Result<(), TargetError> {
         let end = Instant::now() + within;
         // Half of it is for the calls that are begun last.
         let worth_beginning = within / 2;
-        let refused = |reason: String| TargetError::Refused {
+        let refusal = |code, reason| TargetError::Refused {
             uri: uri.to_owned(),
             call: "Insert",
-            code: 1100,
+            code,
             reason,
         };
+        let refused = |reason: String| refusal(1100, reason);
         let read: Result<Vec<Option<Message>>, String> = msgs.iter().map(Message::read).collect();
         let messages: Vec<Message> = read.map_err(refused)?.into_iter().flatten().collect();
         if messages.is_empty() {
             return Ok(());
         }
-        let fates = self
+        let mut tables = Vec::with_capacity(messages.len());
+        for Message { at, collection, .. } in &messages {
+            let gone = || {
+                let why = format!(
+                    "{}.{} is another collection by now, or none",
+                    at.database, at.collection
+                );
+                // As the target says it of a name that is not there.
+                refusal(100, why)
+            };
+            tables.push(self.table(at, *collection).ok_or_else(gone)?);
+        }
+        let of_channel = self
             .fates
             .lock()
             .entry(channel.clone())
             .or_default()
             .clone();
         // Whoever had it ended with its call.
-        let mut fates = fates.lock().await;
+        let mut fates = of_channel.lock().await;
         let ids: Vec<i64> = messages.iter().map(|m| m.id).collect();
         let todo = messages
             .into_iter()
-            .filter(|m| fates.get(&m.id) != Some(&Fate::Done));
+            .zip(tables)
+            .filter(|(m, _)| fates.get(&m.id) != Some(&Fate::Done));
         let unknown = |id: i64| fates.get(&id) == Some(&Fate::Unknown);
-        let steps = plan(todo, |id| self.table(id), unknown).map_err(refused)?;
+        let steps = plan(todo, unknown).map_err(refused)?;
         for (n, step) in steps.into_iter().enumerate() {
             let left = end.saturating_duration_since(Instant::now());
             if n > 0 && left < worth_beginning {
@@ -203,6 +240,11 @@ impl PlainWriter {
         }
         while fates.len() > KEPT {
             fates.pop_first();
+        }
+        let nothing = fates.is_empty();
+        drop(fates);
+        if nothing {
+            self.fates.lock().remove(channel);
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use prost::Message as _;
 use super::message::{Keys, keys_in};
 use super::plan::Step;
 use crate::decode::msg_type;
+use crate::route::encode::Entry;
 
 fn base(kind: i32, id: i64) -> Option<MsgBase> {
     Some(MsgBase {
@@ -34,8 +35,8 @@ fn longs(name: &str, data: Vec<i64>) -> FieldData {
 }
 
 /// Rows of these keys that all have the value `value` in field `v`.
-pub(super) fn insert(id: i64, partition: &str, keys: &[i64], value: i64) -> Bytes {
-    InsertRequest {
+pub(super) fn insert(id: i64, partition: &str, keys: &[i64], value: i64) -> Entry {
+    let bytes = InsertRequest {
         base: base(msg_type::INSERT, id),
         db_name: "d".to_owned(),
         collection_name: "c".to_owned(),
@@ -48,12 +49,12 @@ pub(super) fn insert(id: i64, partition: &str, keys: &[i64], value: i64) -> Byte
         ],
         ..Default::default()
     }
-    .encode_to_vec()
-    .into()
+    .encode_to_vec();
+    Entry::from(Bytes::from(bytes))
 }
 
-pub(super) fn delete(id: i64, partition: &str, keys: &[i64]) -> Bytes {
-    DeleteRequest {
+pub(super) fn delete(id: i64, partition: &str, keys: &[i64]) -> Entry {
+    let bytes = DeleteRequest {
         base: base(msg_type::DELETE, id),
         db_name: "d".to_owned(),
         collection_name: "c".to_owned(),
@@ -66,18 +67,18 @@ pub(super) fn delete(id: i64, partition: &str, keys: &[i64]) -> Bytes {
         }),
         ..Default::default()
     }
-    .encode_to_vec()
-    .into()
+    .encode_to_vec();
+    Entry::from(Bytes::from(bytes))
 }
 
 /// A message of another kind.
-pub(super) fn message_bytes(kind: i32, id: i64) -> Bytes {
-    InsertRequest {
+pub(super) fn message_bytes(kind: i32, id: i64) -> Entry {
+    let bytes = InsertRequest {
         base: base(kind, id),
         ..Default::default()
     }
-    .encode_to_vec()
-    .into()
+    .encode_to_vec();
+    Entry::from(Bytes::from(bytes))
 }
 
 /// Partition, key and value of each row, copies as often as they are there.
