@@ -31,6 +31,7 @@ async fn main() {
     .await
     .unwrap();
     let engine = Engine::new(Parts {
+        rows: None,
         catalog: Arc::new(catalog),
         source: Arc::new(source),
         store: Arc::new(MemoryStore::default()),
@@ -61,6 +62,7 @@ async fn main() {
             created: cdc_core::tso::Tso::ZERO,
             on_conflict: OnConflict::Ask,
             memory_budget: 64 << 20,
+            snapshot: Default::default(),
             durable_every: Duration::from_secs(300),
         })
         .unwrap();

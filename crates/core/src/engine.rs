@@ -13,6 +13,7 @@ use crate::pipeline::objects::the_source_itself;
 use crate::pipeline::runner::TaskRunner;
 use crate::repair::{self, Repair, Repaired};
 use crate::select::Name;
+use crate::snapshot::SourceRows;
 use crate::source::LogSource;
 use crate::store::SharedStore;
 use crate::target::hub::Hubs;
@@ -23,6 +24,8 @@ use crate::task::{Choice, Mode, TargetSpec, TaskSpec, TaskStatus, Verdict};
 pub struct Parts {
     pub catalog: Arc<dyn Catalog>,
     pub source: Arc<dyn LogSource>,
+    /// The source's rows, where it is known how they are read.
+    pub rows: Option<Arc<dyn SourceRows>>,
     pub store: SharedStore,
     pub connector: Arc<dyn TargetConnector>,
     /// Name of the source's replicate-msg channel, `{cluster prefix}-replicate-msg`.

@@ -27,6 +27,7 @@ pub mod repair;
 pub mod route;
 pub mod secret;
 pub mod select;
+pub mod snapshot;
 pub mod source;
 pub mod store;
 pub mod takeover;

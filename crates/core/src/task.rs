@@ -5,11 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::Collection;
 use crate::error::Problem;
 use crate::ids::{CollectionId, PChannel, TargetKey, TaskId};
 use crate::position::Position;
 use crate::secret::Secret;
 use crate::select::{self, Glob, Mapping, Name, Operation, Rule, Rules, Skipped};
+use crate::snapshot::{Initial, SnapshotSpec};
 use crate::tls::ClientTls;
 use crate::tso::Tso;
 
@@ -174,6 +176,8 @@ pub enum Choice {
     Conflict(OnConflict),
     /// Answer to `PositionLost`.
     Start(StartPoint),
+    /// Answer to `PositionLost`: copy the rows that the source has into a new collection, and go on from there.
+    Snapshot,
     /// Answer to `PositionLost`: at these messages.
     At(BTreeMap<PChannel, GivenPosition>),
     /// Answer to `Quarantined`: leave out the message that cannot be carried and go on behind it.
@@ -214,6 +218,8 @@ pub struct TaskSpec {
     pub starts: BTreeMap<(String, String), StartPoint>,
     /// Which of `starts` came later than the task, and when: they are for collections that were there by then.
     pub added: BTreeMap<(String, String), Tso>,
+    /// Whether their rows are copied before their messages are carried, and how.
+    pub snapshot: SnapshotSpec,
     /// Start positions given with the request, by source collection and source physical channel; they win over a start.
     /// Collections share channels: a position of one never moves another.
     pub positions: BTreeMap<CollectionId, BTreeMap<PChannel, GivenPosition>>,
@@ -234,6 +240,32 @@ impl TaskSpec {
 
     pub fn skips(&self, operation: Operation) -> bool {
         self.skip.contains(&operation)
+    }
+
+    /// Whether a collection is to be copied when it is first met. Where positions are given for it, it goes on from these;
+    /// one that came later than the task begins at its creation.
+    pub fn initial_of(&self, database: &str, collection: &Collection) -> Initial {
+        if self.positions.contains_key(&collection.id) {
+            return Initial::Incremental;
+        }
+        match self.snapshot.initial {
+            Initial::Snapshot if collection.create_ts > self.since(database, &collection.name) => {
+                Initial::Auto
+            }
+            initial => initial,
+        }
+    }
+
+    /// When the start of a collection was given: with the task, or later with its own.
+    fn since(&self, database: &str, name: &str) -> Tso {
+        let given = [(database, name), (database, "*"), ("*", name)];
+        let mut given = given.iter().filter_map(|(d, n)| {
+            let key = ((*d).to_owned(), (*n).to_owned());
+            self.starts
+                .contains_key(&key)
+                .then(|| self.added.get(&key).copied())
+        });
+        given.next().flatten().unwrap_or(self.created)
     }
 
     /// Where a collection begins that was created at `create_ts`: by its own start, that of its database, that of its
@@ -260,6 +292,19 @@ pub enum CollectionState {
     /// Seen on the source, not yet on the target.
     Waiting {
         why: String,
+    },
+    /// The rows it had before are copied; its messages are carried when they are there.
+    Snapshotting {
+        rows_copied: u64,
+        /// When the copy began.
+        rows_total: u64,
+        rows_per_second: f64,
+        /// `None` while nothing is known.
+        eta_seconds: Option<f64>,
+        /// Keys that the source holds more than once, beyond the first copy of each: they arrive once.
+        doubled_keys: u64,
+        /// What it is at.
+        step: String,
     },
     /// Its rows flow. `raised`: it is catching up, and reads of the target at a source tick may not show it at that
     /// tick.
@@ -438,6 +483,7 @@ mod tests {
                 at("*", "x", StartPoint::Now),
             ]),
             added: BTreeMap::from([(("*".to_owned(), "x".to_owned()), Tso(20))]),
+            snapshot: SnapshotSpec::default(),
             positions: BTreeMap::new(),
             on_conflict: OnConflict::Ask,
             created: Tso(10),

@@ -103,6 +103,7 @@ fn limits() -> Limits {
         max_name_length: 64,
         queue: QueueKind::Pulsar,
         replicate_channel: "by-dev-replicate-msg".to_owned(),
+        rows: true,
     }
 }
 

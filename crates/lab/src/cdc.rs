@@ -549,6 +549,8 @@ pub struct Addresses {
     pub kafka: String,
     pub root_path: String,
     pub replicate_channel: String,
+    /// `http://host:port` of its proxy, where rows are to be read.
+    pub rows: Option<String>,
 }
 
 impl Addresses {
@@ -562,6 +564,7 @@ impl Addresses {
             kafka: source.kafka(),
             root_path: source.root_path().to_owned(),
             replicate_channel: source.replicate_channel(),
+            rows: Some(source.uri()),
         }
     }
 }
@@ -588,12 +591,17 @@ fn config_with(source: &Addresses, port: u16, store: &str) -> String {
         Mq::Pulsar => format!("pulsar:\n    address: \"{}\"", source.pulsar),
         Mq::Kafka => format!("kafka:\n    address: \"{}\"", source.kafka),
     };
+    let rows = source.rows.as_ref();
+    let rows = rows.map_or_else(String::new, |uri| {
+        format!("  milvus:\n    uri: \"{uri}\"\n")
+    });
     format!(
         "address: \"127.0.0.1:{port}\"\n\
          logLevel: info,cdc_core::pipeline=debug\n\
          {store}\
          sourceConfig:\n  etcd:\n    address: [\"{etcd}\"]\n    rootPath: \"{root}\"\n    metaSubPath: meta\n\
          \x20 replicateChan: \"{channel}\"\n\
+         {rows}\
          \x20 {queue}\n",
         etcd = source.etcd,
         root = source.root_path,

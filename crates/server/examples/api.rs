@@ -177,6 +177,7 @@ async fn main() -> anyhow::Result<()> {
             max_name_length: 256,
             queue: QueueKind::Natsmq,
             replicate_channel: "by-dev-replicate-msg".to_owned(),
+            rows: true,
         },
         warnings: access.warnings(&address),
         access: access.clone(),

@@ -192,6 +192,18 @@ pub struct Create {
     /// How the target is written to; what it is found to be if left out.
     #[arg(long, value_enum)]
     pub mode: Option<Mode>,
+    /// Whether the rows are copied that the collections have now.
+    #[arg(long, value_enum)]
+    pub initial: Option<Initial>,
+    /// Load collections on the source that are not loaded, for as long as they are copied.
+    #[arg(long)]
+    pub load_for_snapshot: bool,
+    /// Rows copied a second, at most.
+    #[arg(long, value_name = "ROWS")]
+    pub rows_per_second: Option<u64>,
+    /// Bytes copied a second, at most.
+    #[arg(long, value_name = "BYTES")]
+    pub bytes_per_second: Option<u64>,
 }
 
 #[derive(Args)]
@@ -226,6 +238,16 @@ pub struct Edit {
     /// What to do with collections that are on the target already and not empty.
     #[arg(long, value_enum)]
     pub on_conflict: Option<OnConflict>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Initial {
+    /// No: only what is in the source's queue is carried.
+    Incremental,
+    /// Yes, then what is written after that.
+    Snapshot,
+    /// Of those whose first message the source's queue does not hold any more.
+    Auto,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -264,7 +286,9 @@ fn answer(text: &str) -> Result<NamedAnswer, String> {
     let form = "DATABASE.NAME=ANSWER expected, with adopt, recreate, earliest, now or skip";
     let (name, answer) = text.rsplit_once('=').ok_or(form)?;
     let (database, name) = name.split_once('.').unwrap_or(("default", name));
-    if !["adopt", "recreate", "earliest", "now", "skip"].contains(&answer) || name.is_empty() {
+    if !["adopt", "recreate", "earliest", "now", "snapshot", "skip"].contains(&answer)
+        || name.is_empty()
+    {
         return Err(form.to_owned());
     }
     Ok(NamedAnswer {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use cdc_core::position::QueueKind;
 use cdc_core::secret::Secret;
+use cdc_core::snapshot::grpc::RowsConfig;
 use cdc_core::source::PulsarConfig;
 use cdc_core::source::kafka::KafkaConfig;
 use cdc_core::tls::ClientTls;
@@ -16,6 +17,7 @@ use serde_json::Value;
 
 use crate::config_store;
 use crate::fields::{Errors, Fields, clip};
+use crate::request::normalise_uri;
 use crate::store::open::StoreConfig;
 use crate::tls_fields;
 use access::Access;
@@ -56,6 +58,8 @@ pub struct Config {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Source {
     pub etcd: Etcd,
+    /// Its proxies, where rows are to be read.
+    pub milvus: Option<RowsConfig>,
     pub replicate_channel: String,
     pub queue: Queue,
 }
@@ -344,11 +348,74 @@ fn read_source(top: &Fields<'_>, ignored: &mut Vec<String>) -> Option<Source> {
         );
     }
     let queue = read_queue(&source, ignored);
+    let milvus = source.secret_object("milvus").and_then(read_milvus);
     source.finish();
     Some(Source {
         etcd,
+        milvus,
         replicate_channel,
         queue: queue?,
+    })
+}
+
+/// Where rows of the source are read that were there before a task.
+fn read_milvus(fields: Fields<'_>) -> Option<RowsConfig> {
+    let uri = fields.string("uri");
+    if uri.is_none() && !fields.has("uri") {
+        fields.wrong(
+            "uri",
+            "missing; http://host:port expected, of the source's Milvus",
+        );
+    }
+    let uri = uri.and_then(|uri| match normalise_uri(&uri) {
+        Ok(uri) => Some(uri),
+        Err(why) => {
+            fields.wrong("uri", why);
+            None
+        }
+    });
+    let (token, username, password) = (
+        fields.secret("token"),
+        fields.string("username"),
+        fields.secret("password"),
+    );
+    let login = match (token, username, password) {
+        (None, None, None) => Some(String::new()),
+        (Some(token), None, None) => Some(token),
+        (None, Some(username), Some(password)) => match resolve_secret(&password) {
+            Ok(password) => Some(format!("{username}:{}", password.expose())),
+            Err(cause) => {
+                fields.wrong("password", cause);
+                None
+            }
+        },
+        _ => {
+            fields.wrong("token", "either token, or username and password expected");
+            None
+        }
+    };
+    let token = login.and_then(|login| match resolve_secret(&login) {
+        Ok(token) => Some(token),
+        Err(cause) => {
+            fields.wrong("token", cause);
+            None
+        }
+    });
+    let tls = match uri
+        .as_deref()
+        .is_some_and(|uri| uri.starts_with("https://"))
+    {
+        true => tls_fields::etcd(&fields),
+        false => {
+            fields.accept(&tls_fields::ETCD);
+            ClientTls::default()
+        }
+    };
+    fields.finish();
+    Some(RowsConfig {
+        uri: uri?,
+        token: token?,
+        tls,
     })
 }
 

@@ -14,6 +14,8 @@ use cdc_core::ids::{PChannel, TaskId};
 use cdc_core::promote::{self, TriedOut};
 use cdc_core::repair::{Repair, Repaired};
 use cdc_core::select::Name;
+use cdc_core::snapshot::SourceRows;
+use cdc_core::snapshot::grpc::GrpcRows;
 use cdc_core::source::reach::{Held, Reach};
 use cdc_core::source::{LogSource, QueueConfig, SourceError, open_source};
 use cdc_core::store::SharedStore;
@@ -38,6 +40,7 @@ pub struct EngineReplication {
     replicate_channel: String,
     etcd: EtcdConfig,
     source: Arc<dyn LogSource>,
+    rows: Option<Arc<dyn SourceRows>>,
     reach: Reach,
 }
 
@@ -56,6 +59,10 @@ impl EngineReplication {
             etcd,
             reach: Reach::new(source.clone()),
             source,
+            rows: config.source.milvus.clone().map(|at| {
+                let rows: Arc<dyn SourceRows> = Arc::new(GrpcRows::new(at));
+                rows
+            }),
         })
     }
 
@@ -68,6 +75,7 @@ impl EngineReplication {
         let engine = Engine::new(Parts {
             catalog: self.catalog.clone(),
             source: self.source.clone(),
+            rows: self.rows.clone(),
             store,
             connector: Arc::new(connector),
             replicate_channel: self.replicate_channel.clone(),

@@ -65,6 +65,7 @@ pub async fn serve(path: Option<&Path>) -> anyhow::Result<()> {
             max_name_length: config.max_name_length,
             queue: config.source.queue.kind(),
             replicate_channel: config.source.replicate_channel.clone(),
+            rows: config.source.milvus.is_some(),
         },
         access: config.access.clone(),
         warnings,

@@ -5,6 +5,7 @@ use cdc_core::task::CollectionState;
 pub fn name(state: &CollectionState) -> &'static str {
     match state {
         CollectionState::Waiting { .. } => "Waiting",
+        CollectionState::Snapshotting { .. } => "Snapshotting",
         CollectionState::Streaming { .. } => "Streaming",
         CollectionState::Failing { .. } => "Failing",
         CollectionState::Conflict { .. } => "Conflict",
@@ -18,7 +19,9 @@ pub fn name(state: &CollectionState) -> &'static str {
 pub fn answers(state: &CollectionState) -> Option<&'static str> {
     match state {
         CollectionState::Conflict { .. } => Some("on_conflict: adopt or recreate"),
-        CollectionState::PositionLost { .. } => Some("start: earliest or now, or positions"),
+        CollectionState::PositionLost { .. } => {
+            Some("start: earliest, now or snapshot, or positions")
+        }
         CollectionState::Quarantined { .. } => Some("skip: true"),
         _ => None,
     }

@@ -79,6 +79,7 @@ pub fn task(name: &str, selection: Selection) -> TaskSpec {
         positions: Default::default(),
         on_conflict: OnConflict::Ask,
         memory_budget: 64 << 20,
+        snapshot: Default::default(),
         durable_every: Duration::from_secs(300),
     }
 }
@@ -164,6 +165,7 @@ impl World {
         self.gate = Gate::new(StdRng::seed_from_u64(self.rng.random()));
         let gate = self.gate.clone();
         let engine = Engine::new(Parts {
+            rows: None,
             catalog: Arc::new(Gated {
                 gate: gate.clone(),
                 inner: self.source.catalog.clone() as Arc<dyn cdc_core::catalog::Catalog>,

@@ -2,7 +2,7 @@
 //! state; every row by key and hash; `count(*)`. Nothing here knows what was written or what a replicator says of itself.
 //!
 //! - [`client`]: calls that look. [`objects`]: what is there beside rows. [`select`]: which of it.
-//! - [`hash`]: a row as 128 bits. [`ranges`]: the keys in parts that fit into memory. [`suspects`]: what differed, until a
+//! - [`hash`]: a row as 128 bits. [`cdc_keys`]: the keys in parts that fit into memory. [`suspects`]: what differed, until a
 //!   later look clears it. These three are pure.
 //! - [`report`]: what it came to. [`copies`]: rows read to be copied, by whoever makes right what is wrong.
 //!
@@ -14,7 +14,6 @@ pub mod copies;
 pub mod hash;
 mod load;
 pub mod objects;
-pub mod ranges;
 pub mod report;
 mod rows;
 pub mod select;

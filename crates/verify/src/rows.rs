@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use crate::Options;
 use crate::client::{Key, Row};
 use crate::hash::RowHash;
-use crate::ranges::{Range, Step, Walk};
 use crate::report::{Counts, Difference, Kind};
 use crate::suspects::{Seen, Suspects};
 use crate::table::{Rows, Table, TooLarge};
+use cdc_keys::{Range, Step, Walk};
 
 /// Keys asked for by name in one query.
 const AT_ONCE: usize = 200;

@@ -10,7 +10,7 @@ use tonic::Code;
 
 use crate::client::{Client, Key, NoAnswer, Query, Refused, Row, Value, key_expr};
 use crate::objects::{Collection, Likeness};
-use crate::ranges::Range;
+use cdc_keys::Range;
 
 /// Which rows.
 #[derive(Debug, Clone, Copy)]

@@ -248,6 +248,7 @@ impl Source {
     fn addresses(&self) -> Addresses {
         let mut addresses = Addresses {
             mq: self.broker.mq(),
+            rows: None,
             etcd: self.etcd.url(),
             nats: String::new(),
             rocksmq: PathBuf::new(),

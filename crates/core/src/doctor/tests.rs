@@ -99,6 +99,7 @@ fn task(position: u64, applied: Tso) -> Patient {
             on_conflict: OnConflict::Ask,
             created: now(),
             memory_budget: 0,
+            snapshot: Default::default(),
             durable_every: Duration::from_secs(300),
         },
         progress: TaskProgress {

@@ -192,6 +192,21 @@ impl Budget {
     }
 }
 
+impl Budget {
+    /// Waits until whoever holds `own` bytes holds none.
+    pub async fn emptied(&self, own: &AtomicUsize) {
+        loop {
+            let freed = self.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            if own.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            freed.await;
+        }
+    }
+}
+
 /// A message's stay: counted in its stretch, in its reader and in the budget from creation to drop. Dropped when the
 /// message is acknowledged, or when its stream is detached.
 #[derive(Debug)]

@@ -6,12 +6,13 @@
 use std::collections::BTreeSet;
 
 use super::conductor::{Conductor, Entry, Held, Phase, note};
+use super::copying::unreadable;
 use super::opening::Reset;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PChannel};
 use crate::source::SourceError;
 use crate::store::Change;
-use crate::task::{Choice, CollectionState};
+use crate::task::{Choice, CollectionState, OnConflict};
 
 impl Conductor<'_> {
     /// The queue no longer holds where a collection would go on, on one channel or several.
@@ -44,6 +45,7 @@ impl Conductor<'_> {
             "earliest: go on at the first message the queue holds; what was written between is missed".to_owned(),
             "now: go on behind the last message; everything up to now is missed".to_owned(),
             "positions: go on at given messages; what was written before them is missed".to_owned(),
+            "snapshot: drop it on the target, and copy the rows that the source has now; nothing is missed".to_owned(),
         ];
         let state = CollectionState::PositionLost {
             channel: channel.clone(),
@@ -103,6 +105,16 @@ impl Conductor<'_> {
                 changes.extend(self.deletes(id, &records));
                 forget = true;
             }
+            (Phase::Held(Held::Lost(_)), Choice::Snapshot) => {
+                if self.ctx.parts.rows.is_none() {
+                    return Err(unreadable());
+                }
+                let (records, _) = self.records(id, None);
+                answer.on_conflict = Some(OnConflict::Recreate);
+                answer.snapshot = true;
+                changes.extend(self.deletes(id, &records));
+                forget = true;
+            }
             (Phase::Held(Held::Lost(lost)), choice @ (Choice::Start(_) | Choice::At(_))) => {
                 let (records, sent) = self.records(id, Some(lost));
                 for channel in lost {
@@ -136,7 +148,9 @@ impl Conductor<'_> {
             (phase, _) => {
                 let takes = match phase {
                     Phase::Held(Held::Conflict) => "waits for on_conflict (adopt or recreate)",
-                    Phase::Held(Held::Lost(_)) => "waits for start (earliest or now) or positions",
+                    Phase::Held(Held::Lost(_)) => {
+                        "waits for start (earliest, now or snapshot) or positions"
+                    }
                     Phase::Held(Held::Quarantined) => "waits for skip",
                     _ => "does not wait for a choice",
                 };

@@ -29,6 +29,7 @@ const CATCHING: usize = 8;
 impl Conductor<'_> {
     /// Intake ends at the next tick of each channel; then what is in flight is awaited and stored.
     pub(super) async fn drain(&mut self) {
+        self.stop_copies().await;
         // Whatever cannot end in time: what has, is stored as ended.
         let mut round = tokio::time::interval(Duration::from_millis(20));
         let mut say = Instant::now() + DRAIN_SAID_EVERY;
@@ -412,6 +413,7 @@ impl Conductor<'_> {
 
     /// Takes a collection off all its readers. Its place in each channel is on disk before the channel may pass it.
     pub(super) async fn detach(&mut self, id: CollectionId, route: &Arc<Route>) {
+        self.stop_copy(id).await;
         let mut tickets = Vec::new();
         // Its own readers first: one of them may be about to join a main reader.
         let own: Vec<_> = self

@@ -3,6 +3,7 @@
 //! All decisions are made in one loop, [`Conductor::run`]; long work (calls to the target) runs in jobs whose outcomes
 //! come back to the loop. Everything the loop does can be done again: it compares what should be with what is.
 
+mod copies;
 mod leaving;
 mod outcomes;
 mod rounds;
@@ -18,8 +19,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::copying::{self, Pace};
 use super::objects::{Objects, Route};
 use super::opening::{self, Answer, Opening, Ready, Stop};
+use super::pulse::Pulse;
 use super::reader::{End, Reader};
 use super::settle::{self, Settled};
 use super::status::Board;
@@ -31,6 +34,7 @@ use crate::ids::{CollectionId, DbId, PChannel};
 use crate::lane::StreamCtl;
 use crate::position::Position;
 use crate::select::Name;
+use crate::snapshot::Snapshot;
 use crate::store::{Change, CollectionObject, ObjectPhase, Progress, TaskProgress};
 use crate::task::{Choice, CollectionState, Mode, StartPoint, TaskSpec, Verdict};
 use crate::tso::Tso;
@@ -94,6 +98,8 @@ pub(super) enum Phase {
     Opening,
     /// Its route is there; in the first round the readers wait for each other.
     Ready,
+    /// The rows it had are copied, or will be when it is its turn; its messages are not read before.
+    Copying,
     Streaming,
     /// Tried again at this time.
     Retry(Instant),
@@ -115,6 +121,12 @@ pub(super) struct Entry {
     pub(super) route: Option<Arc<Route>>,
     /// A person's, as it is stored.
     pub(super) answer: Answer,
+    /// How far the copy of the rows it had is, until it is done.
+    pub(super) snapshot: Option<Snapshot>,
+    /// A copy that is under way.
+    copy: Option<copies::Copy>,
+    /// Until there are readers.
+    pulse: Option<Pulse>,
     /// The message that keeps it from going on.
     pub(super) poison: Option<(PChannel, Position)>,
     backoff: Backoff,
@@ -182,6 +194,8 @@ pub(super) struct Conductor<'a> {
     refused: HashMap<CollectionId, (Arc<Collection>, Arc<TaskSpec>)>,
     /// Rows that a stream had when everything of it was flushed.
     flushed: HashMap<CollectionId, (Weak<StreamCtl>, u64)>,
+    /// Of all copies.
+    pace: Arc<Pace>,
 }
 
 impl<'a> Conductor<'a> {
@@ -192,6 +206,7 @@ impl<'a> Conductor<'a> {
         inbox: &'a mut mpsc::Receiver<Command>,
         stored: TaskProgress,
     ) -> Self {
+        let pace = Arc::new(Pace::new(&ctx.spec.snapshot));
         Self {
             ctx,
             objects,
@@ -213,6 +228,7 @@ impl<'a> Conductor<'a> {
             asked_for: None,
             refused: HashMap::new(),
             flushed: HashMap::new(),
+            pace,
         }
     }
 
@@ -364,6 +380,8 @@ impl<'a> Conductor<'a> {
         self.failures().await;
         self.drops(view).await;
         self.open_due();
+        self.copies().await;
+        self.pulses();
         if self.begun.elapsed() >= FIRST_PATIENCE
             && let Some(first) = &mut self.first
         {
@@ -471,6 +489,13 @@ impl<'a> Conductor<'a> {
             phase,
             route: None,
             answer: answer.unwrap_or_default(),
+            snapshot: self
+                .stored
+                .notes
+                .get(&copying::note_of(source.id))
+                .and_then(|note| serde_json::from_str(note).ok()),
+            copy: None,
+            pulse: None,
             poison: None,
             backoff: Backoff::new(),
             failing_since: None,
@@ -645,6 +670,7 @@ impl<'a> Conductor<'a> {
         }
         drop(board);
         self.shown_raised = any_raised;
+        self.show_copies();
         self.show_readers();
     }
 

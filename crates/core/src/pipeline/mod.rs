@@ -8,7 +8,7 @@
 //! collection over; [`stretch`] is what it sends between two ticks, [`books`] what of that may be stored. [`objects`]
 //! knows which target object stands for which source object and makes them, [`partitions`] the same for partitions,
 //! [`drops`] ends them, [`selected`] lets collections go that the task is asked to carry no longer. [`converge`] brings indexes, load states and databases in line with the source; [`flushes`]
-//! carries flush requests. [`durable`] is up to where the target has everything on disk, [`settle`] moves it and watches
+//! carries flush requests. [`copying`] carries the rows that were there before, [`pulse`] brings ticks meanwhile. [`durable`] is up to where the target has everything on disk, [`settle`] moves it and watches
 //! for restarts of the target.
 
 mod answers;
@@ -17,6 +17,7 @@ mod carry;
 mod channels;
 mod conductor;
 pub(crate) mod converge;
+pub(crate) mod copying;
 pub(crate) mod drops;
 pub(crate) mod durable;
 pub(crate) mod flushes;
@@ -25,6 +26,7 @@ pub(crate) mod objects;
 mod opening;
 mod partitions;
 mod passes;
+mod pulse;
 mod quarantine;
 pub(crate) mod reader;
 mod repeats;

@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::TaskContext;
+use super::copying::unreadable;
 use super::objects::{Objects, Obstacle, Opened, Route};
 use crate::catalog::{Collection, ObjectState};
 use crate::decode::{Event, decode};
 use crate::ids::{CollectionId, PChannel};
 use crate::position::Position;
+use crate::snapshot::{Initial, Snapshot};
 use crate::source::{SourceError, Start};
 use crate::store::{CollectionObject, ObjectPhase, Progress};
 use crate::task::{GivenPosition, OnConflict, StartPoint};
@@ -34,6 +36,8 @@ pub(super) struct Answer {
     pub(super) sent: Tso,
     /// Messages to leave out. Kept as long as the collection is.
     pub(super) skipped: Vec<(PChannel, Position)>,
+    /// The rows it has are copied first, into a new collection.
+    pub(super) snapshot: bool,
     /// The task was asked to carry it no longer: what the target holds of it may be another's since.
     pub(super) apart: bool,
 }
@@ -68,6 +72,8 @@ pub(super) struct Ready {
     pub(super) fresh: Option<CollectionObject>,
     /// Where its reading begins, on the channels where it does.
     pub(super) records: Vec<(PChannel, Progress)>,
+    /// The rows it had are to be copied first; of use with `fresh` only.
+    pub(super) snapshot: Option<Snapshot>,
 }
 
 /// It cannot be read.
@@ -108,17 +114,40 @@ pub(super) async fn open(
     let mut records = Vec::new();
     let mut lost = Vec::new();
     let mut given = false;
-    for channel in channels {
-        let place = place(&ctx, &source, &database, &answer, channel);
-        given |= matches!(place, Reset::At(_));
-        match begin_at(&ctx, &source, &database, channel, place).await {
-            Ok(progress) => records.push((channel.clone(), progress)),
-            Err(error @ SourceError::PositionLost { .. }) => lost.push(error),
-            Err(error) => return Err(Stop::Unread(error)),
+    let wanted = ctx.wanted();
+    let initial = match known {
+        Some(_) => Initial::Incremental,
+        None if answer.snapshot => Initial::Snapshot,
+        None => wanted.initial_of(&database, &source),
+    };
+    let mut copied = initial == Initial::Snapshot;
+    if !copied {
+        for channel in &channels {
+            let place = place(&ctx, &source, &database, &answer, channel);
+            given |= matches!(place, Reset::At(_));
+            match begin_at(&ctx, &source, &database, channel, place).await {
+                Ok(progress) => records.push(((*channel).clone(), progress)),
+                Err(error @ SourceError::PositionLost { .. }) => lost.push(error),
+                Err(error) => return Err(Stop::Unread(error)),
+            }
+        }
+        copied = !lost.is_empty() && initial == Initial::Auto && !given;
+        if !lost.is_empty() && !copied {
+            return Err(Stop::Lost(lost));
         }
     }
-    if !lost.is_empty() {
-        return Err(Stop::Lost(lost));
+    if copied {
+        if ctx.parts.rows.is_none() {
+            return Err(Stop::Target(Obstacle::Failed(unreadable())));
+        }
+        // On all channels: what is copied is as of one moment.
+        records.clear();
+        for channel in &channels {
+            match begin_now(&ctx, channel).await {
+                Ok(progress) => records.push(((*channel).clone(), progress)),
+                Err(error) => return Err(Stop::Unread(error)),
+            }
+        }
     }
     let spec = if given {
         // Who says where to go on says what is there.
@@ -138,10 +167,21 @@ pub(super) async fn open(
     for (_, progress) in &mut records {
         progress.sent = progress.sent.max(sent);
     }
+    let snapshot = copied.then(|| Snapshot {
+        at: records
+            .iter()
+            .map(|(_, p)| p.applied)
+            .max()
+            .unwrap_or_default(),
+        // Over what is there already.
+        again: adopted.is_some(),
+        ..Snapshot::default()
+    });
     Ok(Ready {
         route,
         fresh,
         records,
+        snapshot,
     })
 }
 

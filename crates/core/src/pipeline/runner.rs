@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::conductor::{Command, Conductor, Ended, Said, broke_off};
+use super::copying;
 use super::durable::{Asked, Durable};
 use super::objects::Objects;
 use super::status::Board;
@@ -208,7 +209,12 @@ async fn conduct(
             let nodes = nodes(&hub, &stored, watched).await;
             took("the target was asked for its nodes");
             let begun = Durable::begin(&spec.id, &stored, nodes);
-            let stored = parts.store.commit(begun.changes).await;
+            let mut changes = begun.changes;
+            if begun.replayed.is_some() {
+                // Rows that were copied are in no queue: what the target had not flushed of them is copied once more.
+                changes.extend(copying::anew(&spec.id, &stored));
+            }
+            let stored = parts.store.commit(changes).await;
             stored.map_err(store_problem)?;
             if let Some(replayed) = begun.replayed {
                 let (channels, from) = (replayed.len(), replayed.values().min());

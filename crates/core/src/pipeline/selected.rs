@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::conductor::{Conductor, Held, Phase, note};
+use super::copying;
 use super::opening::Answer;
 use crate::catalog::{CatalogError, Collection, ObjectState, View};
 use crate::error::{ErrorClass, Problem};
@@ -188,6 +189,10 @@ impl Conductor<'_> {
         };
         entry.answer.apart = false;
         entry.phase = Phase::Due;
+        if let Some(snapshot) = &mut entry.snapshot {
+            *snapshot = snapshot.anew();
+            changes.push(copying::note(&self.ctx, id, Some(snapshot)));
+        }
         changes.push(note(&self.ctx, id, &entry.answer));
         self.ctx.commit(changes).await;
     }

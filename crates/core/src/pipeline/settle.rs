@@ -179,6 +179,18 @@ async fn confirm(ctx: &TaskContext, carried: &Carried) -> Result<bool, TargetErr
     Ok(false)
 }
 
+/// Whether everything that was acknowledged of a collection by now is flushed, made to be so.
+pub(super) async fn flush(ctx: &TaskContext, route: &Arc<Route>) -> Result<bool, TargetError> {
+    let lanes = route.shards.iter().map(|s| s.lane.max_acknowledged());
+    let carried = Carried {
+        route: route.clone(),
+        rows: 0,
+        up_to: lanes.max().unwrap_or_default(),
+        way: Way::Flush,
+    };
+    confirm(ctx, &carried).await
+}
+
 /// Channels whose queue no longer holds what a restart of the target would need.
 async fn out_of_reach(ctx: &TaskContext) -> Vec<Problem> {
     let needed = ctx.durable.lock().needed();

@@ -21,7 +21,7 @@ fn fields(schema: &CollectionSchema) -> impl Iterator<Item = &FieldSchema> {
 ///
 /// # Errors
 /// Names the field, what it has and what it should.
-pub(super) fn fit(
+pub(crate) fn fit(
     schema: &CollectionSchema,
     columns: &[FieldData],
     rows: usize,

@@ -16,7 +16,7 @@
 //! not touch keeps what was read. What was sent is not in the queue again: until the target has flushed it, a restart of a
 //! 2.3.5 can lose it, as [`crate::pipeline`]'s durable checkpoint cannot know of it.
 
-mod columns;
+pub(crate) mod columns;
 mod send;
 
 use std::collections::{BTreeMap, BTreeSet};

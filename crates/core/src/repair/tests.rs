@@ -135,6 +135,7 @@ fn spec() -> TaskSpec {
         positions: Default::default(),
         on_conflict: OnConflict::Ask,
         memory_budget: 1,
+        snapshot: Default::default(),
         durable_every: std::time::Duration::from_secs(1),
     }
 }

@@ -138,6 +138,7 @@ async fn five_broken_set_ups(random: &mut StdRng) -> Result<()> {
 
     // 2. A wrong root path: nothing is there; and the metadata of another Milvus.
     let nothing = Addresses {
+        rows: None,
         root_path: "by-dev".to_owned(),
         ..at.clone()
     };
@@ -146,6 +147,7 @@ async fn five_broken_set_ups(random: &mut StdRng) -> Result<()> {
     found.also_ok("source etcd")?;
     found.also_ok("source queue")?;
     let other = Addresses {
+        rows: None,
         etcd: lab.target.etcd(),
         root_path: lab.target.root_path().to_owned(),
         ..at.clone()
@@ -160,6 +162,7 @@ async fn five_broken_set_ups(random: &mut StdRng) -> Result<()> {
     // 3. The queue does not answer.
     let port = free_port()?.to_string();
     let silent = Addresses {
+        rows: None,
         nats: format!("nats://127.0.0.1:{port}"),
         ..at.clone()
     };

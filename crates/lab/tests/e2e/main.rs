@@ -31,6 +31,7 @@ mod rules;
 mod schemas;
 mod secured;
 mod selected;
+mod snapshot;
 mod starts;
 mod stuck;
 mod tasks;
@@ -72,6 +73,7 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("failover", failover::TESTS),
     ("verify", verify::TESTS),
     ("repair", repair::TESTS),
+    ("snapshot", snapshot::TESTS),
     ("demo", demo::TESTS),
 ];
 

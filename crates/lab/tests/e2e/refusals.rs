@@ -135,6 +135,7 @@ async fn nothing_there_at_the_start(_: &mut StdRng) -> Result<()> {
     for mq in [Mq::Natsmq, Mq::Rocksmq, Mq::Pulsar, Mq::Kafka] {
         let (etcd, nats) = (free_port()?, free_port()?);
         let source = Addresses {
+            rows: None,
             mq,
             etcd: format!("http://127.0.0.1:{etcd}"),
             nats: format!("nats://127.0.0.1:{nats}"),
@@ -154,6 +155,7 @@ async fn nothing_there_at_the_start(_: &mut StdRng) -> Result<()> {
     for mq in [Mq::Natsmq, Mq::Rocksmq, Mq::Pulsar, Mq::Kafka] {
         let nats = free_port()?;
         let source = Addresses {
+            rows: None,
             mq,
             nats: format!("nats://127.0.0.1:{nats}"),
             rocksmq: dir.join("no-such-folder"),

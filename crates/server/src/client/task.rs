@@ -6,7 +6,9 @@ use ureq::http::Method;
 
 use super::http::{Client, secret};
 use super::{Failure, quarantine, say, table, watch};
-use crate::cli::{Create, Edit, Mode, NamedAnswer, OnConflict, Output, Start, TaskCommand};
+use crate::cli::{
+    Create, Edit, Initial, Mode, NamedAnswer, OnConflict, Output, Start, TaskCommand,
+};
 use crate::http::v1::body;
 
 pub(super) fn run(client: &Client, command: &TaskCommand) -> Result<(), Failure> {
@@ -141,6 +143,14 @@ fn new_task(create: &Create) -> Result<Value, Failure> {
             Mode::Replicate => body::Mode::Replicate,
             Mode::Plain => body::Mode::Plain,
         }),
+        initial: create.initial.map(|initial| match initial {
+            Initial::Incremental => body::Initial::Incremental,
+            Initial::Snapshot => body::Initial::Snapshot,
+            Initial::Auto => body::Initial::Auto,
+        }),
+        load_for_snapshot: create.load_for_snapshot.then_some(true),
+        rows_per_second: create.rows_per_second,
+        bytes_per_second: create.bytes_per_second,
         mapping: None,
         skip_operations: None,
     };
@@ -271,8 +281,9 @@ fn answer(given: &NamedAnswer) -> body::Answer {
         _ => None,
     };
     let start = match given.answer.as_str() {
-        "earliest" => Some(body::Start::Earliest),
-        "now" => Some(body::Start::Now),
+        "earliest" => Some(body::Beginning::Earliest),
+        "now" => Some(body::Beginning::Now),
+        "snapshot" => Some(body::Beginning::Snapshot),
         _ => None,
     };
     body::Answer {

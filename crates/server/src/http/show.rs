@@ -33,6 +33,7 @@ pub(super) fn brief(task: &Task) -> Map<String, Value> {
     put("collection_infos", json!(task.given.collection_infos));
     put("db_collections", json!(task.given.db_collections));
     put("start", json!(spec.start));
+    put("initial", json!(spec.snapshot.initial));
     put("on_conflict", json!(spec.on_conflict));
     put("mode", json!(spec.target.mode));
     put("created", json!(task.created));

@@ -120,6 +120,7 @@ pub async fn plan(config: &Config, from: &Config) -> anyhow::Result<Plan> {
         max_name_length: config.max_name_length,
         queue: config.source.queue.kind(),
         replicate_channel: config.source.replicate_channel.clone(),
+        rows: config.source.milvus.is_some(),
     };
     let of_tasks = TaskLimits::of(config);
     let key = config.secret_key.as_ref().map(SealKey::parse).transpose()?;

@@ -204,6 +204,7 @@ mod tests {
             max_name_length: 256,
             queue: QueueKind::Natsmq,
             replicate_channel: "by-dev-replicate-msg".to_owned(),
+            rows: false,
         };
         let of_tasks = TaskLimits {
             max_task_num: 9,

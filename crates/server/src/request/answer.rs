@@ -1,11 +1,18 @@
 //! `collections` of a resume request: a person's answers.
 
 use cdc_core::ids::CollectionId;
-use cdc_core::task::{Choice, CollectionState};
+use cdc_core::task::{Choice, CollectionState, StartPoint};
 
 use super::position::positions_of_one;
-use super::{CONFLICTS, Limits, STARTS};
+use super::{CONFLICTS, Limits};
 use crate::fields::Fields;
+
+/// Where one that has lost its position goes on.
+const BEGINNINGS: &[(&str, Option<StartPoint>)] = &[
+    ("earliest", Some(StartPoint::Earliest)),
+    ("now", Some(StartPoint::Now)),
+    ("snapshot", None),
+];
 
 /// A person's answer for one collection.
 #[derive(Clone, PartialEq, Debug)]
@@ -25,7 +32,7 @@ impl Answer {
             (&self.choice, state),
             (Choice::Conflict(_), CollectionState::Conflict { .. })
                 | (
-                    Choice::Start(_) | Choice::At(_),
+                    Choice::Start(_) | Choice::At(_) | Choice::Snapshot,
                     CollectionState::PositionLost { .. }
                 )
                 | (
@@ -59,7 +66,8 @@ pub(super) fn read(
         let choices: Vec<Choice> = [
             item.choice("on_conflict", &CONFLICTS[1..])
                 .map(Choice::Conflict),
-            item.choice("start", &STARTS[1..]).map(Choice::Start),
+            item.choice("start", BEGINNINGS)
+                .map(|start| start.map_or(Choice::Snapshot, Choice::Start)),
             at.map(Choice::At),
             (item.boolean("skip") == Some(true)).then_some(Choice::Skip),
         ]

@@ -22,6 +22,8 @@ pub struct Edited {
 
 const START_STAYS: &str = "the task's start cannot be changed: it was for the collections that were there when the task was created; give a start with a collection that is added";
 
+const SNAPSHOT_STAYS: &str = "cannot be changed by this version; make a new task";
+
 /// What can be changed.
 pub(super) const FIELDS: [&str; 5] = [
     "target",
@@ -48,6 +50,13 @@ pub(super) fn refuse_what_stays(data: &Fields<'_>) {
             "cannot be changed: all that is stored of the task goes by it; make a new task",
         ),
         ("start", START_STAYS),
+        (
+            "initial",
+            "cannot be changed: it was for the collections that were there when the task was created; make a new task",
+        ),
+        ("load_for_snapshot", SNAPSHOT_STAYS),
+        ("rows_per_second", SNAPSHOT_STAYS),
+        ("bytes_per_second", SNAPSHOT_STAYS),
         (
             "mode",
             "cannot be changed: what is on the target was made for this one; make a new task",

@@ -7,6 +7,7 @@ mod edit;
 mod position;
 mod resource;
 mod selection;
+mod snapshot;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::position::QueueKind;
 use cdc_core::secret::Secret;
 use cdc_core::select::{Mapping, Skipped};
+use cdc_core::snapshot::SnapshotSpec;
 use cdc_core::task::{GivenPosition, Mode, OnConflict, Selection, StartPoint, TargetSpec};
 use cdc_core::tls::ClientTls;
 use serde::{Deserialize, Serialize};
@@ -49,6 +51,8 @@ pub struct Limits {
     pub max_name_length: usize,
     pub queue: QueueKind,
     pub replicate_channel: String,
+    /// Whether the source's rows can be read.
+    pub rows: bool,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -65,6 +69,7 @@ pub struct CreateTask {
     pub on_conflict: OnConflict,
     /// `None`: what the target is says it.
     pub mode: Option<Mode>,
+    pub snapshot: SnapshotSpec,
     pub mapping: Mapping,
     pub skip: Skipped,
     pub given: Given,
@@ -114,6 +119,7 @@ pub fn create(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
     let wanted = selection::read(&data, limits);
     let on_conflict = data.choice("on_conflict", CONFLICTS).unwrap_or_default();
     let mode = data.choice("mode", MODES).unwrap_or_default();
+    let snapshot = snapshot::read(&data, limits);
     data.finish();
     let names = Names::default();
     Some(put_together(
@@ -121,7 +127,7 @@ pub fn create(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
         target?,
         wanted,
         names,
-        (on_conflict, mode),
+        (on_conflict, mode, snapshot),
     ))
 }
 
@@ -130,11 +136,12 @@ fn put_together(
     target: connect::Connect,
     wanted: selection::Wanted,
     names: Names,
-    (on_conflict, mode): (OnConflict, Option<Mode>),
+    (on_conflict, mode, snapshot): (OnConflict, Option<Mode>, SnapshotSpec),
 ) -> CreateTask {
     CreateTask {
         id,
         mode,
+        snapshot,
         uri: target.uri,
         token: target.token,
         tls: target.tls,

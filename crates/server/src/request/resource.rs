@@ -4,7 +4,7 @@ use cdc_core::task::TaskSpec;
 
 use super::{
     Answer, CONFLICTS, CreateTask, Edited, Given, Limits, MODES, answer, carried, check_id,
-    connect, edit, put_together, selection,
+    connect, edit, put_together, selection, snapshot,
 };
 use crate::fields::Fields;
 
@@ -41,13 +41,14 @@ pub fn task(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
     carried::check(&data, &wanted.selection, &names.mapping);
     let on_conflict = data.choice("on_conflict", CONFLICTS).unwrap_or_default();
     let mode = data.choice("mode", MODES).unwrap_or_default();
+    let snapshot = snapshot::read(&data, limits);
     data.finish();
     Some(put_together(
         id,
         target?,
         wanted,
         names,
-        (on_conflict, mode),
+        (on_conflict, mode, snapshot),
     ))
 }
 

@@ -33,6 +33,7 @@ pub(crate) fn task(request: CreateTask, id: TaskId, now: u64, limits: &TaskLimit
         added: Default::default(),
         positions: request.positions,
         on_conflict: request.on_conflict,
+        snapshot: request.snapshot,
         created: Tso::from_millis(now),
         memory_budget: limits.memory_budget,
         durable_every: limits.durable_every,

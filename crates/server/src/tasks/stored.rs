@@ -6,6 +6,7 @@ use std::time::Duration;
 use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::secret::Secret;
 use cdc_core::select::{Mapping, Skipped};
+use cdc_core::snapshot::SnapshotSpec;
 use cdc_core::store::StoreError;
 use cdc_core::task::{
     GivenPosition, Mode, OnConflict, Selection, StartPoint, TargetSpec, TaskSpec,
@@ -42,6 +43,8 @@ struct StoredSpec {
     #[serde(default)]
     added: Vec<(String, String, Tso)>,
     on_conflict: OnConflict,
+    #[serde(default)]
+    snapshot: SnapshotSpec,
     positions: BTreeMap<CollectionId, BTreeMap<PChannel, GivenPosition>>,
     given: Given,
 }
@@ -58,6 +61,7 @@ pub(super) fn encode(task: &Task) -> Result<StoredTask, StoreError> {
         added,
         positions,
         on_conflict,
+        snapshot,
         ..
     } = task.spec.clone();
     let spec = StoredSpec {
@@ -79,6 +83,7 @@ pub(super) fn encode(task: &Task) -> Result<StoredTask, StoreError> {
             .map(|((database, name), at)| (database, name, at))
             .collect(),
         on_conflict,
+        snapshot,
         positions,
         given: task.given.clone(),
     };
@@ -123,6 +128,7 @@ pub(super) fn decode(stored: StoredTask, limits: &TaskLimits) -> Result<Task, St
             .collect(),
         positions: spec.positions,
         on_conflict: spec.on_conflict,
+        snapshot: spec.snapshot,
         created: Tso::from_millis(stored.created),
         memory_budget: limits.memory_budget,
         durable_every: limits.durable_every,

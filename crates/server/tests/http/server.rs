@@ -306,6 +306,7 @@ pub(crate) async fn start_on(
         max_name_length: 16,
         queue: QueueKind::Natsmq,
         replicate_channel: "r".to_owned(),
+        rows: true,
     };
     let stop = CancellationToken::new();
     let log_levels = Arc::new(Mutex::new(Vec::new()));

@@ -20,9 +20,10 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response};
 
+pub use cdc_keys::{Key, key_expr};
 pub use columns::to_columns;
 pub use read::Query;
-pub use value::{Key, META, Row, Value, from_columns, key_expr};
+pub use value::{META, Row, Value, from_columns};
 
 /// A refusal by the server.
 #[derive(Debug, Clone)]

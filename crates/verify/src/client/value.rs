@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::{Context, Result, bail};
+use cdc_keys::Key;
 use milvus::proto::schema::{
     FieldData, ScalarField, SparseFloatArray, field_data, scalar_field, vector_field,
 };
@@ -13,52 +14,6 @@ pub const META: &str = "$meta";
 
 /// One row: field name to value.
 pub type Row = BTreeMap<String, Value>;
-
-/// A primary key.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Key {
-    Int(i64),
-    Str(String),
-}
-
-impl Key {
-    /// As it is written in an expression.
-    pub fn literal(&self) -> String {
-        match self {
-            Key::Int(i) => i.to_string(),
-            Key::Str(s) => quoted(s),
-        }
-    }
-}
-
-/// A string as 2.3.5 and milvus-lite read it in an expression. Control characters stay as they are, for milvus-lite does
-/// not read `\u001f`; seen with each of them on both.
-fn quoted(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => quoted.push_str("\\\""),
-            '\\' => quoted.push_str("\\\\"),
-            '\n' => quoted.push_str("\\n"),
-            '\r' => quoted.push_str("\\r"),
-            '\t' => quoted.push_str("\\t"),
-            other => quoted.push(other),
-        }
-    }
-    quoted.push('"');
-    quoted
-}
-
-/// For people: control characters are escaped.
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Key::Int(i) => write!(f, "{i}"),
-            Key::Str(s) => write!(f, "{}", serde_json::Value::from(s.as_str())),
-        }
-    }
-}
 
 /// A value of one field.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -151,12 +106,6 @@ impl fmt::Debug for Value {
             Value::Null => f.write_str("null"),
         }
     }
-}
-
-/// `field in [...]`, strings escaped as Milvus reads them.
-pub fn key_expr(field: &str, keys: &[Key]) -> String {
-    let list: Vec<String> = keys.iter().map(Key::literal).collect();
-    format!("{field} in [{}]", list.join(","))
 }
 
 /// The rows of an answer's columns.
@@ -300,11 +249,6 @@ mod tests {
     use milvus::proto::schema::VectorField;
 
     use super::*;
-
-    #[test]
-    fn a_key_with_quotes_is_escaped() {
-        assert_eq!(Key::Str("a\"\\\n".into()).literal(), r#""a\"\\\n""#);
-    }
 
     fn vectors(dim: i64, data: vector_field::Data) -> FieldData {
         FieldData {

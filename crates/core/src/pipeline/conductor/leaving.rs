@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::{Conductor, DROP_PATIENCE, DROPS, JOBS, LOOK_EVERY, Outcome, Phase};
 use crate::catalog::{ObjectState, View};
 use crate::ids::CollectionId;
+use crate::pipeline::copying;
 use crate::pipeline::objects::TargetShard;
 use crate::select::Operation;
 use crate::store::{Change, ObjectPhase};
@@ -221,11 +222,14 @@ impl Conductor<'_> {
             .cloned()
             .collect();
         let task = self.ctx.spec.id.clone();
-        let mut changes = vec![Change::PutNote {
-            task: task.clone(),
-            collection: id,
-            note: String::new(),
-        }];
+        let mut changes = vec![
+            Change::PutNote {
+                task: task.clone(),
+                collection: id,
+                note: String::new(),
+            },
+            copying::note(&self.ctx, id, None),
+        ];
         for key in keys {
             if let Some(reader) = self.catching.remove(&key) {
                 reader.cancel.cancel();

@@ -10,6 +10,7 @@ use crate::catalog::ObjectState;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::CollectionId;
 use crate::lane::Poison;
+use crate::pipeline::copying;
 use crate::pipeline::objects::Obstacle;
 use crate::pipeline::opening::{Ready, Stop};
 use crate::store::{Change, ObjectPhase};
@@ -132,6 +133,7 @@ impl Conductor<'_> {
             route,
             fresh,
             records,
+            snapshot,
         } = ready;
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
@@ -154,6 +156,10 @@ impl Conductor<'_> {
         if answer != entry.answer {
             changes.push(note(&self.ctx, id, &answer));
         }
+        if fresh.is_some() && snapshot != entry.snapshot {
+            changes.push(copying::note(&self.ctx, id, snapshot.as_ref()));
+            entry.snapshot = snapshot;
+        }
         match fresh {
             Some(object) => self.objects.put_with(object, changes).await,
             None if !changes.is_empty() => self.ctx.commit(changes).await,
@@ -164,7 +170,10 @@ impl Conductor<'_> {
         }
         entry.answer = answer;
         entry.route = Some(route);
-        entry.phase = Phase::Ready;
+        entry.phase = match entry.snapshot {
+            Some(_) => Phase::Copying,
+            None => Phase::Ready,
+        };
     }
 
     pub(in crate::pipeline) fn failed(&mut self, id: CollectionId, problem: Problem) {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use cdc_keys::quoted;
 
 use super::columns::{head, merged, taken};
 use super::message::{Keys, Message, Work, keys_in};
@@ -247,32 +248,13 @@ fn expressions(keys: &[Keys], primary: &str) -> Vec<String> {
     for keys in keys {
         match keys {
             Keys::Int(keys) => keys.iter().for_each(|key| add(&key.to_string())),
-            Keys::Str(keys) => keys.iter().for_each(|key| add(&literal(key))),
+            Keys::Str(keys) => keys.iter().for_each(|key| add(&quoted(key))),
         }
     }
     if count > 0 {
         all.push(format!("{primary} in [{list}]"));
     }
     all
-}
-
-/// A string as 2.3.5 and milvus-lite read it in an expression. Control characters stay as they are, for milvus-lite does
-/// not read `\u001f`; seen with each of them on both.
-fn literal(key: &str) -> String {
-    let mut quoted = String::with_capacity(key.len() + 2);
-    quoted.push('"');
-    for c in key.chars() {
-        match c {
-            '"' => quoted.push_str("\\\""),
-            '\\' => quoted.push_str("\\\\"),
-            '\n' => quoted.push_str("\\n"),
-            '\r' => quoted.push_str("\\r"),
-            '\t' => quoted.push_str("\\t"),
-            other => quoted.push(other),
-        }
-    }
-    quoted.push('"');
-    quoted
 }
 
 /// The calls for these messages, in their order. `unknown`: rows of this message may be there already, or some of them.

@@ -98,6 +98,7 @@ impl World {
     /// milvus-cdc with these lines below `sourceConfig.etcd`.
     async fn cdc(&self, name: &str, etcd: &str) -> Result<Cdc> {
         let source = Addresses {
+            rows: None,
             etcd: self.etcd.address(),
             ..Addresses::of(&self.source)
         };

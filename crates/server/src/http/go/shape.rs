@@ -65,7 +65,7 @@ pub(crate) struct ResumeAnswer {
     pub(crate) db: Option<String>,
     pub(crate) name: String,
     pub(crate) on_conflict: Option<super::super::v1::body::OnConflict>,
-    pub(crate) start: Option<super::super::v1::body::Start>,
+    pub(crate) start: Option<super::super::v1::body::Beginning>,
     pub(crate) positions: Option<BTreeMap<String, String>>,
     pub(crate) skip: Option<bool>,
 }
@@ -114,6 +114,16 @@ pub(crate) struct Create {
     pub(crate) on_conflict: Option<super::super::v1::body::OnConflict>,
     /// The Go server has none.
     pub(crate) mode: Option<super::super::v1::body::Mode>,
+    /// The Go server has none.
+    pub(crate) initial: Option<super::super::v1::body::Initial>,
+    /// The Go server has none.
+    pub(crate) load_for_snapshot: Option<bool>,
+    /// The Go server has none.
+    #[schema(minimum = 1, maximum = 1_099_511_627_776_u64)]
+    pub(crate) rows_per_second: Option<u64>,
+    /// The Go server has none.
+    #[schema(minimum = 1, maximum = 1_099_511_627_776_u64)]
+    pub(crate) bytes_per_second: Option<u64>,
 }
 
 /// `uri`, or `host` and `port`; `token`, or `username` and `password`.

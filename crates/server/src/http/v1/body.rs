@@ -22,6 +22,16 @@ pub(crate) struct NewTask {
     pub(crate) on_conflict: Option<OnConflict>,
     /// `auto` if left out.
     pub(crate) mode: Option<Mode>,
+    /// `incremental` if left out. `snapshot`: the rows of the collections that are there now are copied first. `auto`: of
+    /// those whose first message the source's queue does not hold any more.
+    pub(crate) initial: Option<Initial>,
+    /// Load a collection on the source that is not loaded, for as long as it is copied.
+    pub(crate) load_for_snapshot: Option<bool>,
+    /// How many rows of all its collections together are copied at most.
+    #[schema(minimum = 1, maximum = 1_099_511_627_776_u64)]
+    pub(crate) rows_per_second: Option<u64>,
+    #[schema(minimum = 1, maximum = 1_099_511_627_776_u64)]
+    pub(crate) bytes_per_second: Option<u64>,
     /// Names on the target; the first that matches counts, what none matches keeps its name.
     pub(crate) mapping: Option<Vec<NewMapping>>,
     /// What happens on the source and is not carried.
@@ -102,6 +112,23 @@ pub(crate) struct NewMapping {
     pub(crate) from: String,
     #[schema(example = "db2.{}_copy")]
     pub(crate) to: String,
+}
+
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Initial {
+    Incremental,
+    Snapshot,
+    Auto,
+}
+
+/// Where a collection goes on that has lost its position.
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Beginning {
+    Earliest,
+    Now,
+    Snapshot,
 }
 
 #[derive(Clone, Copy, Serialize, ToSchema)]
@@ -223,8 +250,9 @@ pub(crate) struct Answer {
     pub(crate) name: String,
     /// For `Conflict`: `adopt` or `recreate`.
     pub(crate) on_conflict: Option<OnConflict>,
-    /// For `PositionLost`: `earliest` or `now`.
-    pub(crate) start: Option<Start>,
+    /// For `PositionLost`. `snapshot`: the collection is dropped on the target, made anew, and the rows that the source has
+    /// now are copied.
+    pub(crate) start: Option<Beginning>,
     /// For `PositionLost`: by virtual channel.
     pub(crate) positions: Option<BTreeMap<String, String>>,
     /// For `Quarantined`, or `Failing` at one message: leave that message out.

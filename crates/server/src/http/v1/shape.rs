@@ -73,6 +73,9 @@ pub(crate) struct Task {
     pub(crate) start: Option<super::body::Start>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(inline)]
+    pub(crate) initial: Option<super::body::Initial>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(inline)]
     pub(crate) on_conflict: Option<super::body::OnConflict>,
     /// `replicate` or `plain`.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -8,6 +8,7 @@ use cdc_core::error::Problem;
 use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::quarantine::{Kept, Record, State};
 use cdc_core::select::{self, Operation, Rule};
+use cdc_core::snapshot::Initial;
 use cdc_core::source::reach::Held;
 use cdc_core::store::TaskProgress;
 use cdc_core::task::{
@@ -61,6 +62,11 @@ pub(super) fn task(task: &tasks::Task, progress: Option<Progress>) -> Task {
             .collect(),
         skip_operations: spec.skip.iter().map(|o| operation(*o)).collect(),
         start: Some(start(spec.start)),
+        initial: Some(match spec.snapshot.initial {
+            Initial::Incremental => body::Initial::Incremental,
+            Initial::Snapshot => body::Initial::Snapshot,
+            Initial::Auto => body::Initial::Auto,
+        }),
         on_conflict: Some(match spec.on_conflict {
             OnConflict::Ask => body::OnConflict::Ask,
             OnConflict::Adopt => body::OnConflict::Adopt,
@@ -88,6 +94,7 @@ pub(super) fn unreadable(task: &Unreadable) -> Task {
         mapping: Vec::new(),
         skip_operations: Vec::new(),
         start: None,
+        initial: None,
         on_conflict: None,
         mode: None,
         created_at: None,

@@ -3,10 +3,13 @@
 //! Nothing tells where the keys are, so ranges are halved until `count(*)` of each is small enough. A query with `limit`
 //! is no way: on 2.3.5 it may leave out rows between the last of one segment and the first of another.
 
-use crate::client::Key;
+use serde::{Deserialize, Serialize};
+
+use crate::Key;
 
 /// Keys that follow each other.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
 pub enum Range {
     /// From and to, both included.
     Int { low: i64, high: i64 },

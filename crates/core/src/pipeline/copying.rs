@@ -1,0 +1,878 @@
+//! Carries the rows that a collection had before the task to the target; see [`crate::snapshot`] for why that is right.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use cdc_keys::{Key, Range};
+use milvus::proto::schema::{
+    CollectionSchema, FieldData, IDs, LongArray, StringArray, i_ds::IdField,
+};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::TaskContext;
+use super::conductor::broke_off;
+use super::objects::{Objects, PartitionAnswer, PartitionRoute, Route};
+use super::settle;
+use super::stretch::all_partitions;
+use crate::backoff::Backoff;
+use crate::catalog::{Collection, ObjectState};
+use crate::error::{ErrorClass, Problem};
+use crate::ids::{CollectionId, PChannel, PartitionId, TaskId};
+use crate::lane::{Cell, EdgeId, Lane, Outgoing, StreamCtl, Ticket};
+use crate::repair::columns::fit;
+use crate::route::encode;
+use crate::route::hash::{self, Value};
+use crate::snapshot::{
+    Of, Page, Pages, Part, Piece, RowsError, Snapshot, SourceRows, bytes_of, pick,
+};
+use crate::source::{SourceError, Start};
+use crate::store::{Change, Progress as Place, TaskProgress};
+use crate::task::Mode;
+use crate::tso::Tso;
+
+/// Pieces of one collection that are copied at the same time.
+const WORKERS: usize = 4;
+/// Bytes of a page, about.
+const PAGE_BYTES: u64 = 1 << 20;
+/// Rows of a page at most, and of the first, before it is known how large rows are.
+const PAGE_ROWS: u64 = 4_000;
+const FIRST_PAGE: u64 = 200;
+/// Pages of a piece, about: what is copied again after a crash.
+const PIECE_PAGES: u64 = 16;
+/// A question that is refused is asked so often.
+const TRIES: u32 = 4;
+const LOADED_WITHIN: Duration = Duration::from_secs(600);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often it is asked whether the queue still holds what comes behind the copy.
+const REACH_EVERY: Duration = Duration::from_secs(30);
+/// The target has flushed what was copied within so many rounds of [`settle::flush`].
+const FLUSHES: u32 = 5;
+
+/// Under this id the store keeps how far the copy of a collection is: below those that stand for something else, and
+/// above none that Milvus gives out.
+pub(super) fn note_of(id: CollectionId) -> CollectionId {
+    CollectionId(i64::MIN.wrapping_add(id.0))
+}
+
+pub(super) fn note(ctx: &TaskContext, id: CollectionId, snapshot: Option<&Snapshot>) -> Change {
+    let note = snapshot.and_then(|s| serde_json::to_string(s).ok());
+    Change::PutNote {
+        task: ctx.spec.id.clone(),
+        collection: note_of(id),
+        note: note.unwrap_or_default(),
+    }
+}
+
+/// What makes every copy that is not done begin anew.
+pub(super) fn anew(task: &TaskId, stored: &TaskProgress) -> Vec<Change> {
+    let copied = |id: &CollectionId| {
+        let note = stored.notes.get(&note_of(*id))?;
+        let snapshot: Snapshot = serde_json::from_str(note).ok()?;
+        Some(Change::PutNote {
+            task: task.clone(),
+            collection: note_of(*id),
+            note: serde_json::to_string(&snapshot.anew()).ok()?,
+        })
+    };
+    stored.collections.keys().filter_map(copied).collect()
+}
+
+/// How far a copy is, for whoever looks.
+#[derive(Debug)]
+pub(super) struct Progress {
+    begun: Instant,
+    /// Before this process or job.
+    before: AtomicU64,
+    /// By it.
+    copied: AtomicU64,
+    total: AtomicU64,
+    doubled: AtomicU64,
+    what: Mutex<&'static str>,
+    /// As it was stored last.
+    stored: Mutex<Snapshot>,
+}
+
+/// Why a copy has ended before its end.
+#[derive(Debug)]
+pub(super) enum Stopped {
+    Failed(Problem),
+    /// The queue does not hold any more where the collection's messages would be read from, on these channels.
+    Lost(Vec<SourceError>),
+}
+
+impl From<Problem> for Stopped {
+    fn from(problem: Problem) -> Self {
+        Stopped::Failed(problem)
+    }
+}
+
+impl Progress {
+    pub(super) fn new(snapshot: &Snapshot) -> Arc<Self> {
+        Arc::new(Self {
+            begun: Instant::now(),
+            before: AtomicU64::new(snapshot.copied),
+            copied: AtomicU64::new(0),
+            total: AtomicU64::new(snapshot.total),
+            doubled: AtomicU64::new(snapshot.doubled),
+            what: Mutex::new("waits for its turn"),
+            stored: Mutex::new(snapshot.clone()),
+        })
+    }
+
+    /// How far it is, by what is stored.
+    pub(super) fn stored(&self) -> Snapshot {
+        self.stored.lock().clone()
+    }
+
+    fn is(&self, what: &'static str) {
+        *self.what.lock() = what;
+    }
+
+    pub(super) fn state(&self) -> crate::task::CollectionState {
+        let copied = self.copied.load(Ordering::Relaxed);
+        let done = self.before.load(Ordering::Relaxed) + copied;
+        let total = self.total.load(Ordering::Relaxed).max(done);
+        let took = self.begun.elapsed().as_secs_f64();
+        let pace = copied as f64 / took.max(0.001);
+        let eta = (copied > 0).then(|| (total - done) as f64 / pace);
+        crate::task::CollectionState::Snapshotting {
+            rows_copied: done,
+            rows_total: total,
+            rows_per_second: pace,
+            eta_seconds: eta,
+            doubled_keys: self.doubled.load(Ordering::Relaxed),
+            step: (*self.what.lock()).to_owned(),
+        }
+    }
+}
+
+/// So many a second, over all that take from it.
+pub(crate) struct Pace {
+    rows: Option<f64>,
+    bytes: Option<f64>,
+    next: Mutex<Option<Instant>>,
+}
+
+impl Pace {
+    pub(crate) fn new(spec: &crate::snapshot::SnapshotSpec) -> Self {
+        Self {
+            rows: spec.rows_per_second.map(|n| n.get() as f64),
+            bytes: spec.bytes_per_second.map(|n| n.get() as f64),
+            next: Mutex::default(),
+        }
+    }
+
+    /// Waits until what is taken now may be sent.
+    async fn take(&self, rows: u64, bytes: usize) {
+        let part = |of: Option<f64>, n: f64| of.map_or(0., |of| n / of.max(1.));
+        let seconds = part(self.rows, rows as f64).max(part(self.bytes, bytes as f64));
+        if seconds <= 0. {
+            return;
+        }
+        let at = {
+            let (mut next, now) = (self.next.lock(), Instant::now());
+            let at = next.map_or(now, |next| next.max(now));
+            *next = Some(at + Duration::from_secs_f64(seconds));
+            at
+        };
+        tokio::time::sleep_until(at).await;
+    }
+}
+
+/// What is left to do, with what of it somebody has in hand.
+#[derive(Default)]
+struct Work {
+    snapshot: Snapshot,
+    /// Of [`Snapshot::begun`]: begun by an earlier job.
+    again: Vec<Piece>,
+    /// Taken, and nothing of it is sent.
+    held: Vec<Piece>,
+}
+
+struct Copier {
+    ctx: Arc<TaskContext>,
+    objects: Arc<Objects>,
+    source: Arc<Collection>,
+    database: String,
+    of: Of,
+    schema: CollectionSchema,
+    partition_key: Option<String>,
+    route: Arc<Route>,
+    rows: Arc<dyn SourceRows>,
+    at: Tso,
+    work: tokio::sync::Mutex<Work>,
+    /// Told when there may be more work, or none.
+    moved: Notify,
+    /// Where its messages are read from, behind the copy.
+    places: BTreeMap<PChannel, Place>,
+    progress: Arc<Progress>,
+    pace: Arc<Pace>,
+    /// Bytes of a row, as seen.
+    row_bytes: AtomicU64,
+}
+
+/// Copies a collection, from where it is. Returns a bound of everything the source had given out when the last row was
+/// read.
+pub(super) async fn copy(
+    ctx: Arc<TaskContext>,
+    objects: Arc<Objects>,
+    (source, database): (Arc<Collection>, String),
+    route: Arc<Route>,
+    (snapshot, places): (Snapshot, BTreeMap<PChannel, Place>),
+    (progress, pace): (Arc<Progress>, Arc<Pace>),
+) -> Result<Tso, Stopped> {
+    let rows = ctx.parts.rows.clone().ok_or_else(unreadable)?;
+    let id = source.id;
+    let source = ctx.catalog().read_collection(id).await;
+    let source = source.map_err(|e| e.problem())?.ok_or_else(gone)?;
+    if source.state != ObjectState::Created {
+        return Err(gone().into());
+    }
+    let mut schema = source.schema.clone();
+    schema.fields.retain(|f| f.field_id >= 100);
+    if ctx.hub.mode == Mode::Plain {
+        // The target computes them itself.
+        schema.fields.retain(|f| !f.is_function_output);
+    }
+    let primary = schema.fields.iter().find(|f| f.is_primary_key);
+    let primary = primary.ok_or_else(|| later("its fields are not known yet"))?;
+    let string = milvus::proto::schema::DataType::VarChar;
+    let of = Of {
+        database: database.clone(),
+        name: source.name.clone(),
+        primary: primary.name.clone(),
+        has_string_key: primary.data_type() == string,
+        fields: schema.fields.iter().map(|f| f.name.clone()).collect(),
+    };
+    let partition_key = schema.fields.iter().find(|f| f.is_partition_key);
+    let copier = Arc::new(Copier {
+        partition_key: partition_key.map(|f| f.name.clone()),
+        at: snapshot.at,
+        work: tokio::sync::Mutex::new(Work {
+            again: snapshot.begun.clone(),
+            snapshot,
+            held: Vec::new(),
+        }),
+        moved: Notify::new(),
+        row_bytes: AtomicU64::new(PAGE_BYTES / FIRST_PAGE),
+        source: Arc::new(source),
+        ctx,
+        objects,
+        database,
+        of,
+        schema,
+        route,
+        rows,
+        places,
+        progress,
+        pace,
+    });
+    copier.run().await
+}
+
+pub(super) fn unreadable() -> Problem {
+    Problem::new(
+        ErrorClass::Configuration,
+        "its rows are to be copied, and this server does not know where the source's Milvus is",
+        "set sourceConfig.milvus.uri, and restart this server",
+    )
+}
+
+fn gone() -> Problem {
+    later("the source has dropped it, or is about to")
+}
+
+fn later(why: &str) -> Problem {
+    Problem::new(ErrorClass::Transient, why, "tried again by itself")
+}
+
+impl Copier {
+    async fn run(self: Arc<Self>) -> Result<Tso, Stopped> {
+        self.progress.is("begins");
+        self.reachable().await?;
+        self.same().await?;
+        self.loaded().await?;
+        self.list().await?;
+        self.progress.is("copies");
+        let mut workers = tokio::task::JoinSet::new();
+        for _ in 0..WORKERS {
+            let own = self.clone();
+            workers.spawn(async move { Worker::new(own).run().await });
+        }
+        let mut look = tokio::time::interval(REACH_EVERY);
+        loop {
+            tokio::select! {
+                done = workers.join_next() => match done {
+                    Some(done) => done.map_err(|_| broke_off("the copy of its rows"))??,
+                    None => break,
+                },
+                _ = look.tick() => self.reachable().await?,
+            }
+        }
+        self.flushed().await?;
+        self.reachable().await?;
+        let bound = self.ctx.catalog().tso_bound().await;
+        let bound = bound.map_err(|e| e.problem())?;
+        let snapshot = self.work.lock().await.snapshot.clone();
+        if snapshot.release {
+            // Not loaded by anybody else since, as far as can be told.
+            self.progress.is("releases it on the source");
+            self.ask(|| self.rows.release(&self.of.database, &self.of.name))
+                .await?;
+        }
+        tracing::info!(
+            task = %self.ctx.spec.id,
+            collection = %format!("{}.{}", self.database, self.of.name),
+            rows = snapshot.copied,
+            doubled = snapshot.doubled,
+            "all rows it had are copied"
+        );
+        Ok(bound)
+    }
+
+    /// Whether the queue still holds what comes behind the copy.
+    async fn reachable(&self) -> Result<(), Stopped> {
+        let mut lost = Vec::new();
+        for (channel, place) in &self.places {
+            let start = match place.after {
+                true => Start::After(place.position),
+                false => Start::At(place.position),
+            };
+            match self.ctx.parts.source.open(channel, start).await {
+                Err(error @ SourceError::PositionLost { .. }) => lost.push(error),
+                // That it cannot be asked now says nothing.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        match lost.is_empty() {
+            true => Ok(()),
+            false => Err(Stopped::Lost(lost)),
+        }
+    }
+
+    /// A source that is busy refuses for a moment.
+    async fn ask<T, W>(&self, ask: impl Fn() -> W) -> Result<T, Problem>
+    where
+        W: Future<Output = Result<T, RowsError>>,
+    {
+        again(ask).await.map_err(|e| e.problem())
+    }
+
+    /// The name still means this collection.
+    async fn same(&self) -> Result<(), Problem> {
+        let found = self.ask(|| self.rows.describe(&self.of.database, &self.of.name));
+        match found.await? {
+            Some(id) if id == self.source.id => Ok(()),
+            found => Err(later(&format!(
+                "{}.{} is {} on the source by now, and was {} when its copy began",
+                self.of.database,
+                self.of.name,
+                found.map_or_else(|| "gone".to_owned(), |id| id.to_string()),
+                self.source.id
+            ))),
+        }
+    }
+
+    async fn loaded(&self) -> Result<(), Problem> {
+        let (database, name) = (&self.of.database, &self.of.name);
+        let is_loaded = || self.ask(|| self.rows.is_loaded(database, name));
+        if is_loaded().await? {
+            return Ok(());
+        }
+        if !self.ctx.wanted().snapshot.load {
+            return Err(Problem::new(
+                ErrorClass::Configuration,
+                "it is not loaded on the source, and only what is loaded can be read",
+                "load it there; or set load_for_snapshot of the task, to have it loaded for as long as it is copied",
+            ));
+        }
+        self.progress.is("loads it on the source");
+        {
+            let mut work = self.work.lock().await;
+            work.snapshot.release = true;
+            self.commit(&work).await;
+        }
+        self.ask(|| self.rows.load(database, name)).await?;
+        let deadline = Instant::now() + LOADED_WITHIN;
+        while !is_loaded().await? {
+            if Instant::now() > deadline {
+                return Err(later("the source has not loaded it within ten minutes"));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// What there is to copy, and what is left of that.
+    async fn list(&self) -> Result<(), Problem> {
+        let partitions = &self.source.partitions;
+        let created = |id: &PartitionId| {
+            let partition = partitions.get(id);
+            partition.is_some_and(|p| p.state == ObjectState::Created)
+        };
+        let mut work = self.work.lock().await;
+        if !work.snapshot.listed {
+            let of_all: Vec<Option<PartitionId>> = match self.partition_key {
+                Some(_) => vec![None],
+                None => partitions
+                    .keys()
+                    .copied()
+                    .filter(created)
+                    .map(Some)
+                    .collect(),
+            };
+            let ranges = Range::all(self.of.has_string_key);
+            let (mut todo, mut total) = (Vec::new(), 0);
+            for partition in of_all {
+                for range in &ranges {
+                    let piece = Piece {
+                        partition,
+                        range: range.clone(),
+                    };
+                    total += self.count(&piece).await?;
+                    todo.push(piece);
+                }
+            }
+            work.snapshot.todo = todo;
+            work.snapshot.total = total;
+            work.snapshot.listed = true;
+            self.commit(&work).await;
+        }
+        // What was dropped since is not copied.
+        let there = |piece: &Piece| piece.partition.as_ref().is_none_or(created);
+        work.snapshot.todo.retain(there);
+        work.snapshot.begun.retain(there);
+        work.again.retain(there);
+        self.progress
+            .total
+            .store(work.snapshot.total, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn part(&self, piece: &Piece) -> Result<Part, Problem> {
+        let name = |id| {
+            let partition = self.source.partitions.get(&id);
+            partition.map(|p| p.name.clone()).ok_or_else(gone)
+        };
+        Ok(Part {
+            partition: piece.partition.map(name).transpose()?,
+            range: piece.range.clone(),
+        })
+    }
+
+    async fn count(&self, piece: &Piece) -> Result<u64, Problem> {
+        let part = self.part(piece)?;
+        self.ask(|| self.rows.count(&self.of, &part, self.at)).await
+    }
+
+    async fn commit(&self, work: &Work) {
+        let mut snapshot = work.snapshot.clone();
+        snapshot.todo.extend(work.held.iter().cloned());
+        let note = note(&self.ctx, self.source.id, Some(&snapshot));
+        self.ctx.commit(vec![note]).await;
+        *self.progress.stored.lock() = snapshot;
+    }
+
+    /// The next piece, small enough, noted as begun; whether it may be there in part.
+    async fn take(&self) -> Result<Option<(Piece, bool)>, Problem> {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            let piece = {
+                let mut work = self.work.lock().await;
+                if let Some(piece) = work.again.pop() {
+                    return Ok(Some((piece, true)));
+                }
+                match work.snapshot.todo.pop() {
+                    Some(piece) => {
+                        work.held.push(piece.clone());
+                        piece
+                    }
+                    None if work.held.is_empty() => return Ok(None),
+                    None => {
+                        drop(work);
+                        moved.await;
+                        continue;
+                    }
+                }
+            };
+            let rows = self.count(&piece).await?;
+            let parts = match rows > self.page_rows() * PIECE_PAGES {
+                true => piece.range.split(),
+                false => None,
+            };
+            let mut work = self.work.lock().await;
+            work.held.retain(|held| *held != piece);
+            match parts {
+                Some((low, high)) => work.snapshot.todo.extend([high, low].map(|range| Piece {
+                    partition: piece.partition,
+                    range,
+                })),
+                None if rows == 0 => {}
+                None => {
+                    work.snapshot.begun.push(piece.clone());
+                    self.commit(&work).await;
+                    let window = work.snapshot.again;
+                    drop(work);
+                    self.moved.notify_waiters();
+                    return Ok(Some((piece, window)));
+                }
+            }
+            drop(work);
+            self.moved.notify_waiters();
+        }
+    }
+
+    /// All rows of a piece are acknowledged.
+    async fn done(&self, piece: &Piece, rows: u64, doubled: u64) {
+        let mut work = self.work.lock().await;
+        work.snapshot.begun.retain(|begun| begun != piece);
+        work.snapshot.copied += rows;
+        work.snapshot.doubled += doubled;
+        // Stored with the next one that is begun, or with the last.
+        if work.snapshot.begun.is_empty() {
+            self.commit(&work).await;
+        }
+    }
+
+    fn page_rows(&self) -> u64 {
+        let bytes = self.row_bytes.load(Ordering::Relaxed).max(1);
+        (PAGE_BYTES / bytes).clamp(1, PAGE_ROWS)
+    }
+
+    /// A standby that restarts can lose what it has acknowledged, until it has flushed it; and no queue holds these rows.
+    async fn flushed(&self) -> Result<(), Problem> {
+        if self.ctx.hub.mode == Mode::Plain {
+            return Ok(());
+        }
+        self.progress.is("waits until the target has flushed it");
+        for _ in 0..FLUSHES {
+            let flushed = settle::flush(&self.ctx, &self.route).await;
+            if flushed.map_err(|e| e.problem())? {
+                return Ok(());
+            }
+        }
+        Err(later(
+            "all rows are copied, and the target has not flushed them yet",
+        ))
+    }
+
+    /// Which partition of the source has this row.
+    fn partition_of(&self, columns: &[FieldData], row: usize) -> Result<PartitionId, Problem> {
+        let odd = |why: &str| Problem::new(ErrorClass::Data, why, "please report it");
+        let field = self.partition_key.as_deref().unwrap_or_default();
+        let column = columns.iter().find(|c| c.field_name == field);
+        let value = column.and_then(|c| value(c, row));
+        let value = value.ok_or_else(|| odd("an answer has no values of the partition key"))?;
+        let names = self.source.partitions.values().map(|p| p.name.as_str());
+        let order = hash::in_order(names).filter(|order| !order.is_empty());
+        let order = order.ok_or_else(|| odd("its partitions are not numbered"))?;
+        let name = order[value.place(order.len())];
+        let mut partitions = self.source.partitions.values();
+        let found = partitions.find(|p| p.name == name);
+        found.map(|p| p.id).ok_or_else(gone)
+    }
+}
+
+fn value(column: &FieldData, row: usize) -> Option<Value<'_>> {
+    use milvus::proto::schema::{field_data::Field, scalar_field::Data};
+    let Some(Field::Scalars(scalars)) = &column.field else {
+        return None;
+    };
+    match scalars.data.as_ref()? {
+        Data::LongData(v) => v.data.get(row).map(|v| Value::Int(*v)),
+        Data::IntData(v) => v.data.get(row).map(|v| Value::Int(i64::from(*v))),
+        Data::StringData(v) => v.data.get(row).map(|v| Value::Str(v)),
+        _ => None,
+    }
+}
+
+async fn again<T, W>(ask: impl Fn() -> W) -> Result<T, RowsError>
+where
+    W: Future<Output = Result<T, RowsError>>,
+{
+    let mut backoff = Backoff::new();
+    for _ in 1..TRIES {
+        match ask().await {
+            Err(RowsError::Unavailable { .. } | RowsError::Refused { .. }) => backoff.wait().await,
+            answer => return answer,
+        }
+    }
+    ask().await
+}
+
+/// The same questions, asked again where the source refuses them for a moment.
+struct Patient<'a>(&'a dyn SourceRows);
+
+#[async_trait::async_trait]
+impl SourceRows for Patient<'_> {
+    async fn describe(
+        &self,
+        database: &str,
+        name: &str,
+    ) -> Result<Option<CollectionId>, RowsError> {
+        again(|| self.0.describe(database, name)).await
+    }
+
+    async fn is_loaded(&self, database: &str, name: &str) -> Result<bool, RowsError> {
+        again(|| self.0.is_loaded(database, name)).await
+    }
+
+    async fn load(&self, database: &str, name: &str) -> Result<(), RowsError> {
+        self.0.load(database, name).await
+    }
+
+    async fn release(&self, database: &str, name: &str) -> Result<(), RowsError> {
+        self.0.release(database, name).await
+    }
+
+    async fn count(&self, of: &Of, part: &Part, at: Tso) -> Result<u64, RowsError> {
+        again(|| self.0.count(of, part, at)).await
+    }
+
+    async fn read(&self, of: &Of, part: &Part, at: Tso) -> Result<Vec<FieldData>, RowsError> {
+        again(|| self.0.read(of, part, at)).await
+    }
+}
+
+/// One of those that copy a collection: its ways into the lanes, each with a time of its own.
+struct Worker {
+    copier: Arc<Copier>,
+    /// By the lane's channel.
+    ways: BTreeMap<String, Way>,
+    stream: Arc<StreamCtl>,
+    /// Told when the stream fails.
+    wake: Arc<Notify>,
+    /// Counts pages: the source times that the lanes are told of.
+    time: u64,
+}
+
+struct Way {
+    lane: Arc<Lane>,
+    edge: EdgeId,
+    stream: Arc<StreamCtl>,
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        // Whoever stops waiting for it takes back what is not sent.
+        self.lane.purge(&self.stream);
+        self.lane.leave(self.edge);
+    }
+}
+
+/// Rows of one shard and partition.
+#[derive(Default)]
+struct Group {
+    rows: Vec<usize>,
+    keys: Vec<Key>,
+}
+
+impl Worker {
+    fn new(copier: Arc<Copier>) -> Self {
+        let (wake, sent) = (Arc::new(Notify::new()), copier.ctx.meter.sent.clone());
+        Self {
+            stream: StreamCtl::new(copier.source.id, wake.clone(), sent),
+            ways: BTreeMap::new(),
+            time: copier.at.0,
+            wake,
+            copier,
+        }
+    }
+
+    async fn run(mut self) -> Result<(), Problem> {
+        while let Some((piece, window)) = self.copier.take().await? {
+            self.piece(&piece, window).await?;
+        }
+        Ok(())
+    }
+
+    async fn piece(&mut self, piece: &Piece, window: bool) -> Result<(), Problem> {
+        let copier = self.copier.clone();
+        let patient = Patient(copier.rows.as_ref());
+        let Part { partition, range } = copier.part(piece)?;
+        let mut pages = Pages::new(&patient, &copier.of, partition, range, copier.at);
+        let (mut rows, mut doubled) = (0, 0);
+        while let Some(page) = pages
+            .next(copier.page_rows())
+            .await
+            .map_err(|e| e.problem())?
+        {
+            // What was read by this name is of this collection.
+            copier.same().await?;
+            let count = page.rows.len() as u64;
+            let bytes = bytes_of(&page.columns);
+            copier
+                .row_bytes
+                .store((bytes as u64 / count.max(1)).max(1), Ordering::Relaxed);
+            copier.pace.take(count, bytes).await;
+            doubled += page.doubled;
+            copier
+                .progress
+                .doubled
+                .fetch_add(page.doubled, Ordering::Relaxed);
+            self.page(piece, &page, window).await?;
+            rows += count;
+            copier.progress.copied.fetch_add(count, Ordering::Relaxed);
+        }
+        copier.done(piece, rows, doubled).await;
+        Ok(())
+    }
+
+    /// Sends a page, and waits until all of it is acknowledged.
+    async fn page(&mut self, piece: &Piece, page: &Page, window: bool) -> Result<(), Problem> {
+        let copier = self.copier.clone();
+        let route = &copier.route;
+        let mut groups: BTreeMap<(usize, PartitionId), Group> = BTreeMap::new();
+        for (key, row) in page.keys.iter().zip(&page.rows) {
+            let hashed = match key {
+                Key::Int(key) => Value::Int(*key),
+                Key::Str(key) => Value::Str(key),
+            };
+            let partition = match piece.partition {
+                Some(partition) => partition,
+                None => copier.partition_of(&page.columns, *row)?,
+            };
+            let group = groups
+                .entry((hashed.place(route.shards.len()), partition))
+                .or_default();
+            group.rows.push(*row);
+            group.keys.push(key.clone());
+        }
+        self.time += 1;
+        let time = self.time;
+        let (cell, own): (Arc<Cell>, Arc<AtomicUsize>) = Default::default();
+        let mut maps = BTreeMap::new();
+        for ((shard, partition), group) in groups {
+            let to = match copier.objects.partition(route, partition).await {
+                PartitionAnswer::Known(to) => to,
+                // With its rows.
+                PartitionAnswer::Gone => continue,
+                PartitionAnswer::NameTaken(_) => {
+                    return Err(later("an older partition of that name is dropped first"));
+                }
+                PartitionAnswer::Failed(problem) => return Err(problem),
+            };
+            let columns = copier.columns(&page.columns, &group.rows)?;
+            let shard = &route.shards[shard];
+            let channel = shard.lane.channel().as_str().to_owned();
+            let edge = self.way(shard);
+            let map = maps.entry(channel).or_insert_with(|| {
+                let map = shard.lane.raise(edge, vec![time], window);
+                (shard.lane.clone(), edge, map)
+            });
+            let ts = Tso(map.2.get(time));
+            let hub = &copier.ctx.hub;
+            let PartitionRoute { target, name } = &to;
+            let push = |bytes: bytes::Bytes, rows, is_insert| {
+                let ticket = Ticket::new(&cell, &own, &copier.ctx.budget, bytes.len());
+                shard.lane.push(Outgoing {
+                    stream: self.stream.clone(),
+                    bytes: bytes.into(),
+                    ts,
+                    rows,
+                    is_insert,
+                    origin: None,
+                    ticket: Some(ticket),
+                    ticked: None,
+                });
+            };
+            if window {
+                // Where rows are read by partition, a key may be in another one too.
+                let all = all_partitions();
+                let within = match piece.partition {
+                    Some(_) => &to,
+                    None => &all,
+                };
+                let times = vec![time; group.keys.len()];
+                let (target, name) = (within.target, &within.name);
+                let keys = ids(&group.keys);
+                let id = hub.message_id();
+                push(
+                    encode::delete_of(keys, &times, &shard.to, target, name, &map.2, id),
+                    0,
+                    false,
+                );
+            }
+            let row_ids = group.rows.iter().map(|_| hub.message_id()).collect();
+            let id = hub.message_id();
+            push(
+                encode::insert_of(columns, row_ids, &shard.to, *target, name, ts, id),
+                group.rows.len() as u64,
+                true,
+            );
+        }
+        for (lane, edge, _) in maps.into_values() {
+            lane.passed(edge, Tso(time));
+        }
+        loop {
+            tokio::select! {
+                () = copier.ctx.budget.emptied(&own) => {}
+                () = self.wake.notified() => {}
+            }
+            if let Some(problem) = self.stream.problem().filter(|_| self.stream.failed()) {
+                return Err(problem);
+            }
+            if cell.is_done() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn way(&mut self, shard: &super::objects::TargetShard) -> EdgeId {
+        let (lane, time) = (&shard.lane, self.copier.at);
+        let way = self
+            .ways
+            .entry(lane.channel().as_str().to_owned())
+            .or_insert_with(|| Way {
+                edge: lane.join(time, false, shard.floor),
+                lane: lane.clone(),
+                stream: self.stream.clone(),
+            });
+        way.edge
+    }
+}
+
+impl Copier {
+    fn columns(&self, columns: &[FieldData], rows: &[usize]) -> Result<Vec<FieldData>, Problem> {
+        let picked: Result<Vec<FieldData>, String> =
+            columns.iter().map(|column| pick(column, rows)).collect();
+        picked
+            .and_then(|columns| fit(&self.schema, &columns, rows.len()))
+            .map_err(|why| {
+                let hint = "leave the collection out, or begin it with its messages alone (initial: incremental)";
+                Problem::new(ErrorClass::Data, why, hint)
+            })
+    }
+}
+
+fn ids(keys: &[Key]) -> IDs {
+    let ints = || {
+        keys.iter().filter_map(|k| match k {
+            Key::Int(key) => Some(*key),
+            Key::Str(_) => None,
+        })
+    };
+    let strings = || {
+        keys.iter().filter_map(|k| match k {
+            Key::Str(key) => Some(key.clone()),
+            Key::Int(_) => None,
+        })
+    };
+    let id_field = match keys.first() {
+        Some(Key::Str(_)) => IdField::StrId(StringArray {
+            data: strings().collect(),
+        }),
+        _ => IdField::IntId(LongArray {
+            data: ints().collect(),
+        }),
+    };
+    IDs {
+        id_field: Some(id_field),
+    }
+}

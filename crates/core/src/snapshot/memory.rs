@@ -1,0 +1,168 @@
+//! Rows of a source in memory.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use cdc_keys::Key;
+use milvus::proto::schema::FieldData;
+use parking_lot::Mutex;
+
+use super::columns::pick;
+use super::rows::{Of, Part, RowsError, SourceRows, keys};
+use crate::ids::CollectionId;
+use crate::tso::Tso;
+
+/// A collection: its rows by partition, one column a field, copies of a key as often as they are there.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    pub id: i64,
+    pub loaded: bool,
+    /// Rows of one each, by partition.
+    pub rows: BTreeMap<String, Vec<Vec<FieldData>>>,
+}
+
+/// The twin of [`super::grpc::GrpcRows`]: shows what it holds at the moment, whatever time is asked for. A key that is
+/// there more than once is shown once, and hides the row behind it.
+#[derive(Debug, Default)]
+pub struct MemoryRows {
+    tables: Mutex<BTreeMap<(String, String), Table>>,
+    /// Answers larger than this are too large.
+    pub most: AtomicU64,
+    down: AtomicBool,
+    reads: AtomicU64,
+}
+
+impl MemoryRows {
+    pub fn put(&self, database: &str, name: &str, table: Table) {
+        let key = (database.to_owned(), name.to_owned());
+        self.tables.lock().insert(key, table);
+    }
+
+    pub fn with<T>(&self, database: &str, name: &str, change: impl FnOnce(&mut Table) -> T) -> T {
+        let key = (database.to_owned(), name.to_owned());
+        change(self.tables.lock().entry(key).or_default())
+    }
+
+    /// From now on no call is answered, or again.
+    pub fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::Release);
+    }
+
+    /// Pages that were read.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Acquire)
+    }
+
+    fn table(&self, database: &str, name: &str) -> Result<Table, RowsError> {
+        if self.down.load(Ordering::Acquire) {
+            return Err(RowsError::Unavailable {
+                address: "memory".to_owned(),
+                call: "any",
+                cause: "down".to_owned(),
+            });
+        }
+        let key = (database.to_owned(), name.to_owned());
+        let found = self.tables.lock().get(&key).cloned();
+        found.ok_or_else(|| refused(100, "no such collection"))
+    }
+
+    fn found(&self, of: &Of, part: &Part) -> Result<Vec<(Key, Vec<FieldData>)>, RowsError> {
+        let table = self.table(&of.database, &of.name)?;
+        if !table.loaded {
+            return Err(refused(101, "not loaded"));
+        }
+        let rows = table.rows.into_iter();
+        let rows = rows.filter(|(name, _)| part.partition.as_ref().is_none_or(|p| p == name));
+        let keyed = rows.flat_map(|(_, rows)| rows).filter_map(|row| {
+            let key = keys(&row, &of.primary)?.into_iter().next()?;
+            part.range.contains(&key).then_some((key, row))
+        });
+        Ok(keyed.collect())
+    }
+}
+
+fn refused(code: i32, reason: &str) -> RowsError {
+    RowsError::Refused {
+        address: "memory".to_owned(),
+        call: "any",
+        code,
+        reason: reason.to_owned(),
+    }
+}
+
+#[async_trait]
+impl SourceRows for MemoryRows {
+    async fn describe(
+        &self,
+        database: &str,
+        name: &str,
+    ) -> Result<Option<CollectionId>, RowsError> {
+        match self.table(database, name) {
+            Ok(table) => Ok(Some(CollectionId(table.id))),
+            Err(RowsError::Refused { code: 100, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn is_loaded(&self, database: &str, name: &str) -> Result<bool, RowsError> {
+        Ok(self.table(database, name)?.loaded)
+    }
+
+    async fn load(&self, database: &str, name: &str) -> Result<(), RowsError> {
+        self.table(database, name)?;
+        self.with(database, name, |table| table.loaded = true);
+        Ok(())
+    }
+
+    async fn release(&self, database: &str, name: &str) -> Result<(), RowsError> {
+        self.table(database, name)?;
+        self.with(database, name, |table| table.loaded = false);
+        Ok(())
+    }
+
+    async fn count(&self, of: &Of, part: &Part, _: Tso) -> Result<u64, RowsError> {
+        Ok(self.found(of, part)?.len() as u64)
+    }
+
+    async fn read(&self, of: &Of, part: &Part, _: Tso) -> Result<Vec<FieldData>, RowsError> {
+        // A real one is awaited.
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        self.reads.fetch_add(1, Ordering::AcqRel);
+        let rows = self.found(of, part)?;
+        let most = self.most.load(Ordering::Relaxed);
+        if most > 0 && rows.len() as u64 > most {
+            return Err(RowsError::TooLarge {
+                address: "memory".to_owned(),
+                call: "Query",
+                cause: format!("{} rows", rows.len()),
+            });
+        }
+        let mut shown: Vec<Vec<FieldData>> = Vec::new();
+        let mut seen = std::collections::BTreeSet::new();
+        let mut hides = false;
+        for (key, row) in rows {
+            if !seen.insert(key) {
+                hides = true;
+            } else if std::mem::take(&mut hides) {
+                // Behind a copy.
+            } else {
+                shown.push(row);
+            }
+        }
+        let column = |name: &String| {
+            let of_row = |row: &Vec<FieldData>| row.iter().find(|c| c.field_name == *name).cloned();
+            appended(shown.iter().map(|row| of_row(row).unwrap_or_default()))
+        };
+        Ok(of.fields.iter().filter_map(column).collect())
+    }
+}
+
+/// Columns of one row each as one.
+fn appended(columns: impl Iterator<Item = FieldData>) -> Option<FieldData> {
+    use prost::Message as _;
+    // In protobuf bytes behind bytes are the merge of both, and of repeated values the two lists.
+    let all: Vec<u8> = columns.flat_map(|column| column.encode_to_vec()).collect();
+    let column = FieldData::decode(all.as_slice()).ok()?;
+    pick(&column, &[]).is_ok().then_some(column)
+}
