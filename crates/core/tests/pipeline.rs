@@ -33,6 +33,8 @@ mod restarts;
 mod selected;
 #[path = "pipeline/simulated.rs"]
 mod simulated;
+#[path = "pipeline/snapshot.rs"]
+mod snapshot;
 #[path = "pipeline/starts.rs"]
 mod starts;
 #[path = "pipeline/tasks.rs"]

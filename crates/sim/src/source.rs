@@ -8,6 +8,7 @@ use cdc_core::catalog::memory::MemoryCatalog;
 use cdc_core::catalog::{Collection, Database, Index, LoadState, ObjectState, Partition, Shard};
 use cdc_core::ids::{CollectionId, DbId, FieldId, IndexId, PChannel, PartitionId, VChannel};
 use cdc_core::position::Position;
+use cdc_core::route::hash::Value;
 use cdc_core::source::memory::MemoryLog;
 use cdc_core::target::memory::{Key, Row};
 use cdc_core::tso::Tso;
@@ -115,6 +116,9 @@ pub struct Source {
     unseen: Vec<(u64, CollectionId)>,
     steps: u64,
     pub retries: Retries,
+    /// Keys are in the shards in which a real proxy puts them: for those who read its rows. Without, by their remainder,
+    /// as the seeds that failed once have it.
+    pub hashes: bool,
 }
 
 impl Source {
@@ -146,6 +150,7 @@ impl Source {
             next_msg: 0,
             unseen: Vec::new(),
             steps: 0,
+            hashes: false,
             retries: Retries::new(retries, seed),
         };
         for channel in &source.channels {
@@ -480,7 +485,7 @@ impl Source {
         let ts = self.ts();
         let shards = self.live[&id].catalog.shards.clone();
         for (i, shard) in shards.iter().enumerate() {
-            let here: Vec<i64> = shard_keys(keys, shards.len(), i);
+            let here: Vec<i64> = self.shard_keys(keys, shards.len(), i);
             if here.is_empty() {
                 continue;
             }
@@ -515,7 +520,7 @@ impl Source {
         let history = self.history.entry(id).or_default();
         for key in keys {
             rows.insert(*key, (version, partition));
-            let shard = key.rem_euclid(shards.len() as i64) as usize;
+            let shard = shard_of(*key, shards.len(), self.hashes);
             history.put(ts, shard, *key, Some(version));
         }
     }
@@ -529,7 +534,7 @@ impl Source {
         let ts = self.ts();
         let shards = self.live[&id].catalog.shards.clone();
         for (i, shard) in shards.iter().enumerate() {
-            let here: Vec<i64> = shard_keys(&keys, shards.len(), i);
+            let here: Vec<i64> = self.shard_keys(&keys, shards.len(), i);
             if here.is_empty() {
                 continue;
             }
@@ -548,7 +553,7 @@ impl Source {
         }
         let history = self.history.entry(id).or_default();
         for key in &keys {
-            let shard = key.rem_euclid(shards.len() as i64) as usize;
+            let shard = shard_of(*key, shards.len(), self.hashes);
             history.put(ts, shard, *key, None);
         }
         let rows = &mut self.live.get_mut(&id).unwrap().rows;
@@ -644,6 +649,12 @@ impl Source {
     }
 
     /// What the target has to hold of a collection.
+    /// The keys of shard `shard` of `shards`.
+    fn shard_keys(&self, keys: &[i64], shards: usize, shard: usize) -> Vec<i64> {
+        let of = |key: &&i64| shard_of(**key, shards, self.hashes) == shard;
+        keys.iter().filter(of).copied().collect()
+    }
+
     pub fn expected(&self, id: CollectionId) -> Vec<Row> {
         let live = &self.live[&id];
         let row = |(key, (version, partition)): (&i64, &(i64, PartitionId))| Row {
@@ -657,10 +668,11 @@ impl Source {
     }
 }
 
-/// The keys of shard `shard` of `shards`.
-fn shard_keys(keys: &[i64], shards: usize, shard: usize) -> Vec<i64> {
-    let of = |key: &&i64| key.rem_euclid(shards as i64) as usize == shard;
-    keys.iter().filter(of).copied().collect()
+fn shard_of(key: i64, shards: usize, hashes: bool) -> usize {
+    match hashes {
+        true => Value::Int(key).place(shards),
+        false => key.rem_euclid(shards as i64) as usize,
+    }
 }
 
 fn schema(name: &str) -> CollectionSchema {

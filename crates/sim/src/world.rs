@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 use cdc_core::engine::{Engine, Parts};
 use cdc_core::ids::{CollectionId, PChannel, TaskId};
 use cdc_core::secret::Secret;
+use cdc_core::snapshot::SourceRows;
+use cdc_core::snapshot::memory::MemoryRows;
 use cdc_core::store::memory::MemoryStore;
 use cdc_core::target::TargetConnector;
 use cdc_core::target::memory::MemoryTarget;
@@ -98,6 +100,8 @@ pub struct World {
     /// The tasks that run now, and are started again after a kill.
     pub tasks: Vec<TaskSpec>,
     pub kills: usize,
+    /// Where the engines that are started read the source's rows, if anywhere.
+    pub rows: Option<Arc<MemoryRows>>,
     engine: Option<Engine>,
     pub gate: Arc<Gate>,
 }
@@ -143,6 +147,7 @@ impl World {
             rng,
             tasks: vec![task("t", Selection::All)],
             kills: 0,
+            rows: None,
             engine: None,
         }
     }
@@ -165,7 +170,10 @@ impl World {
         self.gate = Gate::new(StdRng::seed_from_u64(self.rng.random()));
         let gate = self.gate.clone();
         let engine = Engine::new(Parts {
-            rows: None,
+            rows: self
+                .rows
+                .clone()
+                .map(|rows| -> Arc<dyn SourceRows> { rows }),
             catalog: Arc::new(Gated {
                 gate: gate.clone(),
                 inner: self.source.catalog.clone() as Arc<dyn cdc_core::catalog::Catalog>,
@@ -215,6 +223,7 @@ impl World {
             for _ in 0..100 {
                 work(&mut self.source);
                 self.source.step(STEP);
+                self.show_rows();
                 let step = Duration::from_millis(STEP);
                 if tokio::time::timeout(step, gate.died()).await.is_ok() {
                     break;
@@ -236,11 +245,18 @@ impl World {
         assert!(waited < 30_000, "a clean stop took {waited} ms");
     }
 
+    fn show_rows(&self) {
+        if let Some(rows) = &self.rows {
+            crate::rows::show(&self.source, rows);
+        }
+    }
+
     /// Lets `ms` of time pass while `work` is done at the source.
     pub async fn run(&mut self, ms: u64, mut work: impl FnMut(&mut Source)) {
         for _ in 0..ms.div_ceil(STEP) {
             work(&mut self.source);
             self.source.step(STEP);
+            self.show_rows();
             tokio::time::sleep(Duration::from_millis(STEP)).await;
         }
     }

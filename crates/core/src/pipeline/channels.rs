@@ -16,6 +16,7 @@ use super::reader::{End, Reader, Scope};
 use super::runner::ended_well;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PChannel};
+use crate::source::SourceError;
 use crate::store::{Change, ObjectPhase, Progress};
 use crate::tso::Tso;
 
@@ -536,6 +537,16 @@ impl Conductor<'_> {
                     .collect();
                 for id in coming {
                     self.take_off(id).await;
+                    // From where it goes on the queue holds no more than from where its main reader would have: its own
+                    // reader, which ends here, would have found that.
+                    let place = self.stored.detached.get(&(channel.clone(), id));
+                    if let (Some(place), Some(lost)) = (place, &lost)
+                        && let SourceError::PositionLost { wanted, .. } = lost
+                        && place.position <= *wanted
+                    {
+                        self.lost(id, std::slice::from_ref(lost));
+                        continue;
+                    }
                     let why = format!("the reader of {channel} has ended");
                     let hint = "goes on by itself";
                     self.failed(id, Problem::new(ErrorClass::Transient, why, hint));

@@ -155,7 +155,7 @@ struct Staying {
 }
 
 pub(super) enum Outcome {
-    Opened(CollectionId, Result<Ready, Stop>),
+    Opened(CollectionId, Result<Box<Ready>, Stop>),
     Dropped(CollectionId, Result<(), Problem>),
     /// A source timestamp above everything of a collection that the source has dropped.
     End(CollectionId, Result<Tso, CatalogError>),
@@ -562,7 +562,7 @@ impl<'a> Conductor<'a> {
             let (ctx, objects) = (self.ctx.clone(), self.objects.clone());
             match opening {
                 Some(opening) => self.start_job(id, async move {
-                    Outcome::Opened(id, opening::open(ctx, objects, opening).await)
+                    Outcome::Opened(id, opening::open(ctx, objects, opening).await.map(Box::new))
                 }),
                 None => self.start_job(id, async move {
                     let read = ctx.catalog().read_collection(id).await;

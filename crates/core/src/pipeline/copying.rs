@@ -1,34 +1,32 @@
 //! Carries the rows that a collection had before the task to the target; see [`crate::snapshot`] for why that is right.
 
+mod progress;
+mod worker;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cdc_keys::{Key, Range};
-use milvus::proto::schema::{
-    CollectionSchema, FieldData, IDs, LongArray, StringArray, i_ds::IdField,
-};
-use parking_lot::Mutex;
+use cdc_keys::Range;
+use milvus::proto::schema::{CollectionSchema, FieldData};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::TaskContext;
 use super::conductor::broke_off;
-use super::objects::{Objects, PartitionAnswer, PartitionRoute, Route};
+use super::objects::{Objects, Route};
 use super::settle;
-use super::stretch::all_partitions;
+pub(super) use progress::{Pace, Progress};
+use worker::Worker;
+
 use crate::backoff::Backoff;
 use crate::catalog::{Collection, ObjectState};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PChannel, PartitionId, TaskId};
-use crate::lane::{Cell, EdgeId, Lane, Outgoing, StreamCtl, Ticket};
 use crate::repair::columns::fit;
-use crate::route::encode;
 use crate::route::hash::{self, Value};
-use crate::snapshot::{
-    Of, Page, Pages, Part, Piece, RowsError, Snapshot, SourceRows, bytes_of, pick,
-};
+use crate::snapshot::{Of, Part, Piece, RowsError, Snapshot, SourceRows, pick};
 use crate::source::{SourceError, Start};
 use crate::store::{Change, Progress as Place, TaskProgress};
 use crate::task::Mode;
@@ -49,6 +47,7 @@ const LOADED_WITHIN: Duration = Duration::from_secs(600);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often it is asked whether the queue still holds what comes behind the copy.
 const REACH_EVERY: Duration = Duration::from_secs(30);
+const FLUSH: &str = "waits until the target has flushed it";
 /// The target has flushed what was copied within so many rounds of [`settle::flush`].
 const FLUSHES: u32 = 5;
 
@@ -81,21 +80,6 @@ pub(super) fn anew(task: &TaskId, stored: &TaskProgress) -> Vec<Change> {
     stored.collections.keys().filter_map(copied).collect()
 }
 
-/// How far a copy is, for whoever looks.
-#[derive(Debug)]
-pub(super) struct Progress {
-    begun: Instant,
-    /// Before this process or job.
-    before: AtomicU64,
-    /// By it.
-    copied: AtomicU64,
-    total: AtomicU64,
-    doubled: AtomicU64,
-    what: Mutex<&'static str>,
-    /// As it was stored last.
-    stored: Mutex<Snapshot>,
-}
-
 /// Why a copy has ended before its end.
 #[derive(Debug)]
 pub(super) enum Stopped {
@@ -107,79 +91,6 @@ pub(super) enum Stopped {
 impl From<Problem> for Stopped {
     fn from(problem: Problem) -> Self {
         Stopped::Failed(problem)
-    }
-}
-
-impl Progress {
-    pub(super) fn new(snapshot: &Snapshot) -> Arc<Self> {
-        Arc::new(Self {
-            begun: Instant::now(),
-            before: AtomicU64::new(snapshot.copied),
-            copied: AtomicU64::new(0),
-            total: AtomicU64::new(snapshot.total),
-            doubled: AtomicU64::new(snapshot.doubled),
-            what: Mutex::new("waits for its turn"),
-            stored: Mutex::new(snapshot.clone()),
-        })
-    }
-
-    /// How far it is, by what is stored.
-    pub(super) fn stored(&self) -> Snapshot {
-        self.stored.lock().clone()
-    }
-
-    fn is(&self, what: &'static str) {
-        *self.what.lock() = what;
-    }
-
-    pub(super) fn state(&self) -> crate::task::CollectionState {
-        let copied = self.copied.load(Ordering::Relaxed);
-        let done = self.before.load(Ordering::Relaxed) + copied;
-        let total = self.total.load(Ordering::Relaxed).max(done);
-        let took = self.begun.elapsed().as_secs_f64();
-        let pace = copied as f64 / took.max(0.001);
-        let eta = (copied > 0).then(|| (total - done) as f64 / pace);
-        crate::task::CollectionState::Snapshotting {
-            rows_copied: done,
-            rows_total: total,
-            rows_per_second: pace,
-            eta_seconds: eta,
-            doubled_keys: self.doubled.load(Ordering::Relaxed),
-            step: (*self.what.lock()).to_owned(),
-        }
-    }
-}
-
-/// So many a second, over all that take from it.
-pub(crate) struct Pace {
-    rows: Option<f64>,
-    bytes: Option<f64>,
-    next: Mutex<Option<Instant>>,
-}
-
-impl Pace {
-    pub(crate) fn new(spec: &crate::snapshot::SnapshotSpec) -> Self {
-        Self {
-            rows: spec.rows_per_second.map(|n| n.get() as f64),
-            bytes: spec.bytes_per_second.map(|n| n.get() as f64),
-            next: Mutex::default(),
-        }
-    }
-
-    /// Waits until what is taken now may be sent.
-    async fn take(&self, rows: u64, bytes: usize) {
-        let part = |of: Option<f64>, n: f64| of.map_or(0., |of| n / of.max(1.));
-        let seconds = part(self.rows, rows as f64).max(part(self.bytes, bytes as f64));
-        if seconds <= 0. {
-            return;
-        }
-        let at = {
-            let (mut next, now) = (self.next.lock(), Instant::now());
-            let at = next.map_or(now, |next| next.max(now));
-            *next = Some(at + Duration::from_secs_f64(seconds));
-            at
-        };
-        tokio::time::sleep_until(at).await;
     }
 }
 
@@ -342,10 +253,10 @@ impl Copier {
                 true => Start::After(place.position),
                 false => Start::At(place.position),
             };
-            match self.ctx.parts.source.open(channel, start).await {
-                Err(error @ SourceError::PositionLost { .. }) => lost.push(error),
-                // That it cannot be asked now says nothing.
-                Ok(_) | Err(_) => {}
+            // That it cannot be asked now says nothing.
+            let opened = self.ctx.parts.source.open(channel, start).await;
+            if let Err(error @ SourceError::PositionLost { .. }) = opened {
+                lost.push(error);
             }
         }
         match lost.is_empty() {
@@ -550,16 +461,20 @@ impl Copier {
         if self.ctx.hub.mode == Mode::Plain {
             return Ok(());
         }
-        self.progress.is("waits until the target has flushed it");
+        self.progress.is(FLUSH);
+        let mut problem = later("all rows are copied, and the target has not flushed them yet");
         for _ in 0..FLUSHES {
-            let flushed = settle::flush(&self.ctx, &self.route).await;
-            if flushed.map_err(|e| e.problem())? {
-                return Ok(());
+            match settle::flush(&self.ctx, &self.route).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                // A target that has just made it may not watch all of its channels yet.
+                Err(error) => {
+                    problem = error.problem();
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
             }
         }
-        Err(later(
-            "all rows are copied, and the target has not flushed them yet",
-        ))
+        Err(problem)
     }
 
     /// Which partition of the source has this row.
@@ -640,204 +555,6 @@ impl SourceRows for Patient<'_> {
     }
 }
 
-/// One of those that copy a collection: its ways into the lanes, each with a time of its own.
-struct Worker {
-    copier: Arc<Copier>,
-    /// By the lane's channel.
-    ways: BTreeMap<String, Way>,
-    stream: Arc<StreamCtl>,
-    /// Told when the stream fails.
-    wake: Arc<Notify>,
-    /// Counts pages: the source times that the lanes are told of.
-    time: u64,
-}
-
-struct Way {
-    lane: Arc<Lane>,
-    edge: EdgeId,
-    stream: Arc<StreamCtl>,
-}
-
-impl Drop for Way {
-    fn drop(&mut self) {
-        // Whoever stops waiting for it takes back what is not sent.
-        self.lane.purge(&self.stream);
-        self.lane.leave(self.edge);
-    }
-}
-
-/// Rows of one shard and partition.
-#[derive(Default)]
-struct Group {
-    rows: Vec<usize>,
-    keys: Vec<Key>,
-}
-
-impl Worker {
-    fn new(copier: Arc<Copier>) -> Self {
-        let (wake, sent) = (Arc::new(Notify::new()), copier.ctx.meter.sent.clone());
-        Self {
-            stream: StreamCtl::new(copier.source.id, wake.clone(), sent),
-            ways: BTreeMap::new(),
-            time: copier.at.0,
-            wake,
-            copier,
-        }
-    }
-
-    async fn run(mut self) -> Result<(), Problem> {
-        while let Some((piece, window)) = self.copier.take().await? {
-            self.piece(&piece, window).await?;
-        }
-        Ok(())
-    }
-
-    async fn piece(&mut self, piece: &Piece, window: bool) -> Result<(), Problem> {
-        let copier = self.copier.clone();
-        let patient = Patient(copier.rows.as_ref());
-        let Part { partition, range } = copier.part(piece)?;
-        let mut pages = Pages::new(&patient, &copier.of, partition, range, copier.at);
-        let (mut rows, mut doubled) = (0, 0);
-        while let Some(page) = pages
-            .next(copier.page_rows())
-            .await
-            .map_err(|e| e.problem())?
-        {
-            // What was read by this name is of this collection.
-            copier.same().await?;
-            let count = page.rows.len() as u64;
-            let bytes = bytes_of(&page.columns);
-            copier
-                .row_bytes
-                .store((bytes as u64 / count.max(1)).max(1), Ordering::Relaxed);
-            copier.pace.take(count, bytes).await;
-            doubled += page.doubled;
-            copier
-                .progress
-                .doubled
-                .fetch_add(page.doubled, Ordering::Relaxed);
-            self.page(piece, &page, window).await?;
-            rows += count;
-            copier.progress.copied.fetch_add(count, Ordering::Relaxed);
-        }
-        copier.done(piece, rows, doubled).await;
-        Ok(())
-    }
-
-    /// Sends a page, and waits until all of it is acknowledged.
-    async fn page(&mut self, piece: &Piece, page: &Page, window: bool) -> Result<(), Problem> {
-        let copier = self.copier.clone();
-        let route = &copier.route;
-        let mut groups: BTreeMap<(usize, PartitionId), Group> = BTreeMap::new();
-        for (key, row) in page.keys.iter().zip(&page.rows) {
-            let hashed = match key {
-                Key::Int(key) => Value::Int(*key),
-                Key::Str(key) => Value::Str(key),
-            };
-            let partition = match piece.partition {
-                Some(partition) => partition,
-                None => copier.partition_of(&page.columns, *row)?,
-            };
-            let group = groups
-                .entry((hashed.place(route.shards.len()), partition))
-                .or_default();
-            group.rows.push(*row);
-            group.keys.push(key.clone());
-        }
-        self.time += 1;
-        let time = self.time;
-        let (cell, own): (Arc<Cell>, Arc<AtomicUsize>) = Default::default();
-        let mut maps = BTreeMap::new();
-        for ((shard, partition), group) in groups {
-            let to = match copier.objects.partition(route, partition).await {
-                PartitionAnswer::Known(to) => to,
-                // With its rows.
-                PartitionAnswer::Gone => continue,
-                PartitionAnswer::NameTaken(_) => {
-                    return Err(later("an older partition of that name is dropped first"));
-                }
-                PartitionAnswer::Failed(problem) => return Err(problem),
-            };
-            let columns = copier.columns(&page.columns, &group.rows)?;
-            let shard = &route.shards[shard];
-            let channel = shard.lane.channel().as_str().to_owned();
-            let edge = self.way(shard);
-            let map = maps.entry(channel).or_insert_with(|| {
-                let map = shard.lane.raise(edge, vec![time], window);
-                (shard.lane.clone(), edge, map)
-            });
-            let ts = Tso(map.2.get(time));
-            let hub = &copier.ctx.hub;
-            let PartitionRoute { target, name } = &to;
-            let push = |bytes: bytes::Bytes, rows, is_insert| {
-                let ticket = Ticket::new(&cell, &own, &copier.ctx.budget, bytes.len());
-                shard.lane.push(Outgoing {
-                    stream: self.stream.clone(),
-                    bytes: bytes.into(),
-                    ts,
-                    rows,
-                    is_insert,
-                    origin: None,
-                    ticket: Some(ticket),
-                    ticked: None,
-                });
-            };
-            if window {
-                // Where rows are read by partition, a key may be in another one too.
-                let all = all_partitions();
-                let within = match piece.partition {
-                    Some(_) => &to,
-                    None => &all,
-                };
-                let times = vec![time; group.keys.len()];
-                let (target, name) = (within.target, &within.name);
-                let keys = ids(&group.keys);
-                let id = hub.message_id();
-                push(
-                    encode::delete_of(keys, &times, &shard.to, target, name, &map.2, id),
-                    0,
-                    false,
-                );
-            }
-            let row_ids = group.rows.iter().map(|_| hub.message_id()).collect();
-            let id = hub.message_id();
-            push(
-                encode::insert_of(columns, row_ids, &shard.to, *target, name, ts, id),
-                group.rows.len() as u64,
-                true,
-            );
-        }
-        for (lane, edge, _) in maps.into_values() {
-            lane.passed(edge, Tso(time));
-        }
-        loop {
-            tokio::select! {
-                () = copier.ctx.budget.emptied(&own) => {}
-                () = self.wake.notified() => {}
-            }
-            if let Some(problem) = self.stream.problem().filter(|_| self.stream.failed()) {
-                return Err(problem);
-            }
-            if cell.is_done() {
-                return Ok(());
-            }
-        }
-    }
-
-    fn way(&mut self, shard: &super::objects::TargetShard) -> EdgeId {
-        let (lane, time) = (&shard.lane, self.copier.at);
-        let way = self
-            .ways
-            .entry(lane.channel().as_str().to_owned())
-            .or_insert_with(|| Way {
-                edge: lane.join(time, false, shard.floor),
-                lane: lane.clone(),
-                stream: self.stream.clone(),
-            });
-        way.edge
-    }
-}
-
 impl Copier {
     fn columns(&self, columns: &[FieldData], rows: &[usize]) -> Result<Vec<FieldData>, Problem> {
         let picked: Result<Vec<FieldData>, String> =
@@ -848,31 +565,5 @@ impl Copier {
                 let hint = "leave the collection out, or begin it with its messages alone (initial: incremental)";
                 Problem::new(ErrorClass::Data, why, hint)
             })
-    }
-}
-
-fn ids(keys: &[Key]) -> IDs {
-    let ints = || {
-        keys.iter().filter_map(|k| match k {
-            Key::Int(key) => Some(*key),
-            Key::Str(_) => None,
-        })
-    };
-    let strings = || {
-        keys.iter().filter_map(|k| match k {
-            Key::Str(key) => Some(key.clone()),
-            Key::Int(_) => None,
-        })
-    };
-    let id_field = match keys.first() {
-        Some(Key::Str(_)) => IdField::StrId(StringArray {
-            data: strings().collect(),
-        }),
-        _ => IdField::IntId(LongArray {
-            data: ints().collect(),
-        }),
-    };
-    IDs {
-        id_field: Some(id_field),
     }
 }

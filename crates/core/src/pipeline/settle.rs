@@ -122,15 +122,10 @@ pub(super) async fn settle(ctx: Arc<TaskContext>, round: Round) -> Settled {
         });
     }
     // A target that restarted meanwhile may have moved on without some of it.
-    let nodes = ctx.durable.lock().nodes.clone();
-    if nodes.is_some() && flushed.iter().any(|f| *f) {
+    if flushed.iter().any(|f| *f) {
         let asked = round.collections.iter().any(|c| c.way != Way::Settled);
-        if asked {
-            tokio::time::sleep(NODES_KEPT).await;
-        }
-        match ctx.hub.target.nodes().await {
-            Ok(now) if now == nodes => {}
-            _ => flushed.fill(false),
+        if !has_stayed(&ctx, asked).await {
+            flushed.fill(false);
         }
     }
     problems.extend(out_of_reach(&ctx).await);
@@ -139,6 +134,18 @@ pub(super) async fn settle(ctx: Arc<TaskContext>, round: Round) -> Settled {
         flushed,
         problems,
     }
+}
+
+/// Whether the target's nodes still are those that the durable places were found with; also if nothing is known of them.
+/// `wait`: behind what its proxies have kept of an earlier answer.
+async fn has_stayed(ctx: &TaskContext, wait: bool) -> bool {
+    let Some(nodes) = ctx.durable.lock().nodes.clone() else {
+        return true;
+    };
+    if wait {
+        tokio::time::sleep(NODES_KEPT).await;
+    }
+    matches!(ctx.hub.target.nodes().await, Ok(Some(now)) if now == nodes)
 }
 
 /// Whether everything of a collection is flushed, flushing it if need be.
@@ -188,7 +195,8 @@ pub(super) async fn flush(ctx: &TaskContext, route: &Arc<Route>) -> Result<bool,
         up_to: lanes.max().unwrap_or_default(),
         way: Way::Flush,
     };
-    confirm(ctx, &carried).await
+    // One that has restarted since may have left rows out, and flushed what it has.
+    Ok(confirm(ctx, &carried).await? && has_stayed(ctx, true).await)
 }
 
 /// Channels whose queue no longer holds what a restart of the target would need.

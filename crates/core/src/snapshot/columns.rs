@@ -101,9 +101,8 @@ fn pick_vectors(name: &str, from: &VectorField, rows: &[usize]) -> Result<Vector
     let dim = usize::try_from(from.dim).unwrap_or_default();
     Ok(match from.data.as_ref().ok_or_else(|| unknown(name))? {
         Vectors::FloatVector(v) => {
-            let mut picked = milvus::proto::schema::FloatArray::default();
-            picked.data = at(&v.data, dim, rows)?;
-            Vectors::FloatVector(picked)
+            let data = at(&v.data, dim, rows)?;
+            Vectors::FloatVector(milvus::proto::schema::FloatArray { data })
         }
         Vectors::BinaryVector(v) => Vectors::BinaryVector(at(v, dim / 8, rows)?),
         Vectors::Float16Vector(v) => Vectors::Float16Vector(at(v, 2 * dim, rows)?),

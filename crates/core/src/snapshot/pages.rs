@@ -124,3 +124,170 @@ impl<'a> Pages<'a> {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::Ordering;
+
+    use milvus::proto::schema::field_data::Field;
+    use milvus::proto::schema::scalar_field::Data;
+    use milvus::proto::schema::{LongArray, ScalarField, StringArray};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::snapshot::memory::{MemoryRows, Table};
+
+    fn column(name: &str, data: Data) -> FieldData {
+        FieldData {
+            field_name: name.to_owned(),
+            field: Some(Field::Scalars(ScalarField {
+                data: Some(data),
+                ..Default::default()
+            })),
+            ..Default::default()
+        }
+    }
+
+    fn row(key: &Key, value: i64) -> Vec<FieldData> {
+        let key = match key {
+            Key::Int(key) => Data::LongData(LongArray { data: vec![*key] }),
+            Key::Str(key) => Data::StringData(StringArray {
+                data: vec![key.clone()],
+            }),
+        };
+        let value = Data::LongData(LongArray { data: vec![value] });
+        vec![column("pk", key), column("v", value)]
+    }
+
+    fn source(rows: &[(Key, i64)]) -> MemoryRows {
+        let source = MemoryRows::default();
+        let rows = rows.iter().map(|(key, value)| row(key, *value)).collect();
+        source.put(
+            "d",
+            "c",
+            Table {
+                id: 1,
+                loaded: true,
+                rows: BTreeMap::from([("p".to_owned(), rows)]),
+            },
+        );
+        source
+    }
+
+    fn of(string: bool) -> Of {
+        Of {
+            database: "d".to_owned(),
+            name: "c".to_owned(),
+            primary: "pk".to_owned(),
+            has_string_key: string,
+            fields: vec!["pk".to_owned(), "v".to_owned()],
+        }
+    }
+
+    /// All keys in the order in which they came, and how many copies were left out.
+    async fn all(source: &MemoryRows, string: bool, bound: u64) -> (Vec<Key>, u64) {
+        let of = of(string);
+        let (mut keys, mut doubled) = (Vec::new(), 0);
+        for range in Range::all(string) {
+            let mut pages = Pages::new(source, &of, Some("p".to_owned()), range, Tso(1));
+            while let Some(page) = pages.next(bound).await.unwrap() {
+                let shown = super::super::rows::keys(&page.columns, "pk").unwrap();
+                for (key, row) in page.keys.iter().zip(&page.rows) {
+                    assert_eq!(shown[*row], *key);
+                }
+                doubled += page.doubled;
+                keys.extend(page.keys);
+            }
+        }
+        (keys, doubled)
+    }
+
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build();
+        runtime.unwrap().block_on(work)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Each key once, whatever the bound, whatever is there twice and hides others.
+        #[test]
+        fn every_key_comes_once(
+            keys in prop::collection::vec((-40i64..40, prop::bool::weighted(0.2)), 0..60),
+            string in any::<bool>(),
+            bound in 1u64..12,
+            most in 0u64..9,
+        ) {
+            let key = |k: i64| match string {
+                true => Key::Str(format!("k{k}")),
+                false => Key::Int(k),
+            };
+            let mut rows = Vec::new();
+            let mut once = std::collections::BTreeSet::new();
+            let mut copies = 0;
+            for (k, twice) in keys {
+                if !once.insert(key(k)) {
+                    continue;
+                }
+                rows.push((key(k), k));
+                if twice {
+                    rows.push((key(k), k));
+                    copies += 1;
+                }
+            }
+            let source = source(&rows);
+            // What is too large comes in parts; one row is never too large.
+            source.most.store(if most == 0 { 0 } else { most + 1 }, Ordering::Relaxed);
+            let (found, doubled) = run(all(&source, string, bound));
+            let distinct: std::collections::BTreeSet<Key> = found.iter().cloned().collect();
+            prop_assert_eq!(found.len(), distinct.len());
+            prop_assert_eq!(distinct, once);
+            prop_assert_eq!(doubled, copies);
+        }
+    }
+
+    /// Rows come and go while they are read: those that stay are all there, and it ends.
+    #[test]
+    fn what_stays_is_there_while_others_come_and_go() {
+        let rows: Vec<(Key, i64)> = (0..200).map(|k| (Key::Int(k), k)).collect();
+        let source = source(&rows);
+        let of = of(false);
+        let mut found = std::collections::BTreeSet::new();
+        run(async {
+            let range = Range::Int {
+                low: 0,
+                high: i64::MAX,
+            };
+            let mut pages = Pages::new(&source, &of, None, range, Tso(1));
+            let work = async {
+                while let Some(page) = pages.next(32).await.unwrap() {
+                    found.extend(page.keys);
+                }
+            };
+            let change = async {
+                for n in 0i64.. {
+                    tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+                    source.with("d", "c", |table| {
+                        let rows = table.rows.get_mut("p").unwrap();
+                        rows.push(row(&Key::Int(1_000 + n), n));
+                        // Odd ones go.
+                        let gone = Key::Int((2 * n + 1) % 200);
+                        rows.retain(|r| super::super::rows::keys(r, "pk").unwrap()[0] != gone);
+                    });
+                }
+            };
+            tokio::select! {
+                () = work => {}
+                () = change => {}
+                () = tokio::time::sleep(std::time::Duration::from_secs(60)) => panic!("it does not end"),
+            }
+        });
+        for even in (0..200).step_by(2) {
+            assert!(found.contains(&Key::Int(even)), "{even}");
+        }
+    }
+}

@@ -531,3 +531,61 @@ fn what_is_wrong_with_kafka_names_the_key_and_never_the_password() {
         }
     }
 }
+
+#[test]
+fn where_the_sources_rows_are_read_is_said_with_a_login() {
+    let with = |milvus: &str| {
+        parse(&format!(
+            "sourceConfig: {{natsmq: {{address: 'nats://h:4222'}}, milvus: {milvus}}}"
+        ))
+    };
+    assert_eq!(parse(SOURCE).unwrap().source.milvus, None);
+    let login = |milvus: &str| {
+        let config = with(milvus).unwrap();
+        let read = config.source.milvus.unwrap();
+        (read.uri, read.token.expose().to_owned())
+    };
+    let uri = "http://h:19530".to_owned();
+    assert_eq!(
+        login("{uri: 'http://H:19530/'}"),
+        (uri.clone(), String::new())
+    );
+    assert_eq!(
+        login("{uri: 'http://h:19530', token: 'root:${PW}'}"),
+        (uri.clone(), "root:from-env".to_owned())
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("password");
+    std::fs::write(&file, "secret\n").unwrap();
+    let text = format!(
+        "{{uri: 'http://h:19530', username: u, password: 'file:{}'}}",
+        file.display()
+    );
+    assert_eq!(login(&text), (uri, "u:secret".to_owned()));
+    for (milvus, part) in [
+        ("{}", "sourceConfig.milvus.uri: missing"),
+        (
+            "{uri: 'http://u:p@h:1'}",
+            "sourceConfig.milvus.uri: http://host:port",
+        ),
+        (
+            "{uri: 'http://h:19530', username: u}",
+            "sourceConfig.milvus.token: either token, or username and password",
+        ),
+        (
+            "{uri: 'http://h:19530', token: 'file:/nowhere'}",
+            "sourceConfig.milvus.token: cannot read /nowhere",
+        ),
+        (
+            "{uri: 'https://h:19530', tlsCACertPath: /nowhere}",
+            "sourceConfig.milvus.tlsCACertPath",
+        ),
+        (
+            "{uri: 'http://h:19530', user: u}",
+            "sourceConfig.milvus.user",
+        ),
+    ] {
+        let error = with(milvus).unwrap_err();
+        assert!(error.contains(part), "{milvus}: {error}");
+    }
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cdc_core::error::{ErrorClass, Problem};
 use cdc_core::ids::PChannel;
 use cdc_core::position::Position;
-use cdc_core::task::{Choice, CollectionState, OnConflict, StartPoint};
+use cdc_core::task::{Choice, CollectionState, OnConflict};
 use cdc_core::tso::Tso;
 use milvus_cdc::request::encode_position;
 use serde_json::{Value, json};
@@ -64,8 +64,7 @@ async fn an_answer_waits_until_its_collection_asks() {
             collection(2, "default", "b", lost()),
         ];
     });
-    let answers =
-        json!([{"db": "db", "name": "a", "on_conflict": "adopt"}, {"name": "b", "start": "now"}]);
+    let answers = json!([{"db": "db", "name": "a", "on_conflict": "adopt"}, {"name": "b", "start": "snapshot"}]);
     server.granted("resume", resume(&id, answers)).await;
     later.await.unwrap();
     let chosen = server.fake.chosen.lock().clone();
@@ -77,11 +76,7 @@ async fn an_answer_waits_until_its_collection_asks() {
                 "a".to_owned(),
                 Choice::Conflict(OnConflict::Adopt)
             ),
-            (
-                "default".to_owned(),
-                "b".to_owned(),
-                Choice::Start(StartPoint::Now)
-            ),
+            ("default".to_owned(), "b".to_owned(), Choice::Snapshot),
         ]
     );
     let task = server.granted("get", json!({"task_id": id})).await;
@@ -111,7 +106,7 @@ async fn all_answers_are_checked_before_one_is_applied() {
         ),
         (
             json!({"name": "l", "skip": true}),
-            "default.l is PositionLost and takes start: earliest or now",
+            "default.l is PositionLost and takes start: earliest, now or snapshot",
         ),
         (json!({"name": "w", "skip": true}), "default.w is Waiting"),
         (

@@ -1,10 +1,12 @@
 //! What a create request asks for.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 use cdc_core::error::{ErrorClass, Problem, ProblemCode};
 use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::position::Position;
+use cdc_core::snapshot::{Initial, SnapshotSpec};
 use cdc_core::task::{GivenPosition, Selection, StartPoint};
 use cdc_core::tls::{ClientTls, Identity};
 use cdc_core::tso::Tso;
@@ -529,4 +531,57 @@ async fn the_same_request_again_is_the_same_task() {
     }
     again["start"] = json!("now");
     server.refused("create", again, 409).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_there_before_is_copied_if_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.db");
+    let server = start(&path, true).await;
+    let all = json!([{"name": "*"}]);
+    let id = server
+        .create(request(json!({
+            "collection_infos": all, "initial": "snapshot", "load_for_snapshot": true,
+            "rows_per_second": 5000, "bytes_per_second": 1_000_000,
+        })))
+        .await;
+    let expected = SnapshotSpec {
+        initial: Initial::Snapshot,
+        load: true,
+        rows_per_second: NonZeroU64::new(5000),
+        bytes_per_second: NonZeroU64::new(1_000_000),
+    };
+    assert_eq!(server.spec(&id).snapshot, expected);
+    let task = server.granted("get", json!({"task_id": id})).await;
+    assert_eq!(task["task"]["initial"], "snapshot");
+    server
+        .tasks
+        .shut_down(std::time::Duration::from_secs(1))
+        .await;
+    drop(server);
+    let server = start(&path, true).await;
+    assert_eq!(server.spec(&id).snapshot, expected, "after a restart");
+    for (fields, part) in [
+        (
+            json!({"initial": "later"}),
+            "request_data.initial: one of incremental, snapshot, auto",
+        ),
+        (
+            json!({"initial": "snapshot", "start": "now"}),
+            "request_data.start: nothing expected here with initial: snapshot",
+        ),
+        (
+            json!({"initial": "auto", "rows_per_second": 0}),
+            "request_data.rows_per_second: a whole number from 1 to",
+        ),
+        (
+            json!({"load_for_snapshot": "yes"}),
+            "request_data.load_for_snapshot",
+        ),
+    ] {
+        let mut asked = fields.clone();
+        asked["collection_infos"] = all.clone();
+        let body = server.refused("create", request(asked), 400).await;
+        assert!(body.contains(part), "{fields}: {body}");
+    }
 }

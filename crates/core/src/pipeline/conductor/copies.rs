@@ -37,7 +37,8 @@ impl Conductor<'_> {
         if self.first_round || self.ctx.drain.is_cancelled() {
             return;
         }
-        let mut under_way = self.entries.values().filter(|e| e.copy.is_some()).count();
+        let at_work = |e: &&super::Entry| e.copy.as_ref().is_some_and(|c| c.progress.is_at_work());
+        let mut under_way = self.entries.values().filter(at_work).count();
         for (id, entry) in &mut self.entries {
             if under_way >= COPIES {
                 break;

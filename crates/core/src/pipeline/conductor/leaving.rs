@@ -108,6 +108,8 @@ impl Conductor<'_> {
         let mut ask = false;
         let let_go = match (&entry.phase, &entry.route) {
             (Phase::Held(_), _) => true,
+            // There is nothing any more that the rest of its rows could be read from.
+            _ if entry.snapshot.is_some() => true,
             (Phase::Streaming, Some(route)) if !catching => {
                 let staying = entry.staying.get_or_insert_default();
                 ask = staying.end.is_none() && !std::mem::replace(&mut staying.asked, true);

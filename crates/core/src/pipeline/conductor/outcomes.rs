@@ -26,7 +26,7 @@ impl Conductor<'_> {
             | Outcome::BrokeOff(id) => *id,
         };
         match outcome {
-            Outcome::Opened(_, Ok(ready)) => self.opened(id, ready).await,
+            Outcome::Opened(_, Ok(ready)) => self.opened(id, *ready).await,
             Outcome::Opened(_, Err(Stop::Lost(lost))) => self.lost(id, &lost),
             Outcome::Opened(_, Err(Stop::Unread(error))) => self.failed(id, error.problem()),
             Outcome::Opened(_, Err(Stop::Target(obstacle))) => self.obstacle(id, obstacle).await,
