@@ -114,7 +114,9 @@ const RARE: &[&str] = &[
     "demo::a_changed_field_is_named",
     "demo::a_missing_index_is_named",
     // Every operation is tested on each queue.
+    "demo::rocksmq_is_equal",
     "demo::kafka_is_equal",
+    "demo::pulsar_is_equal",
     // About the lab's sources alone: that of natsmq is tested always.
     "lab::a_rocksmq_source_survives_a_kill",
     "lab::a_kafka_source_survives_a_kill",

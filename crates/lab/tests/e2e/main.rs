@@ -17,6 +17,7 @@ mod itself;
 mod kills;
 mod lab;
 mod many;
+mod merged;
 mod objects;
 mod owners;
 mod partitions;
@@ -74,6 +75,7 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("verify", verify::TESTS),
     ("repair", repair::TESTS),
     ("snapshot", snapshot::TESTS),
+    ("merged", merged::TESTS),
     ("demo", demo::TESTS),
 ];
 
