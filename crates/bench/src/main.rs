@@ -28,6 +28,9 @@ struct Args {
     /// Milliseconds between a call and the target's answer; with commas between, one run for each.
     #[arg(long, value_delimiter = ',', default_value = "0")]
     ack_delay_ms: Vec<u64>,
+    /// The target is a Milvus of its own: rows by Insert and Delete.
+    #[arg(long)]
+    plain: bool,
     /// Another server than milvus-cdc, as NAME=COMMAND: a command for `sh -c` that ends in `exec` of the server. Its HTTP
     /// interface, with the Go server's `POST /cdc`, has to be on 127.0.0.1:$CDC_BENCH_PORT; the source is at
     /// $CDC_BENCH_ETCD below $CDC_BENCH_ROOT, its queue at $CDC_BENCH_NATS or $CDC_BENCH_KAFKA, its replicate channel
@@ -119,6 +122,7 @@ async fn measure(args: Args, pinning: Pinning) -> Result<()> {
             let setup = Setup {
                 queue: args.queue.clone(),
                 ack_delay_ms: *ack_delay_ms,
+                plain: args.plain,
                 program: program.clone(),
                 dir: dir.clone(),
                 pinning,

@@ -9,7 +9,8 @@ use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Answers what a writer of replicated messages asks a standby Milvus 2.3.5, takes every message and keeps none. On
+/// Answers what a writer of replicated messages asks a standby Milvus 2.3.5 (or, with --plain, any client a Milvus of its
+/// own), takes every message and keeps none. On
 /// SIGTERM or ctrl-c it prints its ledger as JSON and ends.
 #[derive(Parser)]
 #[command(version)]
@@ -20,12 +21,15 @@ struct Args {
     /// Of `GET /ledger`.
     #[arg(long, default_value = "127.0.0.1:0")]
     http: String,
-    /// Milliseconds between a ReplicateMessage and its answer.
+    /// Milliseconds between a call with rows and its answer.
     #[arg(long, default_value_t = 0)]
     ack_delay_ms: u64,
     /// Megabytes (a million bytes) that it takes in a second, over all channels; no limit if not given.
     #[arg(long)]
     mb_per_second: Option<f64>,
+    /// Takes Insert and Delete, and no replicated messages: a Milvus of its own.
+    #[arg(long)]
+    plain: bool,
 }
 
 #[tokio::main]
@@ -51,6 +55,7 @@ async fn run(args: Args) -> Result<()> {
     println!("ledger http://{}/ledger", http.local_addr()?);
     let options = Options {
         ack_delay: Duration::from_millis(args.ack_delay_ms),
+        plain: args.plain,
         bytes_per_second: args.mb_per_second.map(|mb| (mb * 1e6).max(1.0) as u64),
     };
     let target = NullTarget::start(rpc, http, options)?;

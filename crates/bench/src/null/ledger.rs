@@ -118,6 +118,17 @@ impl Ledger {
         }
     }
 
+    /// Rows that came by ordinary calls: their times are the target's own, and no rule is for them.
+    pub fn rows(&mut self, bytes: u64, inserted: u64, deleted: u64) {
+        let counts = &mut self.counts;
+        counts.calls += 1;
+        counts.bytes += bytes;
+        counts.rows_inserted += inserted;
+        counts.rows_deleted += deleted;
+        counts.inserts += u64::from(inserted > 0);
+        counts.deletes += u64::from(deleted > 0);
+    }
+
     fn violation(&mut self, channel: &str, what: String) {
         if self.words.len() < WORDS {
             self.words.push(format!("{channel}: {what}"));

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use milvus::proto::common::{ErrorCode, IndexState, LoadState, MsgBase, ServerInfo, Status};
-use milvus::proto::milvus as rpc;
+use milvus::proto::milvus::{self as rpc, MutationResult};
 use milvus::proto::schema::{CollectionSchema, LongArray};
 use parking_lot::Mutex;
 use prost::Message;
@@ -40,11 +40,13 @@ const HTTP_DEADLINE: Duration = Duration::from_secs(5);
 /// How it behaves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Between a ReplicateMessage and its answer.
+    /// Between a call with rows and its answer.
     pub ack_delay: Duration,
-    /// Bytes of ReplicateMessage in a second, over all channels: the answer comes when they would be written. `None`: no
+    /// Bytes of such calls in a second, over all channels: the answer comes when they would be written. `None`: no
     /// limit.
     pub bytes_per_second: Option<u64>,
+    /// A Milvus of its own: takes Insert and Delete, and no replicated messages.
+    pub plain: bool,
 }
 
 /// A running target. Ends with the process, or when it is dropped.
@@ -124,6 +126,19 @@ impl NullTarget {
 }
 
 impl Shared {
+    /// When a call with so many bytes is answered.
+    fn until(&self, bytes: usize) -> Instant {
+        let begin = Instant::now();
+        let until = begin + self.options.ack_delay;
+        let Some(rate) = self.options.bytes_per_second else {
+            return until;
+        };
+        let takes = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+        let mut written = self.written.lock();
+        *written = (*written).max(begin) + takes;
+        until.max(*written)
+    }
+
     fn report(&self) -> Value {
         let state = self.state.lock();
         report(&state.ledger, &state.calls, &state.unknown)
@@ -244,11 +259,62 @@ fn done(outcome: Result<(), Missing>, name: &str) -> Status {
     }
 }
 
+/// `milvus.InsertRequest` with columns that share the memory they came in.
+#[derive(Clone, PartialEq, Message)]
+struct Insert {
+    #[prost(bytes = "bytes", repeated, tag = "5")]
+    fields_data: Vec<Bytes>,
+    #[prost(uint32, tag = "7")]
+    num_rows: u32,
+}
+
+/// How many keys a delete names: those of `field in [...]`.
+fn keys(expr: &str) -> u64 {
+    let list = expr.split_once('[').map_or("", |(_, list)| list);
+    match list.starts_with(']') || list.is_empty() {
+        true => 0,
+        false => list.matches(',').count() as u64 + 1,
+    }
+}
+
+/// What a Milvus of its own says of rows that it has taken.
+async fn written(shared: Arc<Shared>, bytes: usize, inserted: u64, deleted: u64) -> MutationResult {
+    if !shared.options.plain {
+        return MutationResult {
+            status: Some(refused(
+                ErrorCode::UnexpectedError,
+                1303,
+                "it is a standby, and takes no rows of clients".to_owned(),
+            )),
+            ..Default::default()
+        };
+    }
+    let until = shared.until(bytes);
+    shared
+        .state
+        .lock()
+        .ledger
+        .rows(bytes as u64, inserted, deleted);
+    if until > Instant::now() {
+        tokio::time::sleep_until(until).await;
+    }
+    MutationResult {
+        status: ok(),
+        insert_cnt: inserted as i64,
+        delete_cnt: deleted as i64,
+        timestamp: (now_us() / 1000) << 18,
+        ..Default::default()
+    }
+}
+
 async fn replicate(shared: Arc<Shared>, call: Replicate) -> rpc::ReplicateMessageResponse {
     let refuse = |code, reason: &str| rpc::ReplicateMessageResponse {
         status: Some(refused(ErrorCode::UnexpectedError, code, reason.to_owned())),
         ..Default::default()
     };
+    if shared.options.plain {
+        return refuse(1900, "only a standby takes replicated messages");
+    }
     if call.channel_name.is_empty() {
         return refuse(
             1100,
@@ -258,19 +324,8 @@ async fn replicate(shared: Arc<Shared>, call: Replicate) -> rpc::ReplicateMessag
     if call.msgs.is_empty() {
         return refuse(65535, "empty msgs");
     }
-    let Options {
-        ack_delay,
-        bytes_per_second,
-    } = shared.options;
     let begin = Instant::now();
-    let mut until = begin + ack_delay;
-    if let Some(rate) = bytes_per_second {
-        let bytes: usize = call.msgs.iter().map(Bytes::len).sum();
-        let takes = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
-        let mut written = shared.written.lock();
-        *written = (*written).max(begin) + takes;
-        until = until.max(*written);
-    }
+    let until = shared.until(call.msgs.iter().map(Bytes::len).sum());
     let answered = now_us() + until.duration_since(begin).as_micros() as u64;
     shared
         .state
@@ -313,6 +368,19 @@ async fn answer(shared: Arc<Shared>, request: http::Request<Body>) -> http::Resp
     }
     match name {
         "ReplicateMessage" => unary(request, |q| replicate(shared.clone(), q)).await,
+        "Insert" => {
+            unary(request, |q: Insert| {
+                let bytes = q.fields_data.iter().map(Bytes::len).sum();
+                written(shared.clone(), bytes, q.num_rows.into(), 0)
+            })
+            .await
+        }
+        "Delete" => {
+            unary(request, |q: rpc::DeleteRequest| {
+                written(shared.clone(), q.expr.len(), 0, keys(&q.expr))
+            })
+            .await
+        }
         "Connect" => at_once!(|_s, _q: rpc::ConnectRequest| rpc::ConnectResponse {
             status: ok(),
             identifier: 1,

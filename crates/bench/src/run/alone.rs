@@ -42,7 +42,7 @@ pub(super) async fn run(
     setup: &Setup,
     dir: &Path,
 ) -> Result<Value> {
-    let target = Target::start(dir, setup.pinning, setup.ack_delay_ms, None).await?;
+    let target = Target::start(dir, setup, None).await?;
     // Made before the clock runs: the same few requests with fresh ids and times would be another benchmark.
     let mut pool = Pool::new(setup.seed);
     let keys: Vec<i64> = (0..load.rows as i64).collect();

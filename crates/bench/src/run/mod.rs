@@ -34,6 +34,8 @@ const START_DEADLINE: Duration = Duration::from_secs(300);
 pub struct Setup {
     pub queue: String,
     pub ack_delay_ms: u64,
+    /// The target is a Milvus of its own.
+    pub plain: bool,
     pub program: Program,
     /// Where the servers' files go; removed after each scenario.
     pub dir: PathBuf,
@@ -78,6 +80,7 @@ pub async fn run(scenario: &Scenario, setup: &Setup) -> Result<Value> {
         "collections": scenario.collections,
         "channels": scenario.channels,
         "ack_delay_ms": setup.ack_delay_ms,
+        "mode": if setup.plain { "plain" } else { "replicate" },
         "seed": setup.seed,
         "pinned": setup.pinning.on,
         "machine": proc::machine(),
@@ -122,7 +125,7 @@ impl<'a> Run<'a> {
             Way::Idle { .. } => (SMALL.shape, None, 0),
         };
         let source = Source::start(dir, &setup.queue, setup.pinning).await?;
-        let target = Target::start(dir, setup.pinning, setup.ack_delay_ms, slow).await?;
+        let target = Target::start(dir, setup, slow).await?;
         let queue = source.broker.queue().await?;
         let mut writer = Writer::new(queue, scenario.channels, setup.seed, now_us() - past);
         let made = writer.prepare(scenario.collections).await?;

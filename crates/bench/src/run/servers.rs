@@ -12,6 +12,7 @@ use cdc_lab::servers::stores::{StoreKind, StoreServer};
 use cdc_lab::servers::{Mq, Process, free_port};
 use serde_json::{Value, json};
 
+use super::Setup;
 use crate::proc::{OTHERS, OURS, Pinning};
 use crate::source::queue::Queue;
 use crate::source::{ROOT, replicate_channel};
@@ -164,8 +165,7 @@ pub(super) struct Target {
 impl Target {
     pub(super) async fn start(
         dir: &Path,
-        pinning: Pinning,
-        delay_ms: u64,
+        setup: &Setup,
         mb_per_second: Option<f64>,
     ) -> Result<Self> {
         let own = std::env::current_exe().context("find this executable")?;
@@ -175,11 +175,14 @@ impl Target {
             .find(|p| p.is_file())
             .context("no cdc-null-target beside this program: cargo build -p cdc-bench --bins")?;
         let (rpc, http) = (free_port()?, free_port()?);
-        let mut command = pinning.command(&program, OTHERS);
+        let mut command = setup.pinning.command(&program, OTHERS);
+        if setup.plain {
+            command.arg("--plain");
+        }
         command
             .args(["--listen", &format!("127.0.0.1:{rpc}")])
             .args(["--http", &format!("127.0.0.1:{http}")])
-            .args(["--ack-delay-ms", &delay_ms.to_string()]);
+            .args(["--ack-delay-ms", &setup.ack_delay_ms.to_string()]);
         if let Some(rate) = mb_per_second {
             command.args(["--mb-per-second", &rate.to_string()]);
         }

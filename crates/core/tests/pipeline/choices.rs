@@ -176,7 +176,7 @@ async fn purged(seed: u64, goes: Goes) {
     };
     assert_eq!(on, channel);
     assert!(!wanted.is_empty() && first.is_some() && newest.is_some());
-    assert_eq!(choices.len(), 3);
+    assert_eq!(choices.len(), 4);
     world.equal_of(|name| name == "b").await;
     assert_eq!(
         world.target.rows("default", "a").unwrap(),

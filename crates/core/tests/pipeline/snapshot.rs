@@ -13,6 +13,7 @@ use cdc_core::tso::Tso;
 use rand::Rng;
 
 use crate::writes;
+use cdc_sim::gate::{Kind, Trap};
 use cdc_sim::world::{World, seeds};
 
 /// A source with rows, of which its queue knows nothing any more.
@@ -225,4 +226,42 @@ async fn dropped_and_stays(seed: u64) {
 #[test]
 fn what_is_dropped_on_the_source_in_the_middle_of_its_copy_can_stay() {
     seeds(2, dropped_and_stays);
+}
+
+/// Each note of how far a copy is, is one where the process dies: before the write, and behind it before it hears of it.
+async fn at_each_note(seed: u64, mode: Mode) {
+    for (after, behind) in [
+        (1, false),
+        (1, true),
+        (2, false),
+        (2, true),
+        (5, false),
+        (5, true),
+    ] {
+        let (mut world, ids) = before(seed, mode).await;
+        let rows = world.rows.clone().unwrap();
+        rows.most.store(16, std::sync::atomic::Ordering::Relaxed);
+        world.start();
+        world.gate.set(Trap {
+            kind: Kind::Point("note how far a copy is"),
+            after,
+            behind,
+        });
+        let mut waited = 0;
+        while !world.gate.is_dead() {
+            assert!(waited < 60_000, "nothing has died at note {after}");
+            world.run(20, writes(&ids)).await;
+            waited += 20;
+        }
+        world.kill();
+        world.start();
+        world.run(1_000, writes(&ids)).await;
+        world.equal().await;
+    }
+}
+
+#[test]
+fn killed_at_each_note_of_how_far_a_copy_is() {
+    seeds(1, |seed| at_each_note(seed, Mode::Replicate));
+    seeds(1, |seed| at_each_note(seed, Mode::Plain));
 }

@@ -224,14 +224,14 @@ impl Conductor<'_> {
             .cloned()
             .collect();
         let task = self.ctx.spec.id.clone();
-        let mut changes = vec![
-            Change::PutNote {
-                task: task.clone(),
-                collection: id,
-                note: String::new(),
-            },
-            copying::note(&self.ctx, id, None),
-        ];
+        let mut changes = vec![Change::PutNote {
+            task: task.clone(),
+            collection: id,
+            note: String::new(),
+        }];
+        if self.entries.get(&id).is_some_and(|e| e.snapshot.is_some()) {
+            changes.push(copying::note(&self.ctx, id, None));
+        }
         for key in keys {
             if let Some(reader) = self.catching.remove(&key) {
                 reader.cancel.cancel();
