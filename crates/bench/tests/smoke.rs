@@ -2,16 +2,28 @@
 //! the ledger has nothing against what milvus-cdc sent. Needs the programs: `cargo build --workspace --bins`. Nothing of
 //! speed is asserted.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use cdc_bench::proc::Pinning;
 use cdc_bench::run::{self, Program, Setup};
 use cdc_bench::scenario;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_backlog_arrives_whole_and_in_order() {
+    arrives(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_backlog_arrives_whole_by_ordinary_calls() {
+    arrives(true).await;
+}
+
+async fn arrives(plain: bool) {
     let dir = tempfile::tempdir().unwrap();
     let setup = Setup {
         queue: "natsmq".to_owned(),
         ack_delay_ms: 0,
+        plain,
         program: Program::Ours,
         dir: dir.path().to_owned(),
         pinning: Pinning { on: false },
