@@ -305,7 +305,11 @@ impl<'a> Conductor<'a> {
                 }
                 _ = settle.tick(), if may_lose && self.rounds.is_empty() && !self.first_round => self.start_round().await,
                 Some(Ok(settled)) = self.rounds.join_next(), if !self.rounds.is_empty() => self.settled(settled).await,
-                () = self.ctx.restarted.cancelled() => return Ended::TargetRestarted,
+                () = self.ctx.restarted.cancelled() => {
+                    // Nothing of them may be noted behind what the next beginning stores.
+                    self.stop_copies().await;
+                    return Ended::TargetRestarted;
+                }
                 () = self.ctx.drain.cancelled() => {
                     self.drain().await;
                     return Ended::Drained;

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cdc_keys::Range;
+use futures::future::try_join_all;
 use milvus::proto::schema::{CollectionSchema, FieldData};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::TaskContext;
-use super::conductor::broke_off;
 use super::objects::{Objects, Route};
 use super::settle;
 pub(super) use progress::{Pace, Progress};
@@ -41,8 +41,9 @@ const PAGE_ROWS: u64 = 4_000;
 const FIRST_PAGE: u64 = 200;
 /// Pages of a piece, about: what is copied again after a crash.
 const PIECE_PAGES: u64 = 16;
-/// A question that is refused is asked so often.
-const TRIES: u32 = 4;
+/// A question that comes to no answer, or is refused for a moment, is asked again for so long: what was begun has to be
+/// copied again otherwise.
+const PATIENCE: Duration = Duration::from_secs(30);
 const LOADED_WITHIN: Duration = Duration::from_secs(600);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often it is asked whether the queue still holds what comes behind the copy.
@@ -112,6 +113,8 @@ struct Copier {
     of: Of,
     schema: CollectionSchema,
     partition_key: Option<String>,
+    /// With a partition key: its partitions as the hash counts them.
+    order: Vec<PartitionId>,
     route: Arc<Route>,
     rows: Arc<dyn SourceRows>,
     at: Tso,
@@ -149,6 +152,11 @@ pub(super) async fn copy(
         // The target computes them itself.
         schema.fields.retain(|f| !f.is_function_output);
     }
+    if let Some(why) = refused(&schema, ctx.hub.mode) {
+        let hint =
+            "leave the collection out, or begin it with its messages alone (initial: incremental)";
+        return Err(Problem::new(ErrorClass::Data, why, hint).into());
+    }
     let primary = schema.fields.iter().find(|f| f.is_primary_key);
     let primary = primary.ok_or_else(|| later("its fields are not known yet"))?;
     let string = milvus::proto::schema::DataType::VarChar;
@@ -160,8 +168,17 @@ pub(super) async fn copy(
         fields: schema.fields.iter().map(|f| f.name.clone()).collect(),
     };
     let partition_key = schema.fields.iter().find(|f| f.is_partition_key);
+    let by_name: BTreeMap<&str, PartitionId> = source
+        .partitions
+        .values()
+        .map(|p| (p.name.as_str(), p.id))
+        .collect();
+    let order = hash::in_order(by_name.keys().copied()).unwrap_or_default();
+    let order = order.iter().filter_map(|name| by_name.get(name).copied());
+    let order = order.collect();
     let copier = Arc::new(Copier {
         partition_key: partition_key.map(|f| f.name.clone()),
+        order,
         at: snapshot.at,
         work: tokio::sync::Mutex::new(Work {
             again: snapshot.begun.clone(),
@@ -183,6 +200,23 @@ pub(super) async fn copy(
         pace,
     });
     copier.run().await
+}
+
+/// What of a schema cannot be copied by this version: said before anything is.
+fn refused(schema: &CollectionSchema, mode: Mode) -> Option<String> {
+    let fields = &schema.fields;
+    if let Some(field) = fields.iter().find(|f| f.nullable) {
+        return Some(format!(
+            "{}: fields that may be null are not copied by this version",
+            field.name
+        ));
+    }
+    let computed = fields.iter().find(|f| f.is_function_output);
+    let computed = computed.filter(|_| mode == Mode::Replicate)?;
+    Some(format!(
+        "{}: the source computes it, and does not show it: it cannot be copied to a standby",
+        computed.name
+    ))
 }
 
 pub(super) fn unreadable() -> Problem {
@@ -209,18 +243,13 @@ impl Copier {
         self.loaded().await?;
         self.list().await?;
         self.progress.is("copies");
-        let mut workers = tokio::task::JoinSet::new();
-        for _ in 0..WORKERS {
-            let own = self.clone();
-            workers.spawn(async move { Worker::new(own).run().await });
-        }
+        // In this task: where it ends, they have ended.
+        let workers = (0..WORKERS).map(|_| Worker::new(self.clone()).run());
+        let mut workers = std::pin::pin!(try_join_all(workers));
         let mut look = tokio::time::interval(REACH_EVERY);
         loop {
             tokio::select! {
-                done = workers.join_next() => match done {
-                    Some(done) => done.map_err(|_| broke_off("the copy of its rows"))??,
-                    None => break,
-                },
+                done = &mut workers => break drop(done?),
                 _ = look.tick() => self.reachable().await?,
             }
         }
@@ -230,7 +259,7 @@ impl Copier {
         let bound = bound.map_err(|e| e.problem())?;
         let snapshot = self.work.lock().await.snapshot.clone();
         if snapshot.release {
-            // Not loaded by anybody else since, as far as can be told.
+            self.same().await?;
             self.progress.is("releases it on the source");
             self.ask(|| self.rows.release(&self.of.database, &self.of.name))
                 .await?;
@@ -290,13 +319,23 @@ impl Copier {
 
     async fn loaded(&self) -> Result<(), Problem> {
         let (database, name) = (&self.of.database, &self.of.name);
-        let is_loaded = || self.ask(|| self.rows.is_loaded(database, name));
+        let partitions = self.source.partitions.values();
+        let partitions = partitions.filter(|p| p.state == ObjectState::Created);
+        let partitions: Vec<String> = partitions.map(|p| p.name.clone()).collect();
+        let is_loaded = || self.ask(|| self.rows.is_loaded(database, name, &partitions));
         if is_loaded().await? {
             return Ok(());
         }
+        let refuse = |why: &str, hint: &str| Problem::new(ErrorClass::Configuration, why, hint);
+        let something = self.ask(|| self.rows.is_loaded(database, name, &[]));
+        if something.await? {
+            return Err(refuse(
+                "only some of its partitions are loaded on the source, and only what is loaded can be read",
+                "load the whole collection there",
+            ));
+        }
         if !self.ctx.wanted().snapshot.load {
-            return Err(Problem::new(
-                ErrorClass::Configuration,
+            return Err(refuse(
                 "it is not loaded on the source, and only what is loaded can be read",
                 "load it there; or set load_for_snapshot of the task, to have it loaded for as long as it is copied",
             ));
@@ -327,34 +366,26 @@ impl Copier {
         };
         let mut work = self.work.lock().await;
         if !work.snapshot.listed {
-            let of_all: Vec<Option<PartitionId>> = match self.partition_key {
-                Some(_) => vec![None],
-                None => partitions
-                    .keys()
-                    .copied()
-                    .filter(created)
-                    .map(Some)
-                    .collect(),
-            };
-            let ranges = Range::all(self.of.has_string_key);
-            let (mut todo, mut total) = (Vec::new(), 0);
-            for partition in of_all {
-                for range in &ranges {
-                    let piece = Piece {
-                        partition,
-                        range: range.clone(),
-                    };
-                    total += self.count(&piece).await?;
-                    todo.push(piece);
+            let all = self.pieces(None);
+            let mut total = 0;
+            for piece in &all {
+                total += self.count(piece).await?;
+            }
+            self.same().await?;
+            match self.partition_key {
+                Some(_) => work.snapshot.todo = all,
+                None => {
+                    let there = partitions.keys().copied().filter(created);
+                    work.snapshot.partitions = there.collect();
                 }
             }
-            work.snapshot.todo = todo;
             work.snapshot.total = total;
             work.snapshot.listed = true;
             self.commit(&work).await;
         }
         // What was dropped since is not copied.
         let there = |piece: &Piece| piece.partition.as_ref().is_none_or(created);
+        work.snapshot.partitions.retain(created);
         work.snapshot.todo.retain(there);
         work.snapshot.begun.retain(there);
         work.again.retain(there);
@@ -362,6 +393,12 @@ impl Copier {
             .total
             .store(work.snapshot.total, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// All keys of a partition.
+    fn pieces(&self, partition: Option<PartitionId>) -> Vec<Piece> {
+        let ranges = Range::all(self.of.has_string_key).into_iter();
+        ranges.map(|range| Piece { partition, range }).collect()
     }
 
     fn part(&self, piece: &Piece) -> Result<Part, Problem> {
@@ -399,6 +436,11 @@ impl Copier {
                 if let Some(piece) = work.again.pop() {
                     return Ok(Some((piece, true)));
                 }
+                if work.snapshot.todo.is_empty()
+                    && let Some(partition) = work.snapshot.partitions.pop()
+                {
+                    work.snapshot.todo = self.pieces(Some(partition));
+                }
                 match work.snapshot.todo.pop() {
                     Some(piece) => {
                         work.held.push(piece.clone());
@@ -413,6 +455,10 @@ impl Copier {
                 }
             };
             let rows = self.count(&piece).await?;
+            if rows == 0 {
+                // Of another collection that has the name by now, nothing would mean nothing.
+                self.same().await?;
+            }
             let parts = match rows > self.page_rows() * PIECE_PAGES {
                 true => piece.range.split(),
                 false => None,
@@ -484,13 +530,10 @@ impl Copier {
         let column = columns.iter().find(|c| c.field_name == field);
         let value = column.and_then(|c| value(c, row));
         let value = value.ok_or_else(|| odd("an answer has no values of the partition key"))?;
-        let names = self.source.partitions.values().map(|p| p.name.as_str());
-        let order = hash::in_order(names).filter(|order| !order.is_empty());
-        let order = order.ok_or_else(|| odd("its partitions are not numbered"))?;
-        let name = order[value.place(order.len())];
-        let mut partitions = self.source.partitions.values();
-        let found = partitions.find(|p| p.name == name);
-        found.map(|p| p.id).ok_or_else(gone)
+        let found = self.order.get(value.place(self.order.len()));
+        found
+            .copied()
+            .ok_or_else(|| odd("its partitions are not numbered"))
     }
 }
 
@@ -511,14 +554,13 @@ async fn again<T, W>(ask: impl Fn() -> W) -> Result<T, RowsError>
 where
     W: Future<Output = Result<T, RowsError>>,
 {
-    let mut backoff = Backoff::new();
-    for _ in 1..TRIES {
+    let (mut backoff, end) = (Backoff::new(), Instant::now() + PATIENCE);
+    loop {
         match ask().await {
-            Err(RowsError::Unavailable { .. } | RowsError::Refused { .. }) => backoff.wait().await,
+            Err(error) if error.may_pass() && Instant::now() < end => backoff.wait().await,
             answer => return answer,
         }
     }
-    ask().await
 }
 
 /// The same questions, asked again where the source refuses them for a moment.
@@ -534,8 +576,13 @@ impl SourceRows for Patient<'_> {
         again(|| self.0.describe(database, name)).await
     }
 
-    async fn is_loaded(&self, database: &str, name: &str) -> Result<bool, RowsError> {
-        again(|| self.0.is_loaded(database, name)).await
+    async fn is_loaded(
+        &self,
+        database: &str,
+        name: &str,
+        partitions: &[String],
+    ) -> Result<bool, RowsError> {
+        again(|| self.0.is_loaded(database, name, partitions)).await
     }
 
     async fn load(&self, database: &str, name: &str) -> Result<(), RowsError> {

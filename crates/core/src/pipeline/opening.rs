@@ -38,6 +38,8 @@ pub(super) struct Answer {
     pub(super) skipped: Vec<(PChannel, Position)>,
     /// The rows it has are copied first, into a new collection.
     pub(super) snapshot: bool,
+    /// It was loaded on the source to be copied, and is to be released.
+    pub(super) release: bool,
     /// The task was asked to carry it no longer: what the target holds of it may be another's since.
     pub(super) apart: bool,
 }
@@ -175,6 +177,8 @@ pub(super) async fn open(
             .unwrap_or_default(),
         // Over what is there already.
         again: adopted.is_some(),
+        adopted: adopted.is_some(),
+        release: answer.release,
         ..Snapshot::default()
     });
     Ok(Ready {

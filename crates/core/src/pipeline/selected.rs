@@ -220,6 +220,9 @@ impl Conductor<'_> {
             collection: id,
             note: String::new(),
         }];
+        if self.entries.get(&id).is_some_and(|e| e.snapshot.is_some()) {
+            changes.push(copying::note(&self.ctx, id, None));
+        }
         let keys = self.stored.detached.keys().filter(|(_, c)| *c == id);
         for (channel, collection) in keys.cloned().collect::<Vec<_>>() {
             self.stored.detached.remove(&(channel.clone(), collection));

@@ -64,9 +64,11 @@ fn unknown(name: &str) -> String {
 }
 
 fn at<T: Clone>(values: &[T], width: usize, rows: &[usize]) -> Result<Vec<T>, String> {
-    let mut picked = Vec::with_capacity(rows.len() * width);
+    let mut picked = Vec::new();
     for row in rows {
-        let values = values.get(row * width..(row + 1) * width);
+        let from = row.checked_mul(width);
+        let range = from.and_then(|from| Some(from..from.checked_add(width)?));
+        let values = range.and_then(|range| values.get(range));
         picked.extend_from_slice(values.ok_or("an answer's columns have different lengths")?);
     }
     Ok(picked)

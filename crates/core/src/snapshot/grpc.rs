@@ -153,11 +153,16 @@ impl GrpcRows {
                     "check sourceConfig.milvus.token (user:password or an API key)",
                 )
             }
-            Code::OutOfRange | Code::ResourceExhausted => RowsError::TooLarge {
-                address,
-                call,
-                cause: status.message().to_owned(),
-            },
+            // A connection that breaks off can look like it; what the server has answered has no other error behind it.
+            Code::OutOfRange | Code::ResourceExhausted
+                if std::error::Error::source(&status).is_none() =>
+            {
+                RowsError::TooLarge {
+                    address,
+                    call,
+                    cause: status.message().to_owned(),
+                }
+            }
             _ => {
                 *self.channel.lock().await = None;
                 self.unavailable(call, format!("{:?}: {}", status.code(), status.message()))
@@ -179,6 +184,7 @@ impl GrpcRows {
             "message larger than max",
             "exceeds the maximum",
             "exceeds the limit",
+            "exceed the max",
         ];
         if is_large.iter().any(|words| reason.contains(words)) {
             return Err(RowsError::TooLarge {
@@ -236,19 +242,24 @@ impl SourceRows for GrpcRows {
             ask!(self, "DescribeCollection", describe_collection, request);
         match self.check("DescribeCollection", answer.status) {
             Ok(()) => Ok(Some(CollectionId(answer.collection_id))),
-            // 100: no such collection; 800: no such database; 4 is what 2.2 says.
+            // 100: no such collection; 800: no such database.
             Err(RowsError::Refused {
-                code: 100 | 800 | 4,
-                ..
+                code: 100 | 800, ..
             }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    async fn is_loaded(&self, database: &str, name: &str) -> Result<bool, RowsError> {
+    async fn is_loaded(
+        &self,
+        database: &str,
+        name: &str,
+        partitions: &[String],
+    ) -> Result<bool, RowsError> {
         let request = rpc::GetLoadStateRequest {
             db_name: database.to_owned(),
             collection_name: name.to_owned(),
+            partition_names: partitions.to_vec(),
             ..Default::default()
         };
         let answer: rpc::GetLoadStateResponse = ask!(self, "GetLoadState", get_load_state, request);

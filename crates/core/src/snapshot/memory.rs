@@ -110,7 +110,7 @@ impl SourceRows for MemoryRows {
         }
     }
 
-    async fn is_loaded(&self, database: &str, name: &str) -> Result<bool, RowsError> {
+    async fn is_loaded(&self, database: &str, name: &str, _: &[String]) -> Result<bool, RowsError> {
         Ok(self.table(database, name)?.loaded)
     }
 

@@ -79,6 +79,8 @@ pub struct Snapshot {
     pub at: Tso,
     /// The pieces are known.
     pub listed: bool,
+    /// Nothing of them was sent, and no piece of them is in `todo`.
+    pub partitions: Vec<PartitionId>,
     /// Nothing of them was sent.
     pub todo: Vec<Piece>,
     /// Some of their rows may be on the target.
@@ -93,6 +95,8 @@ pub struct Snapshot {
     pub release: bool,
     /// An earlier copy may be on the target: all of it goes in window form.
     pub again: bool,
+    /// It goes into a collection with rows of others, which is not to be dropped without a person's word.
+    pub adopted: bool,
 }
 
 impl Snapshot {
@@ -102,6 +106,7 @@ impl Snapshot {
             at: self.at,
             release: self.release,
             again: true,
+            adopted: self.adopted,
             ..Self::default()
         }
     }

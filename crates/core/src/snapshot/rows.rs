@@ -61,6 +61,18 @@ pub enum RowsError {
 }
 
 impl RowsError {
+    /// Whether the same question may be answered in a moment.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            RowsError::Unavailable { .. } => true,
+            // Something is not there, not loaded, asked wrongly, or not allowed.
+            RowsError::Refused { code, .. } => {
+                !matches!(code, 100 | 101 | 200 | 800 | 1100..=1102 | 1400 | 1401)
+            }
+            RowsError::Configuration { .. } | RowsError::TooLarge { .. } => false,
+        }
+    }
+
     pub fn problem(&self) -> Problem {
         let (class, hint) = match self {
             RowsError::Configuration { hint, .. } => (ErrorClass::Configuration, hint.clone()),
@@ -95,8 +107,13 @@ pub trait SourceRows: Send + Sync {
     async fn describe(&self, database: &str, name: &str)
     -> Result<Option<CollectionId>, RowsError>;
 
-    /// Whether all of it can be read.
-    async fn is_loaded(&self, database: &str, name: &str) -> Result<bool, RowsError>;
+    /// Whether all of these partitions can be read; without any, whether something of it can.
+    async fn is_loaded(
+        &self,
+        database: &str,
+        name: &str,
+        partitions: &[String],
+    ) -> Result<bool, RowsError>;
 
     /// Asks to load it, and returns at once.
     async fn load(&self, database: &str, name: &str) -> Result<(), RowsError>;

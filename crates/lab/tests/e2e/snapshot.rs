@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use cdc_lab::cdc::{Cdc, command};
 use cdc_lab::client::{Client, CollectionOptions, Key, Row, Value as Field, key_expr};
+use cdc_lab::servers::lite::Lite;
+use cdc_lab::servers::{Milvus, Mq, Spec};
 use milvus::proto::common::{ConsistencyLevel, KeyValuePair};
 use milvus::proto::schema::{CollectionSchema, DataType, FieldSchema};
 use rand::rngs::StdRng;
@@ -13,7 +16,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::json;
 
 use crate::harness::{say, tests};
-use crate::lab::{DB, Kind, Lab, until};
+use crate::lab::{DB, Kind, Lab, folder, progress, until};
 use crate::plain::Plain;
 use crate::tasks::some;
 
@@ -21,6 +24,7 @@ tests![Alone:
     to_a_standby_through_three_kills,
     two_hundred_thousand_rows_to_a_plain_target_through_three_kills,
     a_lost_position_is_answered_with_a_copy,
+    the_guide_from_a_2_3_to_milvus_lite,
 ];
 
 /// Rows of one insert.
@@ -134,13 +138,11 @@ impl Texts {
 }
 
 /// Lets the source's queue forget everything it holds by now.
-async fn forget(lab: &Lab, names: &[&str]) -> Result<()> {
+async fn forget(from: &Client, nats: &str, names: &[&str]) -> Result<()> {
     for name in names {
-        lab.from
-            .flush_and_wait(DB, name, crate::lab::PATIENCE)
-            .await?;
+        from.flush_and_wait(DB, name, crate::lab::PATIENCE).await?;
     }
-    let queue = async_nats::jetstream::new(async_nats::connect(lab.source.nats()).await?);
+    let queue = async_nats::jetstream::new(async_nats::connect(nats).await?);
     let mut streams = queue.stream_names();
     let mut purged = 0;
     while let Some(name) = futures::TryStreamExt::try_next(&mut streams).await? {
@@ -175,7 +177,7 @@ async fn copied(lab: &mut Lab, before: usize, per_second: u64, random: &mut StdR
     old.delete(&from, before / 50, random).await?;
     old.upsert(&from, before / 50, 0, random).await?;
     texts.delete(&from, &[1, 2, 3, 500]).await?;
-    forget(lab, &["old", "texts", "keyed"]).await?;
+    forget(&from, &lab.source.nats(), &["old", "texts", "keyed"]).await?;
     old.round(&from, random).await?;
 
     let mut data = some(lab, &["old", "texts", "keyed"]);
@@ -275,7 +277,7 @@ async fn a_lost_position_is_answered_with_a_copy(random: &mut StdRng) -> Result<
     lab.stop_cdc().await?;
     c.insert(&from, "", 500, random).await?;
     c.delete(&from, 300, random).await?;
-    forget(&lab, &["lost"]).await?;
+    forget(&from, &lab.source.nats(), &["lost"]).await?;
     lab.cdc.restart(&lab.progress).await?;
     lab.wait_state(&task, "lost", "PositionLost").await?;
     c.round(&from, random).await?;
@@ -286,4 +288,99 @@ async fn a_lost_position_is_answered_with_a_copy(random: &mut StdRng) -> Result<
     lab.equal_rows(c.keys.len()).await?;
     lab.tidy().await?;
     lab.end().await
+}
+
+/// The steps of docs/snapshot.md, by the commands that it names.
+async fn the_guide_from_a_2_3_to_milvus_lite(random: &mut StdRng) -> Result<()> {
+    let (dir, progress) = (folder()?, progress());
+    let source = Spec::source("source", Mq::Natsmq, dir.join("source"));
+    let source = Milvus::start(source, &progress).await?;
+    let lite = Lite::start(dir.join("lite"), &progress).await?;
+    let from = Client::connect("source", &source.uri()).await?;
+    let mut all = Vec::new();
+    for (name, shards) in [("a", 1), ("b", 2)] {
+        let mut c = Plain::create(&from, name, shards).await?;
+        c.insert(&from, "", 5_000, random).await?;
+        c.delete(&from, 200, random).await?;
+        all.push(c);
+    }
+    forget(&from, &source.nats(), &["a", "b"]).await?;
+    let mut cdc = Cdc::start(&source, dir.join("cdc"), &progress).await?;
+    let (server, old, new) = (
+        format!("http://{}", cdc.address()),
+        source.uri(),
+        lite.uri(),
+    );
+    let config = cdc.config_path();
+    let config = config.to_str().context("a path of UTF-8")?;
+    let run = async |args: &[&str]| -> Result<String> {
+        let said = command(args, crate::lab::PATIENCE).await?;
+        say(&format!(
+            "{args:?}: {:?}\n{}{}",
+            said.code, said.stdout, said.stderr
+        ));
+        ensure!(said.code == Some(0), "{args:?}: {said:?}");
+        Ok(said.stdout)
+    };
+    // 1. Both can be reached.
+    run(&["doctor", "--config", config, "--target", &new]).await?;
+    // 2. What would be carried.
+    let task = json!({
+        "target": {"uri": new}, "collections": [{"include": "*.*"}], "initial": "snapshot",
+    });
+    let (status, plan) = cdc.rest("/api/v1/plan", Some(&task)).await?;
+    ensure!(status == 200 && plan["ok"] == true, "{plan}");
+    // 3. and 4.
+    let create = [
+        "task",
+        "create",
+        "--server",
+        &server,
+        "--target",
+        &new,
+        "--id",
+        "move",
+        "-c",
+        "*",
+        "--initial",
+        "snapshot",
+    ];
+    run(&create).await?;
+    let watch = [
+        "task",
+        "watch",
+        "move",
+        "--server",
+        &server,
+        "--until-streaming",
+        "--for",
+        "100",
+    ];
+    run(&watch).await?;
+    // 5. Every row, while the old one is written to.
+    for c in &mut all {
+        c.round(&from, random).await?;
+    }
+    let verify = [
+        "verify",
+        "--source",
+        &old,
+        "--target",
+        &new,
+        "--likeness",
+        "lite",
+    ];
+    let report = run(&verify).await?;
+    ensure!(report.contains("source and target are equal"), "{report}");
+    // 6. The writers have stopped: what is written last is there, then the task goes.
+    for c in &mut all {
+        c.round(&from, random).await?;
+    }
+    run(&verify).await?;
+    run(&["task", "delete", "move", "--server", &server]).await?;
+    run(&verify).await?;
+    cdc.kill9().await?;
+    drop((source, lite));
+    std::fs::remove_dir_all(dir)?;
+    Ok(())
 }

@@ -8,7 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use cdc_core::ids::{PChannel, TaskId};
 use cdc_core::store::Need;
-use cdc_core::task::Counters;
+use cdc_core::task::{CollectionState, Counters};
 use cdc_core::tso::Tso;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -49,6 +49,7 @@ async fn registry(api: &Api) -> Registry {
     let left = Family::<Labels, Float>::default();
     let in_flight = Family::<Labels, Gauge>::default();
     let errors = Family::<Labels, Counter>::default();
+    let copied = Family::<Labels, Gauge>::default();
     let unreadable = Gauge::<i64>::default();
     type Pick = fn(&Counters) -> u64;
     let counters: [(&str, &str, Pick, Family<Labels, Counter>); 6] = [
@@ -126,6 +127,25 @@ async fn registry(api: &Api) -> Registry {
                 }
                 for c in &status.collections {
                     count(states::name(&c.state));
+                    let CollectionState::Snapshotting {
+                        rows_copied,
+                        rows_total,
+                        ..
+                    } = c.state
+                    else {
+                        continue;
+                    };
+                    let rows = [
+                        ("copied", rows_copied),
+                        ("left", rows_total.saturating_sub(rows_copied)),
+                    ];
+                    for (rows, n) in rows {
+                        let mut label = label.clone();
+                        label.push(("collection", format!("{}.{}", c.database, c.name)));
+                        label.push(("rows", rows.to_owned()));
+                        let n = i64::try_from(n).unwrap_or(i64::MAX);
+                        copied.get_or_create(&label).set(n);
+                    }
                 }
             }
             // A paused task falls behind, which is what its lag is for. A store that does not answer costs these
@@ -213,5 +233,10 @@ async fn registry(api: &Api) -> Registry {
     );
     registry.register("in_flight_bytes", "Bytes held in memory", in_flight);
     registry.register("errors", "Errors by class", errors);
+    registry.register(
+        "snapshot_rows",
+        "Rows of collections that are copied now: copied, and left",
+        copied,
+    );
     registry
 }

@@ -119,7 +119,7 @@ pub fn create(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
     let wanted = selection::read(&data, limits);
     let on_conflict = data.choice("on_conflict", CONFLICTS).unwrap_or_default();
     let mode = data.choice("mode", MODES).unwrap_or_default();
-    let snapshot = snapshot::read(&data, limits);
+    let snapshot = snapshot::read(&data, limits, &wanted);
     data.finish();
     let names = Names::default();
     Some(put_together(

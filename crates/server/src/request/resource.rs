@@ -41,7 +41,7 @@ pub fn task(data: Fields<'_>, limits: &Limits) -> Option<CreateTask> {
     carried::check(&data, &wanted.selection, &names.mapping);
     let on_conflict = data.choice("on_conflict", CONFLICTS).unwrap_or_default();
     let mode = data.choice("mode", MODES).unwrap_or_default();
-    let snapshot = snapshot::read(&data, limits);
+    let snapshot = snapshot::read(&data, limits, &wanted);
     data.finish();
     Some(put_together(
         id,

@@ -568,7 +568,11 @@ async fn what_was_there_before_is_copied_if_that_is_asked_for() {
         ),
         (
             json!({"initial": "snapshot", "start": "now"}),
-            "request_data.start: nothing expected here with initial: snapshot",
+            "request_data.start: nothing expected here",
+        ),
+        (
+            json!({"initial": "auto", "start": "earliest"}),
+            "request_data.start: nothing expected here",
         ),
         (
             json!({"initial": "auto", "rows_per_second": 0}),

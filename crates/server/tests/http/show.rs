@@ -364,6 +364,47 @@ async fn the_metrics_say_it_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_says_how_far_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir.path().join("s.db"), true).await;
+    let id = server.create(wanted("c")).await;
+    let state = CollectionState::Snapshotting {
+        rows_copied: 30,
+        rows_total: 100,
+        rows_per_second: 10.0,
+        eta_seconds: Some(7.0),
+        doubled_keys: 2,
+        step: "copies".to_owned(),
+    };
+    *server.fake.collections.lock() = vec![collection(1, "db", "c", state)];
+    let get = server.granted("get", json!({"task_id": id})).await;
+    let c = &get["task"]["collections"][0];
+    assert_eq!(c["state"], "Snapshotting");
+    assert_eq!(
+        c["detail"],
+        json!({
+            "rows_copied": 30, "rows_total": 100, "rows_per_second": 10.0, "eta_seconds": 7.0, "doubled_keys": 2,
+            "step": "copies",
+        })
+    );
+    let path = format!("/api/v1/tasks/{id}/collections");
+    let (status, text) = server.send("GET", &path, b"").await;
+    assert_eq!(status, 200, "{text}");
+    assert!(
+        text.contains("Snapshotting") && text.contains("rows_copied"),
+        "{text}"
+    );
+    let (_, text) = server.send("GET", "/cdc/metrics", b"").await;
+    let found = scrape(&text);
+    for (rows, n) in [("copied", 30.0), ("left", 70.0)] {
+        let name = format!(
+            "milvus_cdc_snapshot_rows{{task_id=\"{id}\",collection=\"db.c\",rows=\"{rows}\"}}"
+        );
+        assert_eq!(found.get(&name), Some(&n), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_cannot_be_read_harms_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s.db");

@@ -120,7 +120,16 @@ impl Conductor<'_> {
         entry.snapshot = Some(progress.stored());
         match job.await {
             Ok(Ok(bound)) => self.goes_on(id, bound).await,
-            Ok(Err(Stopped::Lost(lost))) => self.copy_anew(id, &lost).await,
+            Ok(Err(Stopped::Lost(lost))) => {
+                let snapshot = self.entries.get(&id).and_then(|e| e.snapshot.as_ref());
+                if snapshot.is_some_and(|s| s.adopted) {
+                    // What would be dropped is not ours alone.
+                    self.take_off(id).await;
+                    self.lost(id, &lost);
+                } else {
+                    self.copy_anew(id, &lost).await;
+                }
+            }
             Ok(Err(Stopped::Failed(problem))) => {
                 self.take_off(id).await;
                 self.failed(id, problem);
@@ -170,6 +179,7 @@ impl Conductor<'_> {
         };
         let mut answer = entry.answer.clone();
         answer.snapshot = true;
+        answer.release |= entry.snapshot.as_ref().is_some_and(|s| s.release);
         answer.on_conflict = Some(OnConflict::Recreate);
         let mut changes = vec![
             note(&self.ctx, id, &answer),

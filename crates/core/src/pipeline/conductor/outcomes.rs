@@ -160,6 +160,14 @@ impl Conductor<'_> {
             changes.push(copying::note(&self.ctx, id, snapshot.as_ref()));
             entry.snapshot = snapshot;
         }
+        if let Some(snapshot) = &mut entry.snapshot
+            && let Some(begin) = records.iter().map(|(_, p)| p.applied).max()
+            && begin > snapshot.at
+        {
+            // Its messages begin later now: what is read from here on must not be older.
+            snapshot.at = begin;
+            changes.push(copying::note(&self.ctx, id, Some(snapshot)));
+        }
         match fresh {
             Some(object) => self.objects.put_with(object, changes).await,
             None if !changes.is_empty() => self.ctx.commit(changes).await,

@@ -99,6 +99,8 @@ impl Worker {
             rows += count;
             copier.progress.copied.fetch_add(count, Ordering::Relaxed);
         }
+        // Nor was what it showed as nothing of another one.
+        copier.same().await?;
         copier.done(piece, rows, doubled).await;
         Ok(())
     }
@@ -123,10 +125,9 @@ impl Worker {
             group.rows.push(*row);
             group.keys.push(key.clone());
         }
-        self.time += 1;
-        let time = self.time;
-        let (cell, own): (Arc<Cell>, Arc<AtomicUsize>) = Default::default();
-        let mut maps = BTreeMap::new();
+        // Before a time is taken on the lanes: their ticks wait from then on.
+        let mut parts = Vec::new();
+        let most = copier.page_rows() as usize;
         for ((shard, partition), group) in groups {
             let to = match copier.objects.partition(route, partition).await {
                 PartitionAnswer::Known(to) => to,
@@ -137,7 +138,17 @@ impl Worker {
                 }
                 PartitionAnswer::Failed(problem) => return Err(problem),
             };
-            let columns = copier.columns(&page.columns, &group.rows)?;
+            // A message has a limit in the target's queue, which a page of rows that are larger than was thought may pass.
+            for (rows, keys) in group.rows.chunks(most).zip(group.keys.chunks(most)) {
+                let columns = copier.columns(&page.columns, rows)?;
+                parts.push((shard, to.clone(), columns, keys.to_vec()));
+            }
+        }
+        self.time += 1;
+        let time = self.time;
+        let (cell, own): (Arc<Cell>, Arc<AtomicUsize>) = Default::default();
+        let mut maps = BTreeMap::new();
+        for (shard, to, columns, keys) in parts {
             let shard = &route.shards[shard];
             let channel = shard.lane.channel().as_str().to_owned();
             let edge = self.way(shard);
@@ -168,21 +179,20 @@ impl Worker {
                     Some(_) => &to,
                     None => &all,
                 };
-                let times = vec![time; group.keys.len()];
+                let times = vec![time; keys.len()];
                 let (target, name) = (within.target, &within.name);
-                let keys = ids(&group.keys);
                 let id = hub.message_id();
                 push(
-                    encode::delete_of(keys, &times, &shard.to, target, name, &map.2, id),
+                    encode::delete_of(ids(&keys), &times, &shard.to, target, name, &map.2, id),
                     0,
                     false,
                 );
             }
-            let row_ids = group.rows.iter().map(|_| hub.message_id()).collect();
+            let row_ids = keys.iter().map(|_| hub.message_id()).collect();
             let id = hub.message_id();
             push(
                 encode::insert_of(columns, row_ids, &shard.to, *target, name, ts, id),
-                group.rows.len() as u64,
+                keys.len() as u64,
                 true,
             );
         }

@@ -73,7 +73,10 @@ impl PlainTarget {
     pub async fn is_standby(&self) -> Result<bool, TargetError> {
         match self.target.probe_replicate().await {
             Ok(()) | Err(TargetError::Refused { code: 1100, .. }) => Ok(true),
-            Err(TargetError::Refused { code: 1900, .. }) => Ok(false),
+            // 10: it has no such call (2.6 and later, milvus-lite).
+            Err(TargetError::Refused {
+                code: 1900 | 10, ..
+            }) => Ok(false),
             Err(TargetError::Refused { reason, .. }) if reason.contains("invalid channel name") => {
                 Ok(true)
             }
