@@ -28,13 +28,17 @@ pub fn of(change: &Change) -> &'static str {
         },
         Change::DeletePartition { .. } => "forget a partition",
         // Below zero are the pipeline's own.
-        Change::PutNote { collection, .. } => match collection {
+        Change::PutNote {
+            collection, note, ..
+        } => match collection {
             CollectionId(-1) => "note the databases",
             CollectionId(-2) => "note what is loaded",
             CollectionId(-3) => "note whether the task has ended well",
             CollectionId(-4) => "note the durable places",
             CollectionId(-5) => "note a database before it is made",
             CollectionId(i64::MIN..0) => "note something of the task",
+            _ if note.is_empty() => "note that a collection waits for nothing",
+            _ if note.contains("\"apart\":true") => "note that a collection stands apart",
             _ => "note what a collection waits for",
         },
         Change::PutQuarantined { .. } => "store what could not be carried",
