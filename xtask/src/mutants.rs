@@ -1,7 +1,8 @@
 //! Guards of the heart, each broken on purpose: the quick tests have to notice.
 //!
-//! A copy of the tree as git has it (staged, at least) is built with one guard broken, and the tests of cdc-core run against it, until
-//! one of them fails. What no test notices is named, and is a hole in the tests.
+//! A copy of the tree as git has it (staged, at least) gets a switch at each guard and is built once. Then the tests of
+//! cdc-core run with one switch on after the other, until one of them fails. What no test notices is named, and is a hole
+//! in the tests.
 
 mod guards;
 
@@ -19,6 +20,10 @@ use guards::{GUARDS, Guard};
 const PATIENCE: u32 = 4;
 /// But not before.
 const AT_LEAST: Duration = Duration::from_secs(300);
+/// Names the guard that is broken, by its place in the list, to the tests.
+const BROKEN: &str = "CDC_BROKEN_GUARD";
+/// Where the switches ask.
+const SWITCHES: &str = "crates/core/src/lib.rs";
 
 const TESTS: [&str; 12] = [
     // Compiled a little longer, run several times as fast.
@@ -49,25 +54,22 @@ pub(crate) fn mutants(args: &[String]) -> Outcome {
         tree: &tree,
         target: folder.join("target"),
     };
-    eprintln!("== all as it is: the tests have to pass");
     let tests = build.tests()?;
+    eprintln!("== all as it is: the tests have to pass");
     let began = Instant::now();
-    if let Some(failed) = build.first_failure(&tests, Duration::MAX)? {
+    if let Some(failed) = build.first_failure(&tests, None, Duration::MAX)? {
         return Err(format!("without a broken guard {failed}"));
     }
     let patience = (began.elapsed() * PATIENCE).max(AT_LEAST);
+    println!("without a broken guard: {} s", began.elapsed().as_secs());
     let mut escaped = Vec::new();
-    for guard in &chosen {
+    for (n, guard) in &chosen {
         let began = Instant::now();
-        let path = tree.join(guard.file);
-        let whole = read(&path)?;
-        write(&path, &guard.broken(&whole)?)?;
         let noticed = build
-            .tests()
-            .and_then(|tests| build.first_failure(&tests, patience));
-        write(&path, &whole)?;
+            .first_failure(&tests, Some(*n), patience)
+            .map_err(|e| format!("{}: {e}", guard.name))?;
         let seconds = began.elapsed().as_secs();
-        match noticed.map_err(|e| format!("{}: {e}", guard.name))? {
+        match noticed {
             Some(by) => println!("noticed  {}: {by} ({seconds} s)", guard.name),
             None => {
                 println!("ESCAPED  {} ({seconds} s)", guard.name);
@@ -86,10 +88,35 @@ pub(crate) fn mutants(args: &[String]) -> Outcome {
     }
 }
 
-/// All, or those whose name holds one of the words behind `--only`.
-fn chosen(args: &[String]) -> Result<Vec<&'static Guard>, String> {
+/// A switch at each guard, and what they ask.
+fn switch_all(tree: &Path) -> Outcome {
+    for (n, guard) in GUARDS.iter().enumerate() {
+        let path = tree.join(guard.file);
+        write(&path, &guard.switch(&read(&path)?, &switch(n))?)?;
+    }
+    let path = tree.join(SWITCHES);
+    let asked = format!(
+        "{}
+pub(crate) fn is_broken(guard: usize) -> bool {{
+    static BROKEN: std::sync::LazyLock<Option<usize>> =
+        std::sync::LazyLock::new(|| std::env::var(\"{BROKEN}\").ok()?.parse().ok());
+    *BROKEN == Some(guard)
+}}
+",
+        read(&path)?
+    );
+    write(&path, &asked)
+}
+
+fn switch(n: usize) -> String {
+    format!("crate::is_broken({n})")
+}
+
+/// All, or those whose name holds one of the words behind `--only`; each with its place in the list.
+fn chosen(args: &[String]) -> Result<Vec<(usize, &'static Guard)>, String> {
+    let all = GUARDS.iter().enumerate();
     let words: Vec<&str> = match args {
-        [] => return Ok(GUARDS.iter().collect()),
+        [] => return Ok(all.collect()),
         [flag] if flag == "--list" => {
             let names: Vec<&str> = GUARDS.iter().map(|g| g.name).collect();
             return Err(format!("{} guards:\n  {}", names.len(), names.join("\n  ")));
@@ -101,8 +128,8 @@ fn chosen(args: &[String]) -> Result<Vec<&'static Guard>, String> {
             );
         }
     };
-    let named = |g: &&Guard| words.iter().any(|word| g.name.contains(word));
-    let chosen: Vec<&Guard> = GUARDS.iter().filter(named).collect();
+    let named = |(_, g): &(usize, &Guard)| words.iter().any(|word| g.name.contains(word));
+    let chosen: Vec<(usize, &Guard)> = all.filter(named).collect();
     match chosen.is_empty() {
         true => Err(format!(
             "no guard's name holds {}; --list has them",
@@ -112,7 +139,7 @@ fn chosen(args: &[String]) -> Result<Vec<&'static Guard>, String> {
     }
 }
 
-/// The tree as git has it in its index, and only that.
+/// The tree as git has it in its index, and only that, with the switches in it.
 fn unpack(tree: &Path) -> Outcome {
     // Files that are as before keep their time: what was compiled of them is not compiled again.
     std::fs::create_dir_all(tree).map_err(|e| format!("{}: {e}", tree.display()))?;
@@ -126,6 +153,7 @@ fn unpack(tree: &Path) -> Outcome {
     if !status.success() {
         return Err(format!("git checkout-index: {status}"));
     }
+    switch_all(&fresh)?;
     sync(&fresh, tree)?;
     std::fs::remove_dir_all(&fresh).map_err(|e| format!("{}: {e}", fresh.display()))
 }
@@ -178,7 +206,7 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
-    /// Compiles the tests; a broken guard that does not compile says nothing and is an error of its own.
+    /// Compiles the tests.
     fn tests(&self) -> Result<[PathBuf; 2], String> {
         let output = Command::new(env!("CARGO"))
             .arg("test")
@@ -208,6 +236,7 @@ impl Build<'_> {
     fn first_failure(
         &self,
         tests: &[PathBuf; 2],
+        broken: Option<usize>,
         patience: Duration,
     ) -> Result<Option<String>, String> {
         let [units, pipeline] = tests;
@@ -218,7 +247,12 @@ impl Build<'_> {
             (pipeline, &["failpoints"]),
         ];
         for (test, of) in runs {
-            let mut child = Command::new(test)
+            let mut command = Command::new(test);
+            command.env_remove(BROKEN);
+            if let Some(broken) = broken {
+                command.env(BROKEN, broken.to_string());
+            }
+            let mut child = command
                 .args(of)
                 .current_dir(self.tree.join("crates/core"))
                 .env("RUST_BACKTRACE", "0")
@@ -267,6 +301,8 @@ fn watch(child: &mut Child, patience: Duration) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     /// So that the list stays true while the code moves.
@@ -275,14 +311,20 @@ mod tests {
         // Of this run: what was compiled in may be another checkout's, for they share a build folder.
         let own = std::env::var_os("CARGO_MANIFEST_DIR").expect("run by cargo");
         let root = Path::new(&own).parent().unwrap_or(Path::new("."));
-        let wrong: Vec<String> = GUARDS
-            .iter()
-            .filter_map(|g| {
-                read(&root.join(g.file))
-                    .and_then(|text| g.broken(&text))
-                    .err()
-            })
-            .collect();
+        let mut texts: BTreeMap<&str, String> = BTreeMap::new();
+        let mut wrong = Vec::new();
+        // One after the other in the same text, as they are built: what one switch stands at is not another one's.
+        for (n, guard) in GUARDS.iter().enumerate() {
+            let text = match texts.remove(guard.file) {
+                Some(text) => Ok(text),
+                None => read(&root.join(guard.file)),
+            };
+            let switched = text.and_then(|text| guard.switch(&text, &switch(n)));
+            match switched {
+                Ok(text) => drop(texts.insert(guard.file, text)),
+                Err(why) => wrong.push(why),
+            }
+        }
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
         let mut names: Vec<&str> = GUARDS.iter().map(|g| g.name).collect();
         names.sort_unstable();

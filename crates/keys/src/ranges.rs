@@ -503,6 +503,37 @@ mod tests {
             holds(&keys, true, bound)?;
         }
 
+        /// Where a doubled key is, the largest key of a range is not shown: doubled ones come to stand alone, and no key is
+        /// left out, read twice, or read before a smaller one.
+        #[test]
+        fn what_is_divided_comes_again_whole_and_in_order(
+            keys in prop::collection::btree_map((0..60i64).prop_map(Key::Int), 1..3u64, 0..30),
+            bound in 1..60u64,
+        ) {
+            let mut walk = Walk::new(false, bound);
+            let mut read = Vec::new();
+            while let Some(range) = walk.take() {
+                let inside: Vec<(&Key, &u64)> =
+                    keys.iter().filter(|(key, _)| range.contains(key)).collect();
+                let rows: u64 = inside.iter().map(|(_, copies)| **copies).sum();
+                if walk.judge(&range, rows) != Step::Read {
+                    continue;
+                }
+                let mut shown: Vec<Key> = inside.iter().map(|(key, _)| (*key).clone()).collect();
+                if rows > shown.len() as u64 {
+                    if shown.len() > 1 {
+                        shown.pop();
+                    }
+                    if walk.divide(&range, &shown) {
+                        continue;
+                    }
+                    prop_assert_eq!(inside.len(), 1, "not alone in {:?}", range);
+                }
+                read.extend(inside.into_iter().map(|(key, _)| key));
+            }
+            prop_assert_eq!(read, keys.keys().collect::<Vec<_>>());
+        }
+
         #[test]
         fn a_middle_lies_between(low in ".{0,4}", high in prop::option::of("[\u{0}a-c\u{10ffff}]{0,4}")) {
             prop_assume!(high.as_ref().is_none_or(|h| &low < h));

@@ -15,11 +15,13 @@ use cdc_core::position::QueueKind;
 use cdc_core::route::encode::Entry;
 use cdc_core::source::{Bounds, LogReader, LogSource, RawMessage, SourceError, Start};
 use cdc_core::store::{Change, ProgressStore, SharedStore, StoreError, TaskProgress};
+use cdc_core::target::memory::RowGate;
 use cdc_core::target::{
     Loaded, Target, TargetCollection, TargetConnector, TargetError, TargetIndex,
 };
 use cdc_core::task::{Mode, TargetSpec};
 use cdc_core::tso::Tso;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -34,7 +36,9 @@ pub enum Kind {
     Replicate,
     Ddl,
     Read,
-    /// Of any kind.
+    /// Inserts and deletes of a target in plain mode, several of which make a ReplicateMessage of its lane.
+    Rows,
+    /// Of any kind but `Rows`, which are within others.
     Any,
     /// Those that write this: see [`crate::points`], or the name of a call to the target.
     Point(&'static str),
@@ -125,7 +129,7 @@ impl Gate {
         }
         let mut slot = self.trap.lock();
         let trap = slot.as_mut().filter(|t| match t.kind {
-            Kind::Any => true,
+            Kind::Any => kind != Kind::Rows,
             Kind::Point(name) => names.contains(&name),
             wanted => wanted == kind,
         })?;
@@ -336,6 +340,17 @@ through! {
     (Ddl) flush(database: &str, names: &[String]) -> ();
     (Read) is_flushed(database: &str, name: &str, up_to: Tso) -> bool;
     (Read) nodes() -> Option<BTreeSet<String>>;
+}
+
+#[async_trait]
+impl RowGate for Gate {
+    async fn pass_rows(
+        &self,
+        name: &'static str,
+        call: BoxFuture<'_, Result<(), TargetError>>,
+    ) -> Result<(), TargetError> {
+        self.pass_by(Kind::Rows, &[name], call).await
+    }
 }
 
 /// A store behind a gate.

@@ -28,7 +28,9 @@ pub fn of(change: &Change) -> &'static str {
         },
         Change::DeletePartition { .. } => "forget a partition",
         // Below zero are the pipeline's own.
-        Change::PutNote { collection, .. } => match collection {
+        Change::PutNote {
+            collection, note, ..
+        } => match collection {
             CollectionId(-1) => "note the databases",
             CollectionId(-2) => "note what is loaded",
             CollectionId(-3) => "note whether the task has ended well",
@@ -36,6 +38,8 @@ pub fn of(change: &Change) -> &'static str {
             CollectionId(-5) => "note a database before it is made",
             CollectionId(-1000..0) => "note something of the task",
             CollectionId(i64::MIN..-1000) => "note how far a copy is",
+            _ if note.is_empty() => "note that a collection waits for nothing",
+            _ if note.contains("\"apart\":true") => "note that a collection stands apart",
             _ => "note what a collection waits for",
         },
         Change::PutQuarantined { .. } => "store what could not be carried",

@@ -169,6 +169,7 @@ impl World {
     pub fn start(&mut self) {
         self.gate = Gate::new(StdRng::seed_from_u64(self.rng.random()));
         let gate = self.gate.clone();
+        self.target.set_row_gate(gate.clone());
         let engine = Engine::new(Parts {
             rows: self
                 .rows

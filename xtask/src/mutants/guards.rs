@@ -6,13 +6,18 @@ pub(super) struct Guard {
     pub(super) file: &'static str,
     /// Stands in the file exactly once.
     whole: &'static str,
-    broken: &'static str,
+    /// Stands there instead: the same, unless `BROKEN` is true.
+    switched: &'static str,
 }
 
 impl Guard {
-    pub(super) fn broken(&self, text: &str) -> Result<String, String> {
+    /// The text with a switch in it; `is_broken`: the expression that says whether it is on.
+    pub(super) fn switch(&self, text: &str, is_broken: &str) -> Result<String, String> {
         match text.matches(self.whole).count() {
-            1 => Ok(text.replacen(self.whole, self.broken, 1)),
+            1 => {
+                let switched = self.switched.replace("BROKEN", is_broken);
+                Ok(text.replacen(self.whole, &switched, 1))
+            }
             n => Err(format!(
                 "{} has {n} times, not once, what guards '{}':\n{}",
                 self.file, self.name, self.whole
@@ -25,13 +30,13 @@ const fn guard(
     name: &'static str,
     file: &'static str,
     whole: &'static str,
-    broken: &'static str,
+    switched: &'static str,
 ) -> Guard {
     Guard {
         name,
         file,
         whole,
-        broken,
+        switched,
     }
 }
 
@@ -45,186 +50,217 @@ const BOOKS: &str = "crates/core/src/pipeline/books.rs";
 const DROPS: &str = "crates/core/src/pipeline/drops.rs";
 const OBJECTS: &str = "crates/core/src/pipeline/objects.rs";
 const PARTITIONS: &str = "crates/core/src/pipeline/partitions.rs";
+const PLAN: &str = "crates/core/src/target/plain/plan.rs";
 
 pub(super) const GUARDS: &[Guard] = &[
     guard(
         "W is on disk before a send",
         READER,
         "if highest <= self.books.lock().sent {",
-        "if highest <= self.books.lock().sent || true {",
+        "if highest <= self.books.lock().sent || BROKEN {",
     ),
     guard(
         "what is in doubt is known to be",
         CARRY,
         "let in_doubt = ts <= self.in_doubt;",
-        "let in_doubt = false;",
-    ),
-    guard(
-        "what is in doubt is raised",
-        STRETCH,
-        "            && tick >= in_doubt\n",
-        "            && tick >= in_doubt.min(tick)\n",
+        "let in_doubt = ts <= self.in_doubt && !BROKEN;",
     ),
     guard(
         "window form: a delete beside an insert in doubt",
         STRETCH,
         "push(delete.into(), ts, 0, false, None, None);",
-        "drop(delete);",
+        "if !BROKEN { push(delete.into(), ts, 0, false, None, None); }",
     ),
     guard(
         "a new reader begins above everything ever sent",
         STATE,
         "raised: self.max_sent.max(floor),",
-        "raised: self.last_tick,",
+        "raised: if BROKEN { self.last_tick } else { self.max_sent.max(floor) },",
     ),
     guard(
         "F is on disk before a send",
         LANE,
-        "        self.reserve(call.max_ts()).await;\n",
-        "",
+        "self.reserve(call.max_ts()).await;",
+        "if !BROKEN { self.reserve(call.max_ts()).await; }",
     ),
     guard(
         "a lane begins at F",
         HUB,
         "let floor = self.floor(channel);",
-        "let floor = Tso::ZERO;",
+        "let floor = if BROKEN { Tso::ZERO } else { self.floor(channel) };",
     ),
     guard(
         "message ids of two runs differ",
         HUB,
         "AtomicI64::new(FIRST_MESSAGE_ID + now.0 as i64)",
-        "AtomicI64::new(FIRST_MESSAGE_ID)",
+        "AtomicI64::new(FIRST_MESSAGE_ID + if BROKEN { 0 } else { now.0 as i64 })",
     ),
     guard(
         "raising is strictly monotone",
         "crates/core/src/route/tsmap.rs",
         "(*source).max(previous.saturating_add(1))",
-        "(*source).max(previous)",
+        "(*source).max(previous.saturating_add(u64::from(!BROKEN)))",
     ),
     guard(
         "a tick is the smallest of those who hold",
         STATE,
-        "            .map(|e| e.tick)\n            .min();",
-        "            .map(|e| e.tick)\n            .max();",
+        ".map(|e| e.tick)\n            .min();",
+        ".map(|e| e.tick)\n            .reduce(|a, b| if BROKEN { a.max(b) } else { a.min(b) });",
     ),
     guard(
         "no tick passes a raised stretch that is not whole",
         STATE,
         "open.map_or(tick, |open| open.min(tick))",
-        "open.map_or(tick, |_| tick)",
+        "open.filter(|_| !BROKEN).map_or(tick, |open| open.min(tick))",
     ),
     guard(
         "a reader's tick counts behind what it pushed",
         STATE,
-        "            .push_back(Item::Mark(Mark::Passed(id, tick, stretches)));",
-        "            .push_front(Item::Mark(Mark::Passed(id, tick, stretches)));",
+        "        self.queue\n            .push_back(Item::Mark(Mark::Passed(id, tick, stretches)));",
+        "        let passed = Item::Mark(Mark::Passed(id, tick, stretches));\n        if BROKEN { self.queue.push_front(passed); } else { self.queue.push_back(passed); }",
     ),
     guard(
         "a reader lets go behind what it pushed",
         STATE,
-        "            self.queue.push_back(Item::Mark(release));",
-        "            self.apply(release);",
+        "self.queue.push_back(Item::Mark(release));",
+        "if BROKEN { self.apply(release); } else { self.queue.push_back(Item::Mark(release)); }",
     ),
     guard(
         "no tick while a call of unknown outcome may arrive",
         LANE,
         "let may_tick = Instant::now() >= quiet_until;",
-        "let may_tick = true;",
+        "let may_tick = Instant::now() >= quiet_until || BROKEN;",
     ),
     guard(
         "no tick while calls of a process before may arrive",
         HUB,
         "own.max(self.earlier_calls_end())",
-        "own",
+        "if BROKEN { own } else { own.max(self.earlier_calls_end()) }",
     ),
     guard(
-        "a tick leads its call",
-        LANE,
-        "        entries.extend(messages.iter().map(|m| m.bytes.clone()));",
-        "        entries.extend(messages.iter().map(|m| m.bytes.clone()));\n        if tick.is_some() { entries.rotate_left(1); }",
+        "rows of a call are above its tick",
+        STATE,
+        "        if let Some(tick) = call.tick {\n            self.last_tick = tick;",
+        "        if BROKEN && may_tick {\n            std::mem::take(&mut call.marks).into_iter().for_each(|mark| self.apply(mark));\n            call.tick = self.due();\n        }\n        if let Some(tick) = call.tick {\n            self.last_tick = tick;",
     ),
     guard(
         "inserts wait for the target's clock",
         LANE,
-        "        self.until_near(messages).await?;\n",
-        "",
+        "self.until_near(messages).await?;",
+        "if !BROKEN { self.until_near(messages).await?; }",
     ),
     guard(
         "C passes a stretch when all of it is acknowledged",
         BOOKS,
         "if !stretch.open.is_done() {",
-        "if false {",
+        "if !stretch.open.is_done() && !BROKEN {",
     ),
     guard(
         "reading goes on at the first message above the tick",
         BOOKS,
         "Some(first) => (first, false),",
-        "Some(_) => (position, true),",
+        "Some(_) if BROKEN => (position, true),\n            Some(first) => (first, false),",
     ),
     guard(
         "what another reader has carried is left out",
         CARRY,
         "attached.dropped || attached.after.is_some_and(|after| position <= after)",
-        "attached.dropped",
+        "attached.dropped || (attached.after.is_some_and(|after| position <= after) && !BROKEN)",
     ),
     guard(
         "what is applied is left out",
         CARRY,
         "if before || ts <= self.applied ||",
-        "if before ||",
+        "if before || (ts <= self.applied && !BROKEN) ||",
     ),
     guard(
         "what a producer wrote twice is taken once",
         "crates/core/src/pipeline/repeats.rs",
         "return *first < position;",
-        "return false;",
+        "return *first < position && !BROKEN;",
     ),
     guard(
         "a collection is dropped by its id",
         DROPS,
-        "if let Some(found) = found.filter(|found| Some(found.id) == object.target) {",
-        "if let Some(found) = found {",
+        "found.filter(|found| Some(found.id) == object.target)",
+        "found.filter(|found| Some(found.id) == object.target || BROKEN)",
     ),
     guard(
         "a partition is dropped by its id",
         PARTITIONS,
-        "if found.iter().any(|(_, found)| Some(*found) == object.target) {",
-        "if found.iter().any(|(name, _)| *name == object.name) {",
+        "found.iter().any(|(_, found)| Some(*found) == object.target)",
+        "found.iter().any(|(name, found)| if BROKEN { *name == object.name } else { Some(*found) == object.target })",
     ),
     guard(
         "a partition that is gone leaves a tombstone",
         PARTITIONS,
         "        self.put_partition(PartitionObject {\n            source: id,",
-        "        if id.0 > 0 { return Ok(None); }\n        self.put_partition(PartitionObject {\n            source: id,",
+        "        if BROKEN { return Ok(None); }\n        self.put_partition(PartitionObject {\n            source: id,",
     ),
     guard(
         "a collection that is dropped is not made again",
         OBJECTS,
-        "            if object.phase == ObjectPhase::Dropped {\n                return Err(Obstacle::Gone);\n            }\n",
-        "",
+        "object.phase == ObjectPhase::Dropped {\n                return Err(Obstacle::Gone);",
+        "object.phase == ObjectPhase::Dropped && !BROKEN {\n                return Err(Obstacle::Gone);",
     ),
     guard(
         "a name that an older one has is not taken",
         OBJECTS,
-        "        if let Some(holder) = taken {\n            return Err(Obstacle::NameTaken(holder));\n        }\n",
-        "        let _ = taken;\n",
+        "if let Some(holder) = taken {\n            return Err(Obstacle::NameTaken(holder));",
+        "if let Some(holder) = taken.filter(|_| !BROKEN) {\n            return Err(Obstacle::NameTaken(holder));",
     ),
     guard(
         "the intent is on disk before a partition is made",
         PARTITIONS,
-        "            self.put_partition(intent).await;\n",
-        "            let _ = intent;\n",
+        "self.put_partition(intent).await;",
+        "if !BROKEN { self.put_partition(intent).await; }",
     ),
     guard(
         "other nodes are a restart of the target",
         "crates/core/src/pipeline/durable.rs",
         "(nodes.is_none() || durable.nodes != *nodes)",
-        "nodes.is_none()",
+        "(nodes.is_none() || (durable.nodes != *nodes && !BROKEN))",
     ),
     guard(
         "what follows a refused message waits behind it",
         LANE,
         "if behind || message.stream.failed() ||",
-        "let _ = behind;\n            if message.stream.failed() ||",
+        "if (behind && !BROKEN) || message.stream.failed() ||",
+    ),
+    guard(
+        "plain mode: a delete behind an insert of its key begins anew",
+        PLAN,
+        "Ok(each(keys).any(|key| inserted.contains(&key)))",
+        "Ok(each(keys).any(|key| inserted.contains(&key)) && !BROKEN)",
+    ),
+    guard(
+        "plain mode: what is inserted since is known to a later delete",
+        PLAN,
+        "        if let Some(inserted) = &mut self.inserted {\n            inserted.extend",
+        "        if let Some(inserted) = self.inserted.as_mut().filter(|_| !BROKEN) {\n            inserted.extend",
+    ),
+    guard(
+        "plain mode: a stretch goes in the order of its times",
+        STRETCH,
+        "if self.lane.is_plain() {\n            // Stable",
+        "if self.lane.is_plain() && !BROKEN {\n            // Stable",
+    ),
+    guard(
+        "plain mode: an upsert is a delete first",
+        STRETCH,
+        "!p.act.is_delete()",
+        "p.act.is_delete() == BROKEN",
+    ),
+    guard(
+        "plain mode: what may still arrive is waited for",
+        LANE,
+        "self.until_ended().await;",
+        "if !BROKEN { self.until_ended().await; }",
+    ),
+    guard(
+        "who holds more than its reserve waits for room",
+        "crates/core/src/lane/stream.rs",
+        "if own.load(Ordering::Relaxed) <= reserve ||",
+        "if BROKEN || own.load(Ordering::Relaxed) <= reserve ||",
     ),
 ];

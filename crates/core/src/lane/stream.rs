@@ -249,7 +249,37 @@ impl Drop for Ticket {
 mod tests {
     use std::time::Duration;
 
+    use futures::FutureExt;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_holds_more_than_its_reserve_waits_until_half_is_free() {
+        let budget = Budget::new(100);
+        let (cell, own, others) = (Arc::default(), Arc::default(), Arc::default());
+        let waits = |own: &AtomicUsize| budget.room(own, 10).now_or_never().is_none();
+        let _own = Ticket::new(&cell, &own, &budget, 11);
+        let less = Ticket::new(&cell, &others, &budget, 38);
+        assert!(!waits(&own), "49 are used, less than half");
+        let more = Ticket::new(&cell, &others, &budget, 60);
+        assert!(waits(&own), "109 are used");
+        drop(less);
+        assert!(waits(&own), "71 are used");
+        // Within its reserve it never waits, whatever is used.
+        assert!(!waits(&AtomicUsize::new(10)));
+        let waiting = {
+            let (budget, own) = (budget.clone(), own.clone());
+            tokio::spawn(async move { budget.room(&own, 10).await })
+        };
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!waiting.is_finished());
+        drop(more);
+        let told = tokio::time::timeout(Duration::from_secs(1), waiting).await;
+        told.expect("what is freed is told to who waits").unwrap();
+        // Exactly half is not free.
+        let _half = Ticket::new(&cell, &others, &budget, 39);
+        assert!(waits(&own));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_one_lane_refuses_is_not_forgotten_for_another_ones() {

@@ -12,8 +12,8 @@ use super::{Budget, Cell, StreamCtl, Ticket};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PChannel};
 use crate::secret::Secret;
-use crate::store::ProgressStore;
 use crate::store::memory::MemoryStore;
+use crate::store::{Change, ProgressStore};
 use crate::target::hub::Hubs;
 use crate::target::memory::MemoryTarget;
 use crate::task::TargetSpec;
@@ -380,20 +380,44 @@ fn each_part_of_a_stretch_holds_the_tick_until_it_is_acknowledged_itself() {
     assert_eq!(settle(&mut state), [ms(9000)]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_lane_whose_lead_is_used_up_is_raised_with_another_one() {
-    let store = Arc::new(MemoryStore::default());
-    let target = MemoryTarget::new(1, ms(1_000_000), 1);
-    let hubs = Hubs::new(Arc::new(target), store.clone());
-    let spec = TargetSpec {
+fn spec() -> TargetSpec {
+    TargetSpec {
         uri: "http://t:1".to_owned(),
         token: Secret::new(""),
         tls: ClientTls::default(),
         connect_timeout: Duration::from_secs(1),
         call_timeout: Duration::from_secs(1),
         mode: crate::task::Mode::Replicate,
+    }
+}
+
+/// Whatever its readers know of it: their own floor is one more lock.
+#[tokio::test(start_paused = true)]
+async fn a_lane_begins_above_what_a_process_before_may_have_sent() {
+    let store = Arc::new(MemoryStore::default());
+    let channel = PChannel::new("a");
+    let floor = Change::RaiseFloor {
+        target: spec().key(),
+        channel: channel.clone(),
+        floor: ms(5_000),
     };
-    let hub = hubs.get(&spec).await.unwrap();
+    store.commit(vec![floor]).await.unwrap();
+    let target = MemoryTarget::new(1, ms(1_000_000), 1);
+    let hubs = Hubs::new(Arc::new(target), store);
+    let lane = hubs.get(&spec()).await.unwrap().lane(&channel);
+    let edge = lane.join(ms(4_000), true, Tso::ZERO);
+    assert!(!lane.is_natural(edge, ms(4_900)));
+    let raised = lane.raise(edge, vec![ms(4_100).0], false).get(ms(4_100).0);
+    assert!(Tso(raised) > ms(5_000), "{raised}");
+    assert_eq!(lane.last_tick(), ms(5_000), "no tick goes back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_whose_lead_is_used_up_is_raised_with_another_one() {
+    let store = Arc::new(MemoryStore::default());
+    let target = MemoryTarget::new(1, ms(1_000_000), 1);
+    let hubs = Hubs::new(Arc::new(target), store.clone());
+    let hub = hubs.get(&spec()).await.unwrap();
     let lanes = ["a", "b", "c"].map(|name| hub.lane(&PChannel::new(name)));
     for (lane, on_disk) in lanes.iter().zip([0, 1_300, 1_450]) {
         let floor = &lane.shared.floor;

@@ -288,6 +288,17 @@ impl Objects {
         self.collections.lock().get(&id).map(at)
     }
 
+    /// Those that are dropped.
+    pub(crate) fn dropped(&self) -> Vec<CollectionId> {
+        let collections = self.collections.lock();
+        let dropped = |o: &&CollectionObject| o.phase == ObjectPhase::Dropped;
+        collections
+            .values()
+            .filter(dropped)
+            .map(|o| o.source)
+            .collect()
+    }
+
     pub(crate) fn all(&self) -> Vec<CollectionObject> {
         self.collections.lock().values().cloned().collect()
     }

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -139,9 +140,20 @@ struct Faults {
     latency: Duration,
 }
 
+/// What each Insert and each Delete of plain mode passes on its way: a place where their caller may die.
+#[async_trait]
+pub trait RowGate: Send + Sync {
+    async fn pass_rows(
+        &self,
+        name: &'static str,
+        call: BoxFuture<'_, Result<(), TargetError>>,
+    ) -> Result<(), TargetError>;
+}
+
 struct Inner {
     state: Mutex<State>,
     faults: Mutex<Faults>,
+    row_gate: Mutex<Option<Arc<dyn RowGate>>>,
     hung: watch::Sender<bool>,
     epoch: Tso,
     since: Instant,
@@ -171,6 +183,7 @@ impl MemoryTarget {
             inner: Arc::new(Inner {
                 state: Mutex::new(State::new(channels)),
                 faults: Mutex::new(faults),
+                row_gate: Mutex::default(),
                 hung: watch::Sender::new(false),
                 epoch,
                 since: Instant::now(),
@@ -201,6 +214,11 @@ impl MemoryTarget {
     /// `watcher` is told of every tick that counts.
     pub fn watch(&self, watcher: impl FnMut(Shown) + Send + 'static) {
         self.inner.state.lock().watcher = Some(Box::new(watcher));
+    }
+
+    /// Inserts and deletes of plain mode pass this one from now on.
+    pub fn set_row_gate(&self, gate: Arc<dyn RowGate>) {
+        *self.inner.row_gate.lock() = Some(gate);
     }
 
     /// A hash of all that was done to it, and when.

@@ -70,6 +70,31 @@ fn nothing_is_lost_or_twice_when_answers_are_lost_and_calls_are_late() {
     seeds(6, |seed| kills(seed, weather));
 }
 
+/// The answer of a write is lost and it is carried out 900 ms later: what is sent again behind a Delete of its keys waits
+/// for it, or its rows would come a second time.
+async fn one_is_late(seed: u64) {
+    let mut world = world(seed, 1);
+    let id = world.source.create("c", 1);
+    let partition = world.source.default_partition(id);
+    world.source.insert(id, partition, 3, 0);
+    world.start();
+    world.equal().await;
+    for _ in 0..5 {
+        world.target.delay_next(1, Duration::from_millis(900));
+        world.source.insert(id, partition, 3, 0);
+        world.source.flush();
+        // Until it is carried out, whenever that is.
+        world.run(3000, |_| {}).await;
+        world.equal().await;
+    }
+    assert_eq!(world.target.wrongs().late, 5);
+}
+
+#[test]
+fn what_may_still_arrive_is_waited_for() {
+    seeds(2, one_is_late);
+}
+
 /// A pack of 100 MiB between two ticks passes a budget of 4 MiB in the order of its times, though it is in any order in
 /// the queue.
 async fn large(seed: u64) {

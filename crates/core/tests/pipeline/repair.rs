@@ -47,7 +47,7 @@ fn resume(world: &World) {
 
 /// Rows of the target go, come twice, change, or come from nowhere. Only while no task writes there. At the target's own
 /// time, which a repair has to be above; or `below` what milvus-cdc may have sent, so that a task may go on before it.
-async fn spoil(world: &mut World, id: CollectionId, some: usize, below: bool) {
+pub(crate) async fn spoil(world: &mut World, id: CollectionId, some: usize, below: bool) {
     if !below {
         world.run(2500, |_| {}).await;
     }
@@ -115,7 +115,12 @@ async fn spoil(world: &mut World, id: CollectionId, some: usize, below: bool) {
 }
 
 /// What the source holds of these keys now.
-fn read(source: &mut Source, id: CollectionId, partition: PartitionId, keys: &[i64]) -> Repair {
+pub(crate) fn read(
+    source: &mut Source,
+    id: CollectionId,
+    partition: PartitionId,
+    keys: &[i64],
+) -> Repair {
     let read_at = source.ts();
     let live = &source.live[&id];
     let shards = live.catalog.shards.len();
@@ -152,7 +157,7 @@ fn read(source: &mut Source, id: CollectionId, partition: PartitionId, keys: &[i
 }
 
 /// What a comparison would find, and some keys that are right.
-fn suspects(world: &mut World, id: CollectionId, partition: PartitionId) -> Vec<i64> {
+pub(crate) fn suspects(world: &mut World, id: CollectionId, partition: PartitionId) -> Vec<i64> {
     let catalog = &world.source.live[&id].catalog;
     let (name, shards) = (catalog.name.clone(), catalog.shards.len());
     let partition = catalog.partitions[&partition].name.clone();

@@ -16,11 +16,11 @@ fn patterns(of: &[&str]) -> Vec<Pattern> {
     of.iter().map(|text| Pattern::new(text).unwrap()).collect()
 }
 
-fn include(of: &[&str]) -> Rule {
+pub(crate) fn include(of: &[&str]) -> Rule {
     Rule::Include(patterns(of))
 }
 
-fn exclude(of: &[&str]) -> Rule {
+pub(crate) fn exclude(of: &[&str]) -> Rule {
     Rule::Exclude(patterns(of))
 }
 
@@ -30,7 +30,7 @@ fn mapping(rules: &[(&str, &str)]) -> Mapping {
     Mapping(rules.iter().map(rule).collect())
 }
 
-fn with(rules: Vec<Rule>) -> TaskSpec {
+pub(crate) fn with(rules: Vec<Rule>) -> TaskSpec {
     task("t", Selection::Rules(Rules(rules)))
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cdc_core::catalog::{Database, ObjectState};
 use cdc_core::ids::{CollectionId, DbId};
+use cdc_core::store::{ObjectPhase, ProgressStore};
 use cdc_core::target::{Target, TargetConnector};
 use cdc_core::task::{Choice, CollectionState, OnConflict};
 use rand::Rng;
@@ -432,4 +433,42 @@ async fn dropped_on_the_target(seed: u64) {
 #[test]
 fn what_someone_drops_on_the_target_waits_for_a_person() {
     seeds(4, dropped_on_the_target);
+}
+
+/// While the task stands still a person drops what it has made and makes something else of that name, and the source drops
+/// its own: what the person has made stays.
+async fn another_of_the_name(seed: u64) {
+    let mut world = World::new(seed, 2, 2);
+    let (a, other) = (world.source.create("a", 1), world.source.create("other", 1));
+    world.start();
+    world.run(1000, writes(&[a, other])).await;
+    world.equal().await;
+    world.stop().await;
+    let made = world.source.live[&a].catalog.clone();
+    let person = target(&world).await;
+    let now = person.now().await.unwrap();
+    person.drop_collection("default", "a", now).await.unwrap();
+    person
+        .create_collection("default", &made, now)
+        .await
+        .unwrap();
+    let theirs = person.describe("default", "a").await.unwrap().unwrap().id;
+    world.source.drop_collection(a);
+    world.start();
+    let task = world.tasks[0].id.clone();
+    until(&mut world, "its drop is done", async |world| {
+        let stored = world.store.load(&task).await.unwrap();
+        let object = stored.collections.get(&a);
+        object.is_none_or(|o| o.phase == ObjectPhase::Dropped)
+    })
+    .await;
+    let found = person.describe("default", "a").await.unwrap();
+    assert_eq!(found.map(|c| c.id), Some(theirs), "{}", world.report());
+    world.run(500, writes(&[other])).await;
+    world.equal_of(|name| name == "other").await;
+}
+
+#[test]
+fn what_a_person_has_made_of_a_dropped_ones_name_stays() {
+    seeds(2, another_of_the_name);
 }

@@ -261,6 +261,12 @@ impl Conductor<'_> {
             .filter(|(id, e)| e.phase == Phase::Dropped && !view.collections.contains_key(id))
             .map(|(id, _)| *id)
             .collect();
+        // Also what an earlier process dropped, and did not live to forget.
+        let unmet = self.objects.dropped();
+        let unmet = unmet
+            .into_iter()
+            .filter(|id| !self.entries.contains_key(id) && !view.collections.contains_key(id));
+        let gone: Vec<CollectionId> = gone.into_iter().chain(unmet).collect();
         for id in gone {
             self.objects.forget(id, Vec::new()).await;
             self.entries.remove(&id);

@@ -27,16 +27,30 @@ impl RowCalls for Session {
         within: Duration,
     ) -> Result<(), TargetError> {
         let at = at.clone();
-        self.write_rows("Insert", within, move |state| {
+        let call = self.write_rows("Insert", within, move |state| {
             state.insert_rows(&at, &columns, rows)
-        })
-        .await
+        });
+        self.through("insert rows", call).await
     }
 
     async fn delete(&self, at: &Place, expr: &str, within: Duration) -> Result<(), TargetError> {
         let (at, expr) = (at.clone(), expr.to_owned());
-        self.write_rows("Delete", within, move |state| state.delete_rows(&at, &expr))
-            .await
+        let call = self.write_rows("Delete", within, move |state| state.delete_rows(&at, &expr));
+        self.through("delete rows", call).await
+    }
+}
+
+impl Session {
+    async fn through(
+        &self,
+        name: &'static str,
+        call: impl Future<Output = Result<(), TargetError>> + Send,
+    ) -> Result<(), TargetError> {
+        let gate = self.inner.row_gate.lock().clone();
+        match gate {
+            Some(gate) => gate.pass_rows(name, Box::pin(call)).await,
+            None => call.await,
+        }
     }
 }
 
