@@ -192,18 +192,6 @@ pub(super) const GUARDS: &[Guard] = &[
         "found.iter().any(|(name, found)| if BROKEN { *name == object.name } else { Some(*found) == object.target })",
     ),
     guard(
-        "a partition that is gone leaves a tombstone",
-        PARTITIONS,
-        "        self.put_partition(PartitionObject {\n            source: id,",
-        "        if BROKEN { return Ok(None); }\n        self.put_partition(PartitionObject {\n            source: id,",
-    ),
-    guard(
-        "a collection that is dropped is not made again",
-        OBJECTS,
-        "object.phase == ObjectPhase::Dropped {\n                return Err(Obstacle::Gone);",
-        "object.phase == ObjectPhase::Dropped && !BROKEN {\n                return Err(Obstacle::Gone);",
-    ),
-    guard(
         "a name that an older one has is not taken",
         OBJECTS,
         "if let Some(holder) = taken {\n            return Err(Obstacle::NameTaken(holder));",

@@ -89,6 +89,31 @@ fn rows_do_not_wait_and_the_tick_waits_for_the_slowest() {
     assert_eq!(settle(&mut state), [ms(2600)]);
 }
 
+/// Calls have a limit: a tick that its reader has passed does not lead one with what the reader had pushed before.
+#[test]
+fn a_tick_that_was_passed_waits_for_what_was_pushed_before() {
+    let mut state = State::new(Tso::ZERO);
+    let edge = state.join(ms(1000), true, Tso::ZERO);
+    let s = stream(1);
+    for ts in [1500, 1600, 1700] {
+        state.push(message(&s, ms(ts)));
+    }
+    state.passed(edge, ms(2000));
+    for ts in [1500, 1600, 1700] {
+        // One message a call.
+        let call = state.gather(true, 1).unwrap();
+        let sent: Vec<Tso> = call.messages.iter().map(|m| m.ts).collect();
+        assert_eq!(sent, [ms(ts)]);
+        assert!(
+            call.tick.is_none_or(|tick| tick <= ms(1000)),
+            "{:?}",
+            call.tick
+        );
+        state.acknowledged(call);
+    }
+    assert_eq!(settle(&mut state), [ms(2000)]);
+}
+
 #[test]
 fn after_a_restart_time_goes_on_above_the_floor() {
     let mut state = State::new(ms(5000));

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use cdc_core::catalog::{Database, ObjectState};
-use cdc_core::ids::{CollectionId, DbId};
+use cdc_core::ids::{CollectionId, DbId, PartitionId};
 use cdc_core::store::{ObjectPhase, ProgressStore};
 use cdc_core::target::{Target, TargetConnector};
 use cdc_core::task::{Choice, CollectionState, OnConflict};
@@ -471,4 +471,48 @@ async fn another_of_the_name(seed: u64) {
 #[test]
 fn what_a_person_has_made_of_a_dropped_ones_name_stays() {
     seeds(2, another_of_the_name);
+}
+
+/// The same of a partition.
+async fn another_partition_of_the_name(seed: u64) {
+    let mut world = World::new(seed, 2, 2);
+    let a = world.source.create("a", 1);
+    let part = world.source.create_partition(a, "part");
+    world.source.insert(a, part, 5, 0);
+    world.start();
+    world.run(1000, writes(&[a])).await;
+    world.equal().await;
+    world.stop().await;
+    let person = target(&world).await;
+    let now = person.now().await.unwrap();
+    person
+        .drop_partition("default", "a", "part", now)
+        .await
+        .unwrap();
+    person
+        .create_partition("default", "a", "part", now)
+        .await
+        .unwrap();
+    let theirs = |there: Vec<(String, PartitionId)>| {
+        let mut there = there.into_iter();
+        there.find(|(name, _)| name == "part").map(|(_, id)| id)
+    };
+    let made = theirs(person.partitions("default", "a").await.unwrap());
+    assert!(made.is_some());
+    world.source.drop_partition(a, part);
+    world.start();
+    let task = world.tasks[0].id.clone();
+    until(&mut world, "its drop is done", async |world| {
+        let stored = world.store.load(&task).await.unwrap();
+        let object = stored.partitions.get(&part);
+        object.is_none_or(|o| o.phase == ObjectPhase::Dropped)
+    })
+    .await;
+    let found = theirs(person.partitions("default", "a").await.unwrap());
+    assert_eq!(found, made, "{}", world.report());
+}
+
+#[test]
+fn what_a_person_has_made_of_a_dropped_partitions_name_stays() {
+    seeds(2, another_partition_of_the_name);
 }
