@@ -97,6 +97,12 @@ async fn examine(target: &PlainTarget, pairs: Vec<Pair>) -> Check {
     let count = pairs.len();
     let answers = answers_to(pairs.into_iter().map(|pair| async move {
         let described = target.describe(&pair.database, &pair.name).await;
+        // Those of a Milvus of its own are its own affair: what stands for them there is as many as the task made.
+        let made = pair.object.as_ref().map(|o| o.target_vchannels.len());
+        let shards = || pair.source.as_ref().map_or(0, |source| source.shards.len());
+        let shards = made.filter(|made| *made > 0).unwrap_or_else(shards);
+        let described =
+            described.map(|found| found.map(|found| found.with_channels(target.mode(), shards)));
         (pair, described)
     }));
     let answers = match within(names::MAPPING, answers).await {

@@ -11,7 +11,7 @@ use prost::Message;
 
 use super::GrpcTarget;
 use crate::target::{Loaded, Target, TargetCollection, TargetError};
-use crate::task::TargetSpec;
+use crate::task::{Mode, TargetSpec};
 use crate::tso::Tso;
 
 /// As whom we are logged in.
@@ -45,6 +45,11 @@ impl PlainTarget {
             target: GrpcTarget::connect(spec).await?,
             user: user.map(|(name, _)| name.to_owned()),
         })
+    }
+
+    /// As which it is connected.
+    pub fn mode(&self) -> Mode {
+        self.target.mode()
     }
 
     pub fn uri(&self) -> &str {
