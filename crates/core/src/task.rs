@@ -249,28 +249,26 @@ impl TaskSpec {
             return Initial::Incremental;
         }
         match self.snapshot.initial {
-            Initial::Snapshot if collection.create_ts > self.since(database, &collection.name) => {
+            Initial::Snapshot
+                if collection.create_ts > self.given(database, &collection.name).1 =>
+            {
                 Initial::Auto
             }
             initial => initial,
         }
     }
 
-    /// When the start of a collection was given: with the task, or later with its own.
-    fn since(&self, database: &str, name: &str) -> Tso {
-        let given = [(database, name), (database, "*"), ("*", name)];
-        let mut given = given.iter().filter_map(|(d, n)| {
-            let key = ((*d).to_owned(), (*n).to_owned());
-            self.starts
-                .contains_key(&key)
-                .then(|| self.added.get(&key).copied())
-        });
-        given.next().flatten().unwrap_or(self.created)
-    }
-
     /// Where a collection begins that was created at `create_ts`: by its own start, that of its database, that of its
     /// name, the task's, if it was there when that was given; else at its creation, for all of it is wanted.
     pub fn start_of(&self, database: &str, name: &str, create_ts: Tso) -> StartPoint {
+        match self.given(database, name) {
+            (start, since) if create_ts <= since => start,
+            _ => StartPoint::Created,
+        }
+    }
+
+    /// The start that counts for a collection, and when it was given.
+    fn given(&self, database: &str, name: &str) -> (StartPoint, Tso) {
         let given = [(database, name), (database, "*"), ("*", name)]
             .into_iter()
             .find_map(|(d, n)| {
@@ -278,10 +276,7 @@ impl TaskSpec {
                 let since = self.added.get(&key).copied().unwrap_or(self.created);
                 Some((*self.starts.get(&key)?, since))
             });
-        match given.unwrap_or((self.start, self.created)) {
-            (start, since) if create_ts <= since => start,
-            _ => StartPoint::Created,
-        }
+        given.unwrap_or((self.start, self.created))
     }
 }
 

@@ -234,6 +234,21 @@ impl Lane {
     }
 }
 
+/// A way into a lane for one stream alone. Dropped, it takes back what is not sent.
+pub(crate) struct Way {
+    pub(crate) lane: Arc<Lane>,
+    pub(crate) edge: EdgeId,
+    pub(crate) stream: Arc<StreamCtl>,
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        // Nothing is left of what was sent; of what was not, nobody waits for it any more.
+        self.lane.purge(&self.stream);
+        self.lane.leave(self.edge);
+    }
+}
+
 /// How many of these messages have up to `limit` bytes, one at least, and how many bytes they have.
 fn first(messages: &[Outgoing], limit: usize) -> (usize, usize) {
     let (mut count, mut bytes) = (0, 0);

@@ -190,9 +190,7 @@ impl Budget {
             freed.await;
         }
     }
-}
 
-impl Budget {
     /// Waits until whoever holds `own` bytes holds none.
     pub async fn emptied(&self, own: &AtomicUsize) {
         loop {

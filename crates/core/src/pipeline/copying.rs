@@ -1,5 +1,6 @@
 //! Carries the rows that a collection had before the task to the target; see [`crate::snapshot`] for why that is right.
 
+mod patient;
 mod progress;
 mod worker;
 
@@ -17,16 +18,17 @@ use tokio::time::Instant;
 use super::TaskContext;
 use super::objects::{Objects, Route};
 use super::settle;
+use patient::Patient;
+use progress::Step;
 pub(super) use progress::{Pace, Progress};
 use worker::Worker;
 
-use crate::backoff::Backoff;
 use crate::catalog::{Collection, ObjectState};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PChannel, PartitionId, TaskId};
-use crate::repair::columns::fit;
+use crate::repair::columns::{column, fit};
 use crate::route::hash::{self, Value};
-use crate::snapshot::{Of, Part, Piece, RowsError, Snapshot, SourceRows, pick};
+use crate::snapshot::{Of, Part, Piece, Snapshot, SourceRows, pick};
 use crate::source::{SourceError, Start};
 use crate::store::{Change, Progress as Place, TaskProgress};
 use crate::task::Mode;
@@ -41,14 +43,10 @@ const PAGE_ROWS: u64 = 4_000;
 const FIRST_PAGE: u64 = 200;
 /// Pages of a piece, about: what is copied again after a crash.
 const PIECE_PAGES: u64 = 16;
-/// A question that comes to no answer, or is refused for a moment, is asked again for so long: what was begun has to be
-/// copied again otherwise.
-const PATIENCE: Duration = Duration::from_secs(30);
 const LOADED_WITHIN: Duration = Duration::from_secs(600);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often it is asked whether the queue still holds what comes behind the copy.
 const REACH_EVERY: Duration = Duration::from_secs(30);
-const FLUSH: &str = "waits until the target has flushed it";
 /// The target has flushed what was copied within so many rounds of [`settle::flush`].
 const FLUSHES: u32 = 5;
 
@@ -109,14 +107,13 @@ struct Copier {
     ctx: Arc<TaskContext>,
     objects: Arc<Objects>,
     source: Arc<Collection>,
-    database: String,
     of: Of,
     schema: CollectionSchema,
     partition_key: Option<String>,
     /// With a partition key: its partitions as the hash counts them.
     order: Vec<PartitionId>,
     route: Arc<Route>,
-    rows: Arc<dyn SourceRows>,
+    rows: Patient,
     at: Tso,
     work: tokio::sync::Mutex<Work>,
     /// Told when there may be more work, or none.
@@ -161,7 +158,7 @@ pub(super) async fn copy(
     let primary = primary.ok_or_else(|| later("its fields are not known yet"))?;
     let string = milvus::proto::schema::DataType::VarChar;
     let of = Of {
-        database: database.clone(),
+        database,
         name: source.name.clone(),
         primary: primary.name.clone(),
         has_string_key: primary.data_type() == string,
@@ -190,11 +187,10 @@ pub(super) async fn copy(
         source: Arc::new(source),
         ctx,
         objects,
-        database,
         of,
         schema,
         route,
-        rows,
+        rows: Patient(rows),
         places,
         progress,
         pace,
@@ -227,6 +223,19 @@ pub(super) fn unreadable() -> Problem {
     )
 }
 
+fn odd(why: &str) -> Problem {
+    Problem::new(ErrorClass::Data, why, "please report it")
+}
+
+fn no_partition_key() -> Problem {
+    odd("an answer has no values of the partition key")
+}
+
+/// How many rows of so many bytes each are read at a time, and sent in one message.
+fn rows_of_a_page(row_bytes: u64) -> u64 {
+    (PAGE_BYTES / row_bytes.max(1)).clamp(1, PAGE_ROWS)
+}
+
 fn gone() -> Problem {
     later("the source has dropped it, or is about to")
 }
@@ -237,12 +246,12 @@ fn later(why: &str) -> Problem {
 
 impl Copier {
     async fn run(self: Arc<Self>) -> Result<Tso, Stopped> {
-        self.progress.is("begins");
+        self.progress.is(Step::Begins);
         self.reachable().await?;
         self.same().await?;
         self.loaded().await?;
         self.list().await?;
-        self.progress.is("copies");
+        self.progress.is(Step::Copies);
         // In this task: where it ends, they have ended.
         let workers = (0..WORKERS).map(|_| Worker::new(self.clone()).run());
         let mut workers = std::pin::pin!(try_join_all(workers));
@@ -260,13 +269,13 @@ impl Copier {
         let snapshot = self.work.lock().await.snapshot.clone();
         if snapshot.release {
             self.same().await?;
-            self.progress.is("releases it on the source");
-            self.ask(|| self.rows.release(&self.of.database, &self.of.name))
-                .await?;
+            self.progress.is(Step::Releases);
+            let released = self.rows.release(&self.of.database, &self.of.name).await;
+            released.map_err(Problem::from)?;
         }
         tracing::info!(
             task = %self.ctx.spec.id,
-            collection = %format!("{}.{}", self.database, self.of.name),
+            collection = %format!("{}.{}", self.of.database, self.of.name),
             rows = snapshot.copied,
             doubled = snapshot.doubled,
             "all rows it had are copied"
@@ -294,17 +303,9 @@ impl Copier {
         }
     }
 
-    /// A source that is busy refuses for a moment.
-    async fn ask<T, W>(&self, ask: impl Fn() -> W) -> Result<T, Problem>
-    where
-        W: Future<Output = Result<T, RowsError>>,
-    {
-        again(ask).await.map_err(|e| e.problem())
-    }
-
     /// The name still means this collection.
     async fn same(&self) -> Result<(), Problem> {
-        let found = self.ask(|| self.rows.describe(&self.of.database, &self.of.name));
+        let found = self.rows.describe(&self.of.database, &self.of.name);
         match found.await? {
             Some(id) if id == self.source.id => Ok(()),
             found => Err(later(&format!(
@@ -322,13 +323,12 @@ impl Copier {
         let partitions = self.source.partitions.values();
         let partitions = partitions.filter(|p| p.state == ObjectState::Created);
         let partitions: Vec<String> = partitions.map(|p| p.name.clone()).collect();
-        let is_loaded = || self.ask(|| self.rows.is_loaded(database, name, &partitions));
+        let is_loaded = || self.rows.is_loaded(database, name, &partitions);
         if is_loaded().await? {
             return Ok(());
         }
         let refuse = |why: &str, hint: &str| Problem::new(ErrorClass::Configuration, why, hint);
-        let something = self.ask(|| self.rows.is_loaded(database, name, &[]));
-        if something.await? {
+        if self.rows.is_loaded(database, name, &[]).await? {
             return Err(refuse(
                 "only some of its partitions are loaded on the source, and only what is loaded can be read",
                 "load the whole collection there",
@@ -340,13 +340,13 @@ impl Copier {
                 "load it there; or set load_for_snapshot of the task, to have it loaded for as long as it is copied",
             ));
         }
-        self.progress.is("loads it on the source");
+        self.progress.is(Step::Loads);
         {
             let mut work = self.work.lock().await;
             work.snapshot.release = true;
             self.commit(&work).await;
         }
-        self.ask(|| self.rows.load(database, name)).await?;
+        self.rows.load(database, name).await?;
         let deadline = Instant::now() + LOADED_WITHIN;
         while !is_loaded().await? {
             if Instant::now() > deadline {
@@ -414,7 +414,7 @@ impl Copier {
 
     async fn count(&self, piece: &Piece) -> Result<u64, Problem> {
         let part = self.part(piece)?;
-        self.ask(|| self.rows.count(&self.of, &part, self.at)).await
+        Ok(self.rows.count(&self.of, &part, self.at).await?)
     }
 
     async fn commit(&self, work: &Work) {
@@ -498,8 +498,7 @@ impl Copier {
     }
 
     fn page_rows(&self) -> u64 {
-        let bytes = self.row_bytes.load(Ordering::Relaxed).max(1);
-        (PAGE_BYTES / bytes).clamp(1, PAGE_ROWS)
+        rows_of_a_page(self.row_bytes.load(Ordering::Relaxed))
     }
 
     /// A standby that restarts can lose what it has acknowledged, until it has flushed it; and no queue holds these rows.
@@ -507,7 +506,7 @@ impl Copier {
         if self.ctx.hub.mode == Mode::Plain {
             return Ok(());
         }
-        self.progress.is(FLUSH);
+        self.progress.is(Step::Flushes);
         let mut problem = later("all rows are copied, and the target has not flushed them yet");
         for _ in 0..FLUSHES {
             match settle::flush(&self.ctx, &self.route).await {
@@ -523,86 +522,15 @@ impl Copier {
         Err(problem)
     }
 
-    /// Which partition of the source has this row.
-    fn partition_of(&self, columns: &[FieldData], row: usize) -> Result<PartitionId, Problem> {
-        let odd = |why: &str| Problem::new(ErrorClass::Data, why, "please report it");
+    /// Which partitions of the source have these rows.
+    fn partitions_of(&self, columns: &[FieldData]) -> Result<Vec<PartitionId>, Problem> {
         let field = self.partition_key.as_deref().unwrap_or_default();
-        let column = columns.iter().find(|c| c.field_name == field);
-        let value = column.and_then(|c| value(c, row));
-        let value = value.ok_or_else(|| odd("an answer has no values of the partition key"))?;
-        let found = self.order.get(value.place(self.order.len()));
-        found
-            .copied()
-            .ok_or_else(|| odd("its partitions are not numbered"))
-    }
-}
-
-fn value(column: &FieldData, row: usize) -> Option<Value<'_>> {
-    use milvus::proto::schema::{field_data::Field, scalar_field::Data};
-    let Some(Field::Scalars(scalars)) = &column.field else {
-        return None;
-    };
-    match scalars.data.as_ref()? {
-        Data::LongData(v) => v.data.get(row).map(|v| Value::Int(*v)),
-        Data::IntData(v) => v.data.get(row).map(|v| Value::Int(i64::from(*v))),
-        Data::StringData(v) => v.data.get(row).map(|v| Value::Str(v)),
-        _ => None,
-    }
-}
-
-async fn again<T, W>(ask: impl Fn() -> W) -> Result<T, RowsError>
-where
-    W: Future<Output = Result<T, RowsError>>,
-{
-    let (mut backoff, end) = (Backoff::new(), Instant::now() + PATIENCE);
-    loop {
-        match ask().await {
-            Err(error) if error.may_pass() && Instant::now() < end => backoff.wait().await,
-            answer => return answer,
-        }
-    }
-}
-
-/// The same questions, asked again where the source refuses them for a moment.
-struct Patient<'a>(&'a dyn SourceRows);
-
-#[async_trait::async_trait]
-impl SourceRows for Patient<'_> {
-    async fn describe(
-        &self,
-        database: &str,
-        name: &str,
-    ) -> Result<Option<CollectionId>, RowsError> {
-        again(|| self.0.describe(database, name)).await
+        let values = column(columns, field).ok_or_else(no_partition_key)?;
+        let place = |value: Value<'_>| self.order.get(value.place(self.order.len())).copied();
+        let places: Option<Vec<PartitionId>> = values.values().into_iter().map(place).collect();
+        places.ok_or_else(|| odd("its partitions are not numbered"))
     }
 
-    async fn is_loaded(
-        &self,
-        database: &str,
-        name: &str,
-        partitions: &[String],
-    ) -> Result<bool, RowsError> {
-        again(|| self.0.is_loaded(database, name, partitions)).await
-    }
-
-    async fn load(&self, database: &str, name: &str) -> Result<(), RowsError> {
-        self.0.load(database, name).await
-    }
-
-    async fn release(&self, database: &str, name: &str) -> Result<(), RowsError> {
-        self.0.release(database, name).await
-    }
-
-    async fn count(&self, of: &Of, part: &Part, at: Tso) -> Result<u64, RowsError> {
-        again(|| self.0.count(of, part, at)).await
-    }
-
-    async fn read(&self, of: &Of, part: &Part, at: Tso) -> Result<Vec<FieldData>, RowsError> {
-        again(|| self.0.read(of, part, at)).await
-    }
-}
-
-impl Copier {
     fn columns(&self, columns: &[FieldData], rows: &[usize]) -> Result<Vec<FieldData>, Problem> {
         let picked: Result<Vec<FieldData>, String> =
             columns.iter().map(|column| pick(column, rows)).collect();

@@ -63,12 +63,12 @@ pub(crate) fn fit(
 fn values(field: &FieldSchema, column: &FieldData) -> Result<usize, String> {
     let kind = field.data_type();
     if field.nullable || !column.valid_data.is_empty() {
-        return Err("fields that may be null are not repaired by this version".to_owned());
+        return Err("fields that may be null are not copied by this version".to_owned());
     }
     match &column.field {
         Some(Field::Scalars(scalars)) => {
             if !scalars.valid_data.is_empty() {
-                return Err("fields that may be null are not repaired by this version".to_owned());
+                return Err("fields that may be null are not copied by this version".to_owned());
             }
             scalar_values(kind, field.element_type(), scalars)
         }
@@ -80,7 +80,7 @@ fn values(field: &FieldSchema, column: &FieldData) -> Result<usize, String> {
                 _ => Err(format!("{length} are no vectors of {dim:?} dimensions")),
             };
             if !vectors.valid_data.is_empty() {
-                return Err("vectors that may be null are not repaired by this version".to_owned());
+                return Err("vectors that may be null are not copied by this version".to_owned());
             }
             match (kind, vectors.data.as_ref()) {
                 (DataType::FloatVector, Some(Vectors::FloatVector(v))) => of(v.data.len(), dim),
@@ -144,7 +144,7 @@ fn scalar_values(kind: DataType, element: DataType, of: &ScalarField) -> Result<
 }
 
 /// The integers or strings of a field.
-pub(super) fn column(columns: &[FieldData], name: &str) -> Option<Keys> {
+pub(crate) fn column(columns: &[FieldData], name: &str) -> Option<Keys> {
     let of = columns.iter().find(|c| c.field_name == name)?;
     let Some(Field::Scalars(scalars)) = &of.field else {
         return None;

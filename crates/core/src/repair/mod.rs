@@ -21,6 +21,7 @@ mod send;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cdc_keys::Key;
 use milvus::proto::schema::{FieldData, IDs, LongArray, StringArray, i_ds::IdField};
 
 use crate::catalog::{Collection, ObjectState};
@@ -47,6 +48,23 @@ pub enum Keys {
     Str(Vec<String>),
 }
 
+/// Of one kind, as those of a collection are.
+impl FromIterator<Key> for Keys {
+    fn from_iter<I: IntoIterator<Item = Key>>(keys: I) -> Self {
+        let (mut ints, mut strings) = (Vec::new(), Vec::new());
+        for key in keys {
+            match key {
+                Key::Int(key) => ints.push(key),
+                Key::Str(key) => strings.push(key),
+            }
+        }
+        match strings.is_empty() {
+            true => Keys::Int(ints),
+            false => Keys::Str(strings),
+        }
+    }
+}
+
 impl Keys {
     pub fn len(&self) -> usize {
         match self {
@@ -59,7 +77,7 @@ impl Keys {
         self.len() == 0
     }
 
-    fn values(&self) -> Vec<Value<'_>> {
+    pub(crate) fn values(&self) -> Vec<Value<'_>> {
         match self {
             Keys::Int(all) => all.iter().map(|k| Value::Int(*k)).collect(),
             Keys::Str(all) => all.iter().map(|k| Value::Str(k)).collect(),
@@ -75,7 +93,7 @@ impl Keys {
         self.values().into_iter().map(show).collect()
     }
 
-    fn ids(&self) -> IDs {
+    pub(crate) fn ids(&self) -> IDs {
         let id_field = match self {
             Keys::Int(data) => IdField::IntId(LongArray { data: data.clone() }),
             Keys::Str(data) => IdField::StrId(StringArray { data: data.clone() }),

@@ -13,28 +13,13 @@ use super::Plan;
 use crate::engine::target_problem;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PChannel};
-use crate::lane::{Budget, Cell, EdgeId, Lane, Outgoing, StreamCtl, Ticket};
+use crate::lane::{Budget, Cell, Outgoing, StreamCtl, Ticket, Way};
 use crate::route::encode;
 use crate::target::hub::Hub;
 
 /// Until everything has to be written and shown. Longer than a lane is silent after an earlier process was cut off.
 const WITHIN: Duration = Duration::from_secs(20);
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
-
-/// What was pushed to a lane, until it is shown.
-struct Pushed {
-    lane: Arc<Lane>,
-    edge: EdgeId,
-    stream: Arc<StreamCtl>,
-}
-
-impl Drop for Pushed {
-    fn drop(&mut self) {
-        // Nothing is left of what was sent; of what was not, nobody waits for it any more.
-        self.lane.purge(&self.stream);
-        self.lane.leave(self.edge);
-    }
-}
 
 /// Deletes and inserts of each channel at one new time, above F, what waits in its lane, and the target's own clock:
 /// rows that somebody else has written there are older then. Returns when a tick has shown them.
@@ -94,13 +79,13 @@ pub(super) async fn send(hub: &Arc<Hub>, of: CollectionId, plan: &Plan) -> Resul
         }
         lane.passed(edge, plan.time);
         shown.push(done);
-        pushed.push(Pushed { lane, edge, stream });
+        pushed.push(Way { lane, edge, stream });
     }
     wait(&pushed, &wake, shown).await
 }
 
 async fn wait(
-    pushed: &[Pushed],
+    pushed: &[Way],
     wake: &Notify,
     shown: Vec<oneshot::Receiver<Ticket>>,
 ) -> Result<(), Problem> {

@@ -30,7 +30,6 @@ pub struct MemoryRows {
     /// Answers larger than this are too large.
     pub most: AtomicU64,
     down: AtomicBool,
-    reads: AtomicU64,
 }
 
 impl MemoryRows {
@@ -52,11 +51,6 @@ impl MemoryRows {
     /// From now on no call is answered, or again.
     pub fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::Release);
-    }
-
-    /// Pages that were read.
-    pub fn reads(&self) -> u64 {
-        self.reads.load(Ordering::Acquire)
     }
 
     fn table(&self, database: &str, name: &str) -> Result<Table, RowsError> {
@@ -133,7 +127,6 @@ impl SourceRows for MemoryRows {
     async fn read(&self, of: &Of, part: &Part, _: Tso) -> Result<Vec<FieldData>, RowsError> {
         // A real one is awaited.
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        self.reads.fetch_add(1, Ordering::AcqRel);
         let rows = self.found(of, part)?;
         let most = self.most.load(Ordering::Relaxed);
         if most > 0 && rows.len() as u64 > most {

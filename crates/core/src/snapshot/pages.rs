@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use cdc_keys::{Key, Range};
 use milvus::proto::schema::FieldData;
 
+use super::columns::bytes_of;
 use super::rows::{Of, Part, RowsError, SourceRows, keys};
 use crate::tso::Tso;
 
@@ -21,6 +22,13 @@ pub(crate) struct Page {
     pub(crate) rows: Vec<usize>,
     /// Copies of these keys beyond the first.
     pub(crate) doubled: u64,
+}
+
+impl Page {
+    /// Bytes of one of its rows, about.
+    pub(crate) fn row_bytes(&self) -> u64 {
+        (bytes_of(&self.columns) as u64 / (self.rows.len() as u64).max(1)).max(1)
+    }
 }
 
 /// Goes over the rows of a piece.

@@ -6,6 +6,8 @@ use milvus::proto::schema::FieldData;
 
 use crate::error::{ErrorClass, Problem};
 use crate::ids::CollectionId;
+use crate::repair::Keys;
+use crate::repair::columns::column;
 use crate::tso::Tso;
 
 /// A collection as it is read.
@@ -93,6 +95,12 @@ impl RowsError {
     }
 }
 
+impl From<RowsError> for Problem {
+    fn from(error: RowsError) -> Self {
+        error.problem()
+    }
+}
+
 /// Reads rows of the source as a client does. The contract:
 ///
 /// 1. *Not older than asked.* What is counted and read at `at` is what the source shows at that timestamp of its own, or
@@ -128,14 +136,8 @@ pub trait SourceRows: Send + Sync {
 
 /// The keys in a column.
 pub(super) fn keys(columns: &[FieldData], primary: &str) -> Option<Vec<Key>> {
-    use milvus::proto::schema::{field_data::Field, scalar_field::Data};
-    let column = columns.iter().find(|c| c.field_name == primary);
-    match column.map(|c| &c.field) {
-        Some(Some(Field::Scalars(scalars))) => match &scalars.data {
-            Some(Data::LongData(keys)) => Some(keys.data.iter().copied().map(Key::Int).collect()),
-            Some(Data::StringData(keys)) => Some(keys.data.iter().cloned().map(Key::Str).collect()),
-            _ => None,
-        },
-        _ => None,
-    }
+    Some(match column(columns, primary)? {
+        Keys::Int(keys) => keys.into_iter().map(Key::Int).collect(),
+        Keys::Str(keys) => keys.into_iter().map(Key::Str).collect(),
+    })
 }

@@ -7,21 +7,44 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::FLUSH;
 use crate::snapshot::{Snapshot, SnapshotSpec};
 use crate::task::CollectionState;
+
+/// What a copy is at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::pipeline) enum Step {
+    Waits,
+    Begins,
+    Loads,
+    Copies,
+    Flushes,
+    Releases,
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Step::Waits => "waits for its turn",
+            Step::Begins => "begins",
+            Step::Loads => "loads it on the source",
+            Step::Copies => "copies",
+            Step::Flushes => "waits until the target has flushed it",
+            Step::Releases => "releases it on the source",
+        })
+    }
+}
 
 /// How far a copy is, for whoever looks.
 #[derive(Debug)]
 pub(in crate::pipeline) struct Progress {
     begun: Instant,
     /// Before this process or job.
-    before: AtomicU64,
+    before: u64,
     /// By it.
     pub(super) copied: AtomicU64,
     pub(super) total: AtomicU64,
     pub(super) doubled: AtomicU64,
-    what: Mutex<&'static str>,
+    step: Mutex<Step>,
     /// As it was stored last.
     pub(super) stored: Mutex<Snapshot>,
 }
@@ -30,11 +53,11 @@ impl Progress {
     pub(in crate::pipeline) fn new(snapshot: &Snapshot) -> Arc<Self> {
         Arc::new(Self {
             begun: Instant::now(),
-            before: AtomicU64::new(snapshot.copied),
+            before: snapshot.copied,
             copied: AtomicU64::new(0),
             total: AtomicU64::new(snapshot.total),
             doubled: AtomicU64::new(snapshot.doubled),
-            what: Mutex::new("waits for its turn"),
+            step: Mutex::new(Step::Waits),
             stored: Mutex::new(snapshot.clone()),
         })
     }
@@ -44,18 +67,18 @@ impl Progress {
         self.stored.lock().clone()
     }
 
-    pub(super) fn is(&self, what: &'static str) {
-        *self.what.lock() = what;
+    pub(super) fn is(&self, step: Step) {
+        *self.step.lock() = step;
     }
 
     /// Whether rows are read and sent for it, or are about to be: others wait for their turn.
     pub(in crate::pipeline) fn is_at_work(&self) -> bool {
-        *self.what.lock() != FLUSH
+        *self.step.lock() != Step::Flushes
     }
 
     pub(in crate::pipeline) fn state(&self) -> CollectionState {
         let copied = self.copied.load(Ordering::Relaxed);
-        let done = self.before.load(Ordering::Relaxed) + copied;
+        let done = self.before + copied;
         let total = self.total.load(Ordering::Relaxed).max(done);
         let took = self.begun.elapsed().as_secs_f64();
         let pace = copied as f64 / took.max(0.001);
@@ -66,7 +89,7 @@ impl Progress {
             rows_per_second: pace,
             eta_seconds: eta,
             doubled_keys: self.doubled.load(Ordering::Relaxed),
-            step: (*self.what.lock()).to_owned(),
+            step: self.step.lock().to_string(),
         }
     }
 }

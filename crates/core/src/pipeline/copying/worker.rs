@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cdc_keys::Key;
-use milvus::proto::schema::{IDs, LongArray, StringArray, i_ds::IdField};
 use tokio::sync::Notify;
 
-use super::{Copier, Patient, later};
+use super::{Copier, later, no_partition_key, rows_of_a_page};
 use crate::error::Problem;
 use crate::ids::PartitionId;
-use crate::lane::{Cell, EdgeId, Lane, Outgoing, StreamCtl, Ticket};
+use crate::lane::{Cell, EdgeId, Outgoing, StreamCtl, Ticket, Way};
 use crate::pipeline::objects::{PartitionAnswer, PartitionRoute, TargetShard};
 use crate::pipeline::stretch::all_partitions;
+use crate::repair::Keys;
 use crate::route::encode;
 use crate::route::hash::Value;
 use crate::snapshot::{Page, Pages, Part, Piece, bytes_of};
@@ -29,20 +29,6 @@ pub(super) struct Worker {
     wake: Arc<Notify>,
     /// Counts pages: the source times that the lanes are told of.
     time: u64,
-}
-
-struct Way {
-    lane: Arc<Lane>,
-    edge: EdgeId,
-    stream: Arc<StreamCtl>,
-}
-
-impl Drop for Way {
-    fn drop(&mut self) {
-        // Whoever stops waiting for it takes back what is not sent.
-        self.lane.purge(&self.stream);
-        self.lane.leave(self.edge);
-    }
 }
 
 /// Rows of one shard and partition.
@@ -73,22 +59,15 @@ impl Worker {
 
     async fn piece(&mut self, piece: &Piece, window: bool) -> Result<(), Problem> {
         let copier = self.copier.clone();
-        let patient = Patient(copier.rows.as_ref());
         let Part { partition, range } = copier.part(piece)?;
-        let mut pages = Pages::new(&patient, &copier.of, partition, range, copier.at);
+        let mut pages = Pages::new(&copier.rows, &copier.of, partition, range, copier.at);
         let (mut rows, mut doubled) = (0, 0);
-        while let Some(page) = pages
-            .next(copier.page_rows())
-            .await
-            .map_err(|e| e.problem())?
-        {
+        while let Some(page) = pages.next(copier.page_rows()).await? {
             // What was read by this name is of this collection.
             copier.same().await?;
             let count = page.rows.len() as u64;
             let bytes = bytes_of(&page.columns);
-            copier
-                .row_bytes
-                .store((bytes as u64 / count.max(1)).max(1), Ordering::Relaxed);
+            copier.row_bytes.store(page.row_bytes(), Ordering::Relaxed);
             copier.pace.take(count, bytes).await;
             doubled += page.doubled;
             copier
@@ -109,6 +88,10 @@ impl Worker {
     async fn page(&mut self, piece: &Piece, page: &Page, window: bool) -> Result<(), Problem> {
         let copier = self.copier.clone();
         let route = &copier.route;
+        let by_row = match piece.partition {
+            Some(_) => Vec::new(),
+            None => copier.partitions_of(&page.columns)?,
+        };
         let mut groups: BTreeMap<(usize, PartitionId), Group> = BTreeMap::new();
         for (key, row) in page.keys.iter().zip(&page.rows) {
             let hashed = match key {
@@ -117,7 +100,7 @@ impl Worker {
             };
             let partition = match piece.partition {
                 Some(partition) => partition,
-                None => copier.partition_of(&page.columns, *row)?,
+                None => *by_row.get(*row).ok_or_else(no_partition_key)?,
             };
             let group = groups
                 .entry((hashed.place(route.shards.len()), partition))
@@ -127,7 +110,7 @@ impl Worker {
         }
         // Before a time is taken on the lanes: their ticks wait from then on.
         let mut parts = Vec::new();
-        let most = copier.page_rows() as usize;
+        let most = rows_of_a_page(page.row_bytes()) as usize;
         for ((shard, partition), group) in groups {
             let to = match copier.objects.partition(route, partition).await {
                 PartitionAnswer::Known(to) => to,
@@ -141,7 +124,8 @@ impl Worker {
             // A message has a limit in the target's queue, which a page of rows that are larger than was thought may pass.
             for (rows, keys) in group.rows.chunks(most).zip(group.keys.chunks(most)) {
                 let columns = copier.columns(&page.columns, rows)?;
-                parts.push((shard, to.clone(), columns, keys.to_vec()));
+                let keys: Keys = keys.iter().cloned().collect();
+                parts.push((shard, to.clone(), columns, keys));
             }
         }
         self.time += 1;
@@ -159,6 +143,7 @@ impl Worker {
             let ts = Tso(map.2.get(time));
             let hub = &copier.ctx.hub;
             let PartitionRoute { target, name } = &to;
+            let times = vec![time; keys.len()];
             let push = |bytes: bytes::Bytes, rows, is_insert| {
                 let ticket = Ticket::new(&cell, &own, &copier.ctx.budget, bytes.len());
                 shard.lane.push(Outgoing {
@@ -179,16 +164,15 @@ impl Worker {
                     Some(_) => &to,
                     None => &all,
                 };
-                let times = vec![time; keys.len()];
                 let (target, name) = (within.target, &within.name);
                 let id = hub.message_id();
                 push(
-                    encode::delete_of(ids(&keys), &times, &shard.to, target, name, &map.2, id),
+                    encode::delete_of(keys.ids(), &times, &shard.to, target, name, &map.2, id),
                     0,
                     false,
                 );
             }
-            let row_ids = keys.iter().map(|_| hub.message_id()).collect();
+            let row_ids = times.iter().map(|_| hub.message_id()).collect();
             let id = hub.message_id();
             push(
                 encode::insert_of(columns, row_ids, &shard.to, *target, name, ts, id),
@@ -224,31 +208,5 @@ impl Worker {
                 stream: self.stream.clone(),
             });
         way.edge
-    }
-}
-
-fn ids(keys: &[Key]) -> IDs {
-    let ints = || {
-        keys.iter().filter_map(|k| match k {
-            Key::Int(key) => Some(*key),
-            Key::Str(_) => None,
-        })
-    };
-    let strings = || {
-        keys.iter().filter_map(|k| match k {
-            Key::Str(key) => Some(key.clone()),
-            Key::Int(_) => None,
-        })
-    };
-    let id_field = match keys.first() {
-        Some(Key::Str(_)) => IdField::StrId(StringArray {
-            data: strings().collect(),
-        }),
-        _ => IdField::IntId(LongArray {
-            data: ints().collect(),
-        }),
-    };
-    IDs {
-        id_field: Some(id_field),
     }
 }
