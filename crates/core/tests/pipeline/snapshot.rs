@@ -27,6 +27,11 @@ async fn before(seed: u64, mode: Mode) -> (World, Vec<CollectionId>) {
     let ids: Vec<CollectionId> = (0..4)
         .map(|i| world.source.create(&format!("c{i}"), 1 + i % 3))
         .collect();
+    // Pieces for all that copy, and more.
+    for n in 0..6 {
+        let partition = world.source.create_partition(ids[1], &format!("p{n}"));
+        world.source.insert(ids[1], partition, 5, 0);
+    }
     world.run(4_000, writes(&ids)).await;
     purge(&mut world).await;
     (world, ids)
