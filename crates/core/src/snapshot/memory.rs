@@ -81,6 +81,11 @@ impl MemoryRows {
     }
 }
 
+/// A real source is waited for.
+async fn asked(millis: u64) {
+    tokio::time::sleep(std::time::Duration::from_millis(millis)).await;
+}
+
 fn refused(code: i32, reason: &str) -> RowsError {
     RowsError::Refused {
         address: "memory".to_owned(),
@@ -97,6 +102,7 @@ impl SourceRows for MemoryRows {
         database: &str,
         name: &str,
     ) -> Result<Option<CollectionId>, RowsError> {
+        asked(1).await;
         match self.table(database, name) {
             Ok(table) => Ok(Some(CollectionId(table.id))),
             Err(RowsError::Refused { code: 100, .. }) => Ok(None),
@@ -121,12 +127,14 @@ impl SourceRows for MemoryRows {
     }
 
     async fn count(&self, of: &Of, part: &Part, _: Tso) -> Result<u64, RowsError> {
-        Ok(self.found(of, part)?.len() as u64)
+        let rows = self.found(of, part)?.len() as u64;
+        // Not all take as long, so others come between.
+        asked(1 + rows % 8).await;
+        Ok(rows)
     }
 
     async fn read(&self, of: &Of, part: &Part, _: Tso) -> Result<Vec<FieldData>, RowsError> {
-        // A real one is awaited.
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        asked(5).await;
         let rows = self.found(of, part)?;
         let most = self.most.load(Ordering::Relaxed);
         if most > 0 && rows.len() as u64 > most {
