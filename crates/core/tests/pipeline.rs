@@ -21,6 +21,8 @@ mod found;
 mod lag;
 #[path = "pipeline/leaks.rs"]
 mod leaks;
+#[path = "pipeline/names.rs"]
+mod names;
 #[path = "pipeline/plain.rs"]
 mod plain;
 #[path = "pipeline/quarantine.rs"]

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cdc_core::catalog::memory::MemoryCatalog;
-use cdc_core::catalog::{Collection, Database, Index, LoadState, ObjectState, Partition, Shard};
+use cdc_core::catalog::{
+    Alias, Collection, Database, Index, LoadState, ObjectState, Partition, Shard,
+};
 use cdc_core::ids::{CollectionId, DbId, FieldId, IndexId, PChannel, PartitionId, VChannel};
 use cdc_core::position::Position;
 use cdc_core::route::hash::Value;
@@ -317,6 +319,72 @@ impl Source {
     pub fn database_of(&self, id: CollectionId) -> String {
         let db = self.live[&id].catalog.db;
         self.databases.get(&db).cloned().unwrap_or_default()
+    }
+
+    /// Gives a collection another name, maybe in another database. `false` if a living one has it, or an alias.
+    pub fn rename(&mut self, id: CollectionId, db: DbId, name: &str) -> bool {
+        let is = |l: &Live| l.catalog.db == db && l.catalog.name == name;
+        let taken = self.live.values().any(is);
+        if taken || !self.databases.contains_key(&db) || self.has_alias(db, name) {
+            return false;
+        }
+        self.ts();
+        let Some(live) = self.live.get_mut(&id) else {
+            return false;
+        };
+        live.catalog.db = db;
+        live.catalog.name = name.to_owned();
+        live.catalog.schema.name = name.to_owned();
+        let entry = live.catalog.clone();
+        self.publish_now(entry);
+        true
+    }
+
+    fn has_alias(&self, db: DbId, name: &str) -> bool {
+        let view = self.catalog.view();
+        view.aliases.contains_key(&(db, name.to_owned()))
+    }
+
+    /// Makes an alias of a collection, or lets it stand for that. `false` if a collection has that name.
+    pub fn put_alias(&mut self, of: CollectionId, name: &str) -> bool {
+        let Some(db) = self.live.get(&of).map(|l| l.catalog.db) else {
+            return false;
+        };
+        let is = |l: &Live| l.catalog.db == db && l.catalog.name == name;
+        if self.live.values().any(is) {
+            return false;
+        }
+        self.catalog.put_alias(Alias {
+            name: name.to_owned(),
+            db,
+            collection: of,
+        });
+        true
+    }
+
+    pub fn drop_alias(&mut self, db: DbId, name: &str) {
+        self.catalog.remove_alias(db, name);
+    }
+
+    /// Aliases of living collections: database, name, and of which.
+    pub fn aliases(&self) -> Vec<(String, String, CollectionId)> {
+        let view = self.catalog.view();
+        let all = view.aliases.values();
+        let of_living = all.filter(|a| self.live.contains_key(&a.collection));
+        let database = |db: DbId| self.databases.get(&db).cloned().unwrap_or_default();
+        let shown = of_living.map(|a| (database(a.db), a.name.clone(), a.collection));
+        shown.collect()
+    }
+
+    pub fn set_properties(&mut self, id: CollectionId, properties: &[(&str, &str)]) {
+        if let Some(live) = self.live.get_mut(&id) {
+            let pairs = properties
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+            live.catalog.properties = pairs.collect();
+            let entry = live.catalog.clone();
+            self.publish_now(entry);
+        }
     }
 
     /// Makes the index of a collection, or drops it if it is there and the collection is not loaded.

@@ -1,5 +1,6 @@
 //! A source, a standby, a store, and an engine between them that can be killed.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -297,7 +298,7 @@ impl World {
             }
         }
         let names = self.target.names();
-        names
+        let strange = names
             .iter()
             .find(|(database, name)| {
                 let mut live = self.source.live.iter();
@@ -306,7 +307,29 @@ impl World {
                 };
                 of(name) && !live.any(is)
             })
-            .map(|(_, name)| format!("{name} is on the target, not on the source"))
+            .map(|(_, name)| format!("{name} is on the target, not on the source"));
+        strange.or_else(|| self.other_aliases(of))
+    }
+
+    /// Aliases that are not what they are on the source.
+    fn other_aliases(&self, of: impl Fn(&str) -> bool) -> Option<String> {
+        let name_of = |id: &CollectionId| &self.source.live[id].catalog.name;
+        let wanted = self.source.aliases().into_iter();
+        let wanted = wanted.filter(|(_, _, id)| of(name_of(id)));
+        let wanted: BTreeSet<_> = wanted
+            .map(|(db, alias, id)| {
+                let there = self.target.id(&db, name_of(&id));
+                (db, alias, there)
+            })
+            .collect();
+        let carried = self.source.live.keys().filter(|id| of(name_of(id)));
+        let carried: BTreeSet<_> = carried
+            .filter_map(|id| self.target.id(&self.source.database_of(*id), name_of(id)))
+            .collect();
+        let found = self.target.aliases().into_iter();
+        let found = found.filter(|(_, _, id)| carried.contains(id));
+        let found: BTreeSet<_> = found.map(|(db, alias, id)| (db, alias, Some(id))).collect();
+        (wanted != found).then(|| format!("aliases {wanted:?} wanted, {found:?} found"))
     }
 
     /// Waits until source and target are equal, row by row and copy by copy.

@@ -181,6 +181,8 @@ mod tests {
 
     fn there(id: i64, vchannels: &[&str]) -> TargetCollection {
         TargetCollection {
+            properties: Vec::new(),
+            by_name: false,
             id: CollectionId(id),
             name: "c".to_owned(),
             vchannels: channels(vchannels),
@@ -199,6 +201,9 @@ mod tests {
                 database: "db".to_owned(),
                 name: "c".to_owned(),
                 from: None,
+                renamed: None,
+                renaming: None,
+                in_between: false,
                 created: Tso::ZERO,
                 phase: ObjectPhase::Live,
                 target: target.map(CollectionId),

@@ -73,7 +73,7 @@ pub(super) async fn all(
 fn of_task(view: Option<&View>, queue: &dyn LogSource, task: &Patient) -> Vec<Need> {
     let progress = &task.progress;
     let name = |id: &CollectionId| match progress.collections.get(id) {
-        Some(object) => object.source_name().to_string(),
+        Some(object) => object.carried_name().to_string(),
         None => format!("collection {id}"),
     };
     let channels = progress

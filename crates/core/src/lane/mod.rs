@@ -71,6 +71,8 @@ struct Shared {
     mode: Mode,
     state: Mutex<State>,
     wake: Notify,
+    /// Told when a call with messages is done.
+    over: Notify,
     problem: Mutex<Option<Problem>>,
     /// No tick before: a call of unknown outcome may still arrive.
     quiet_until: Mutex<Instant>,
@@ -89,6 +91,7 @@ impl Lane {
             mode: hub.mode,
             state: Mutex::new(state),
             wake: Notify::new(),
+            over: Notify::new(),
             problem: Mutex::default(),
             quiet_until: Mutex::new(quiet_until),
             floor: Arc::new(Floor::new(floor)),
@@ -213,6 +216,19 @@ impl Lane {
         let taken = self.shared.state.lock().purge(stream);
         drop(taken);
         self.shared.wake.notify_one();
+    }
+
+    /// Waits until no call with messages is under way.
+    pub(crate) async fn until_idle(&self) {
+        loop {
+            let over = self.shared.over.notified();
+            tokio::pin!(over);
+            over.as_mut().enable();
+            if !self.shared.state.lock().under_way {
+                return;
+            }
+            over.await;
+        }
     }
 
     /// Where F would soon have to be raised, and to what: done with another lane's.
@@ -342,6 +358,7 @@ impl Sender {
                 continue;
             };
             self.deliver(call).await;
+            self.shared.over.notify_waiters();
         }
     }
 
@@ -350,7 +367,7 @@ impl Sender {
     }
 
     /// Sends a call until it is acknowledged, or its messages are given back because their stream failed.
-    async fn deliver(&mut self, call: Call) {
+    async fn deliver(&mut self, mut call: Call) {
         // What a target without ticks has answered can be read: its tick says so here, and goes nowhere.
         let own_tick = call.tick.filter(|_| !self.is_plain());
         if !self.is_plain() {
@@ -363,6 +380,11 @@ impl Sender {
         let mut backoff = Backoff::new();
         let (mut refused, mut tick, mut sent) = (0, own_tick, 0);
         while tick.is_some() || sent < call.messages.len() {
+            if self.is_plain() && call.messages[sent..].iter().any(|m| m.stream.released()) {
+                // Its collection may have another name by now, and another one its name.
+                let kept = call.messages.split_off(sent);
+                return self.shared.state.lock().give_back(call, kept);
+            }
             // All of it, unless calls have become smaller since: one whose outcome is not known may be repeated in
             // parts, for there is no other tick between them.
             let error = match self.send(tick, &call.messages[sent..]).await {
@@ -446,6 +468,9 @@ impl Sender {
         let mut backoff = Backoff::new();
         let mut refused = 0;
         loop {
+            if self.is_plain() && message.stream.released() {
+                return false;
+            }
             let error = match self.send(None, std::slice::from_ref(message)).await {
                 Ok(_) => return true,
                 Err(TargetError::Unfinished { .. }) => continue,

@@ -381,6 +381,7 @@ impl<'a> Conductor<'a> {
     async fn reconcile(&mut self, view: &View) {
         self.meet(view);
         self.select(view).await;
+        self.open_again().await;
         self.failures().await;
         self.drops(view).await;
         self.open_due();
@@ -417,6 +418,11 @@ impl<'a> Conductor<'a> {
         let wanted = self.ctx.wanted();
         for collection in view.collections.values() {
             if let Some(entry) = self.entries.get_mut(&collection.id) {
+                if entry.source.db != collection.db
+                    && let Some(database) = view.database_name(collection.db)
+                {
+                    database.clone_into(&mut entry.database);
+                }
                 entry.source = collection.clone();
                 if matches!(entry.phase, Phase::Unread(_)) {
                     entry.phase = Phase::Due;
@@ -425,9 +431,9 @@ impl<'a> Conductor<'a> {
             }
             let known = self.objects.get(collection.id);
             // A database is gone from the view at once, its dropped collections are there for long.
-            let database = known.as_ref().map(|o| o.source_name().database);
-            let of_view = || view.database_name(collection.db).map(str::to_owned);
-            let Some(database) = database.or_else(of_view) else {
+            let of_known = || known.as_ref().map(|o| o.carried_name().database);
+            let of_view = view.database_name(collection.db).map(str::to_owned);
+            let Some(database) = of_view.or_else(of_known) else {
                 continue;
             };
             let alive = collection.state == ObjectState::Created;
@@ -461,7 +467,7 @@ impl<'a> Conductor<'a> {
                 continue;
             }
             let id = object.source;
-            let from = object.source_name();
+            let from = object.carried_name();
             let creating = object.phase == ObjectPhase::Creating;
             if creating && !wanted.selection.contains(&from.database, &from.name) {
                 continue;
@@ -632,21 +638,19 @@ impl<'a> Conductor<'a> {
             if matches!(entry.phase, Phase::Apart(_)) {
                 continue;
             }
-            let met = self.objects.look(*id, CollectionObject::source_name);
-            let renamed = met.as_ref().and_then(|met| renamed(entry, met));
             board.collection(
                 *id,
                 &entry.database,
                 &entry.source,
                 entry.route.as_ref(),
-                unequal.get(id).or(renamed.as_ref()),
+                unequal.get(id),
             );
             let own = Name::new(entry.database.as_str(), entry.source.name.as_str());
             let to = self
                 .objects
-                .look(*id, |o| Name::new(o.database.as_str(), o.name.as_str()))
+                .look(*id, CollectionObject::target_name)
                 .unwrap_or_else(|| wanted.target_of(&own.database, &own.name));
-            board.target(*id, Some(to).filter(|to| *to != met.unwrap_or(own)));
+            board.target(*id, Some(to).filter(|to| *to != own));
             let places = self.places(*id, entry, detached.remove(id).unwrap_or_default());
             let nothing = places.is_empty() && self.is_pending(*id, entry);
             board.places(*id, places, nothing.then_some(entry.source.create_ts));
@@ -690,20 +694,6 @@ impl<'a> Conductor<'a> {
     }
 }
 
-/// What is to be said of a collection that has another name on the target than on the source by now.
-fn renamed(entry: &Entry, met: &Name) -> Option<Problem> {
-    let to = &entry.route.as_ref()?.shards.first()?.to;
-    if met.name == entry.source.name {
-        return None;
-    }
-    let why = format!(
-        "it was renamed on the source; on the target it still is {}.{}: renames are not carried yet",
-        to.database, to.name
-    );
-    let hint = "its rows go on there; to have it under the new name, drop it on the source and make it anew";
-    Some(Problem::new(ErrorClass::Conflict, why, hint))
-}
-
 /// A person's answer as the store keeps it.
 pub(super) fn note(ctx: &TaskContext, collection: CollectionId, answer: &Answer) -> Change {
     let note = if *answer == Answer::default() {
@@ -723,7 +713,7 @@ fn unread(object: &CollectionObject) -> Collection {
     Collection {
         id: object.source,
         db: DbId(0),
-        name: object.source_name().name,
+        name: object.carried_name().name,
         state: ObjectState::Created,
         schema: Default::default(),
         create_ts: object.created,

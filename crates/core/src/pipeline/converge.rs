@@ -13,11 +13,13 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::TaskContext;
+use super::aliases::Aliases;
 use super::objects::{Objects, PartitionAnswer, Route};
 use crate::backoff::Backoff;
 use crate::catalog::{Collection, Index, LoadState, ObjectState, Partition, View};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, DbId};
+use crate::route::encode;
 use crate::select::mapping::check as check_name;
 use crate::select::{Name, Operation};
 use crate::store::{Change, ObjectPhase};
@@ -47,6 +49,7 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
     let mut skip = ctx.wanted().skip.clone();
     let mut tries: HashMap<CollectionId, Try> = HashMap::new();
     let mut databases = Databases::read(&ctx).await;
+    let mut aliases = Aliases::read(&ctx).await;
     let mut settling = Settling {
         loaded: read_note(&ctx, LOADED_NOTE).await,
         ctx: ctx.clone(),
@@ -69,6 +72,7 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
             tracing::debug!(task = %ctx.spec.id, "databases: {problem}");
         }
         settling.settle(&objects).await;
+        aliases.converge(&objects, &view).await;
         for route in objects.routes() {
             let Some(source) = view
                 .collections
@@ -89,7 +93,20 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
             if object.is_none_or(|o| o.phase != ObjectPhase::Live) {
                 continue;
             }
-            match converge(&ctx, &objects, &route, source, &mut settling).await {
+            let before = done.get(&id).map(|(before, _)| before.clone());
+            let done_so_far =
+                converge(&ctx, &objects, &route, (source, before), &mut settling).await;
+            let done_so_far = match done_so_far {
+                Ok(()) => match objects.is_to_be_renamed(&view, source).await {
+                    Ok(true) => {
+                        objects.open_again(id);
+                        continue;
+                    }
+                    other => other.map(|_| ()),
+                },
+                failed => failed,
+            };
+            match done_so_far {
                 Ok(()) => {
                     done.insert(id, (source.clone(), identity));
                     tries.remove(&id);
@@ -216,7 +233,10 @@ impl Settling {
 }
 
 /// What was noted; the default if nothing was. Waits for the store: what was made must not be forgotten.
-async fn read_note<T: DeserializeOwned + Default>(ctx: &TaskContext, id: CollectionId) -> T {
+pub(super) async fn read_note<T: DeserializeOwned + Default>(
+    ctx: &TaskContext,
+    id: CollectionId,
+) -> T {
     let mut backoff = Backoff::new();
     loop {
         match ctx.parts.store.load(&ctx.spec.id).await {
@@ -230,7 +250,7 @@ async fn read_note<T: DeserializeOwned + Default>(ctx: &TaskContext, id: Collect
     }
 }
 
-async fn write_note<T: Serialize>(ctx: &TaskContext, id: CollectionId, value: &T) {
+pub(super) async fn write_note<T: Serialize>(ctx: &TaskContext, id: CollectionId, value: &T) {
     let note = serde_json::to_string(value).unwrap_or_default();
     let task = ctx.spec.id.clone();
     ctx.commit(vec![Change::PutNote {
@@ -329,12 +349,12 @@ impl Databases {
     }
 }
 
-/// One collection: partitions, then indexes (which needs it released), then what is loaded.
+/// One collection: partitions, properties, then indexes (which needs it released), then what is loaded.
 async fn converge(
     ctx: &TaskContext,
     objects: &Objects,
     route: &Route,
-    source: &Collection,
+    (source, before): (&Collection, Option<Arc<Collection>>),
     settling: &mut Settling,
 ) -> Result<(), Problem> {
     let target = ctx.hub.target.as_ref();
@@ -365,6 +385,7 @@ async fn converge(
             }
         }
     }
+    properties(ctx, to, source, before.as_deref()).await?;
     let spec = ctx.wanted();
     let carries = |operation| !spec.skips(operation);
     let wanted: Vec<TargetIndex> = source
@@ -454,6 +475,46 @@ async fn converge(
         }
     }
     Ok(())
+}
+
+/// Its properties: those of the source are set, and those that were the source's are taken away. The target's own stay.
+async fn properties(
+    ctx: &TaskContext,
+    to: &encode::Shard,
+    source: &Collection,
+    before: Option<&Collection>,
+) -> Result<(), Problem> {
+    if ctx.wanted().skips(Operation::AlterCollection) {
+        return Ok(());
+    }
+    let target = ctx.hub.target.as_ref();
+    let problem = |e: TargetError| e.problem();
+    // These say that a collection is replicated: they are not a matter of the target's.
+    let carried = |key: &str| !key.starts_with("replicate.");
+    let before = before.map_or(&[][..], |before| &before.properties);
+    let gone = |(key, _): &&(String, String)| source.properties.iter().all(|(k, _)| k != key);
+    if source.properties.is_empty() && before.is_empty() {
+        return Ok(());
+    }
+    let there = target.describe(&to.database, &to.name).await;
+    let Some(there) = there.map_err(problem)? else {
+        return Ok(());
+    };
+    let wanted = source.properties.iter().filter(|(key, _)| carried(key));
+    let set: Vec<_> = wanted
+        .filter(|p| !there.properties.contains(p))
+        .cloned()
+        .collect();
+    let gone = before.iter().filter(gone).filter(|(key, _)| carried(key));
+    let gone: Vec<String> = gone
+        .filter(|(key, _)| there.properties.iter().any(|(k, _)| k == key))
+        .map(|(key, _)| key.clone())
+        .collect();
+    if set.is_empty() && gone.is_empty() {
+        return Ok(());
+    }
+    let altered = target.alter_collection(&to.database, &to.name, &set, &gone);
+    altered.await.map_err(problem)
 }
 
 /// Loads the partitions that are `missing`; `all`: those that have to be loaded at the end. Empty: the collection.

@@ -12,9 +12,10 @@ use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PartitionId};
 use crate::lane::{EdgeId, Lane, Outgoing, StreamCtl, Ticket};
 use crate::route::encode;
-use crate::store::{Change, ObjectPhase};
-use crate::target::TargetCollection;
+use crate::select::Name;
+use crate::store::{Change, CollectionObject, ObjectPhase};
 use crate::target::hub::store_problem;
+use crate::target::{TargetCollection, TargetError};
 use crate::tso::Tso;
 
 /// A message that is to be shown. Dropped without [`Waiting::done`], it is taken back, if it is not sent yet.
@@ -49,15 +50,12 @@ impl Objects {
             return Ok(());
         };
         let target = &self.ctx.hub.target;
-        let found = target
-            .describe(&object.database, &object.name)
-            .await
-            .map_err(|e| e.problem())?;
-        if let Some(found) = found.filter(|found| Some(found.id) == object.target) {
+        // Until it is gone: a rename whose answer was not seen may come between the look and the drop.
+        while let Some((at, found)) = self.whereabouts(&object).await.map_err(|e| e.problem())? {
             self.ctx.hub.until_ended(found.id).await;
             let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
             target
-                .drop_collection(&object.database, &object.name, now)
+                .drop_collection(&at.database, &at.name, now)
                 .await
                 .map_err(|e| e.problem())?;
         }
@@ -104,31 +102,36 @@ impl Objects {
             return Ok(());
         };
         self.cleared_collections.lock().insert(id);
-        let target = &self.ctx.hub.target;
-        let found = target
-            .describe(&object.database, &object.name)
-            .await
-            .map_err(|e| e.problem())?;
-        if let Some(found) = found {
-            let ours = match object.target {
-                Some(target) => target == found.id,
-                // Its create call was made, or was about to be: nothing was sent to it yet.
-                None => !target
-                    .holds_rows(&object.database, &object.name)
-                    .await
-                    .map_err(|e| e.problem())?,
-            };
-            if ours {
+        let found = match object.target {
+            Some(_) => self.whereabouts(&object).await,
+            // Its create call was made, or was about to be: nothing was sent to it yet.
+            None => self.empty_one(&object).await,
+        };
+        if let Some((at, found)) = found.map_err(|e| e.problem())? {
+            {
                 // Its lanes have what was sent to it: none of that comes behind the drop.
                 let shards = object.target_vchannels.len();
                 let found = found.with_channels(self.ctx.hub.mode, shards);
                 self.change(id, |object| object.target = Some(found.id))
                     .await;
-                self.drop_on_target(&object.database, &found, &object.dropped_shards)
+                self.drop_on_target(&at.database, &found, &object.dropped_shards)
                     .await?;
             }
         }
         self.finish_drop(id).await
+    }
+
+    /// The target's collection of its name, if it holds no rows.
+    async fn empty_one(
+        &self,
+        object: &CollectionObject,
+    ) -> Result<Option<(Name, TargetCollection)>, TargetError> {
+        let (target, at) = (&self.ctx.hub.target, object.target_name());
+        let Some(found) = target.describe(&at.database, &at.name).await? else {
+            return Ok(None);
+        };
+        let empty = !target.holds_rows(&at.database, &at.name).await?;
+        Ok(empty.then_some((at, found)))
     }
 
     /// Drops a collection as the target describes it, whatever it was made for; its shards in `done` have had their

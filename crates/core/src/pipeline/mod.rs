@@ -11,6 +11,7 @@
 //! carries flush requests. [`copying`] carries the rows that were there before, [`pulse`] brings ticks meanwhile. [`durable`] is up to where the target has everything on disk, [`settle`] moves it and watches
 //! for restarts of the target.
 
+mod aliases;
 mod answers;
 pub(crate) mod books;
 mod carry;
@@ -29,6 +30,7 @@ mod passes;
 mod pulse;
 mod quarantine;
 pub(crate) mod reader;
+mod renames;
 mod repeats;
 pub(crate) mod runner;
 mod selected;

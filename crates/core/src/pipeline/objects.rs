@@ -3,12 +3,13 @@
 //! A source object is known by its id. Its name on the target is resolved once, when it is made; from then on the
 //! target's id counts, and a name that has come to mean another object on the target is never touched.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use milvus::proto::schema::FieldSchema;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::TaskContext;
 use super::converge::note_made;
@@ -124,8 +125,16 @@ pub(crate) struct Objects {
     /// Partitions and collections that are being dropped though their drop is not read, until they are known as dropped.
     pub(super) cleared: Mutex<HashSet<PartitionId>>,
     pub(super) cleared_collections: Mutex<HashSet<CollectionId>>,
+    /// When it was begun, or found as begun, to give a collection the name that is stored with it.
+    pub(super) renaming: Mutex<BTreeMap<CollectionId, Instant>>,
+    /// Names on the target that collections were to have and could not, since when, and why.
+    pub(super) refused_names: Mutex<BTreeMap<CollectionId, (Name, Instant, Problem)>>,
+    /// Collections that are to be opened again, for the conductor.
+    pub(super) to_open_again: Mutex<BTreeSet<CollectionId>>,
     /// What keeps a collection's indexes or load state from being as on the source.
     unequal: Mutex<BTreeMap<CollectionId, Problem>>,
+    /// What keeps their aliases from being so.
+    unaliased: Mutex<BTreeMap<CollectionId, Problem>>,
 }
 
 impl Objects {
@@ -149,7 +158,7 @@ impl Objects {
     pub(crate) fn live(&self, source: &Name) -> Option<CollectionObject> {
         let collections = self.collections.lock();
         let mut live = collections.values().rev();
-        live.find(|o| o.phase == ObjectPhase::Live && o.source_name() == *source)
+        live.find(|o| o.phase == ObjectPhase::Live && o.carried_name() == *source)
             .cloned()
     }
 
@@ -217,7 +226,11 @@ impl Objects {
             clearing: tokio::sync::Mutex::default(),
             cleared: Mutex::default(),
             cleared_collections: Mutex::default(),
+            renaming: Mutex::default(),
+            refused_names: Mutex::default(),
+            to_open_again: Mutex::default(),
             unequal: Mutex::default(),
+            unaliased: Mutex::default(),
         }
     }
 
@@ -267,12 +280,21 @@ impl Objects {
     /// What was said of a collection that is forgotten.
     pub(super) fn forget_sayings(&self, id: CollectionId) {
         self.unequal.lock().remove(&id);
+        self.renaming.lock().remove(&id);
+        self.refused_names.lock().remove(&id);
         self.ends.lock().retain(|(of, _), _| *of != id);
         self.skipped.lock().retain(|(of, ..)| *of != id);
     }
 
     pub(crate) fn unequal(&self) -> BTreeMap<CollectionId, Problem> {
-        self.unequal.lock().clone()
+        let mut all = self.unaliased.lock().clone();
+        all.extend(self.unequal.lock().clone());
+        all
+    }
+
+    /// Notes what keeps aliases of collections from being as on the source.
+    pub(super) fn aliased(&self, problems: BTreeMap<CollectionId, Problem>) {
+        *self.unaliased.lock() = problems;
     }
 
     pub(crate) fn get(&self, id: CollectionId) -> Option<CollectionObject> {
@@ -341,18 +363,21 @@ impl Objects {
             if object.phase == ObjectPhase::Dropped {
                 return Err(Obstacle::Gone);
             }
-            let to = Name::new(object.database.as_str(), object.name.as_str());
-            self.claim(&to, source.id)?;
-            let found = self
-                .described(source, &object.database, &object.name)
-                .await?;
+            self.claim(&object.target_name(), source.id)?;
+            let found = self.whereabouts(object).await.map_err(failed)?;
             return match found {
-                Some(found) if Some(found.id) == object.target => Ok(Opened {
-                    route: self.route(source, &object.database, &found).await?,
-                    adopted: None,
-                    fresh: None,
-                }),
-                _ => Err(Obstacle::Conflict(Problem::new(
+                Some(found) => {
+                    let found = self.follow_name(source, found).await?;
+                    let found = found.with_channels(self.ctx.hub.mode, source.shards.len());
+                    let database = self.look(source.id, |o| o.database.clone());
+                    let database = database.unwrap_or_else(|| object.database.clone());
+                    Ok(Opened {
+                        route: self.route(source, &database, &found).await?,
+                        adopted: None,
+                        fresh: None,
+                    })
+                }
+                None => Err(Obstacle::Conflict(Problem::new(
                     ErrorClass::Conflict,
                     format!(
                         "{}.{} is no longer on the target: someone dropped or replaced it there",
@@ -381,8 +406,7 @@ impl Objects {
             .values()
             .find(|o| {
                 o.source != source.id
-                    && o.database == database
-                    && o.name == to.name
+                    && (o.target_name() == to || self.may_become(o, &to))
                     && match o.phase {
                         ObjectPhase::Live | ObjectPhase::Dropping => true,
                         ObjectPhase::Creating => o.created < source.create_ts,
@@ -401,20 +425,8 @@ impl Objects {
                 "",
             )));
         }
-        let databases = target.databases().await.map_err(failed)?;
-        if !databases.iter().any(|d| d == database) {
-            // One that stands for the source's: others never go with it.
-            if wanted.mapping.database(&from.database).as_deref() == Some(database) {
-                let made = {
-                    let mut made = self.made_databases.lock();
-                    made.insert(source.db, database.to_owned());
-                    made.clone()
-                };
-                // Before the call: one that a crash leaves behind has to go with its database on the source.
-                note_made(&self.ctx, &made).await;
-            }
-            target.create_database(database).await.map_err(failed)?;
-        }
+        self.database_for(source, Some(&from.database), database)
+            .await?;
         let mut adopted = false;
         let mut there = false;
         if let Some(found) = self.described(source, database, &to.name).await? {
@@ -442,7 +454,14 @@ impl Objects {
             source: source.id,
             database: database.to_owned(),
             name: to.name.clone(),
-            from: (from != to).then(|| from.clone()),
+            // It may have been renamed since that was begun.
+            from: match &known {
+                Some(object) => object.from.clone(),
+                None => (from != to).then(|| from.clone()),
+            },
+            renamed: None,
+            renaming: None,
+            in_between: false,
             created: source.create_ts,
             phase: ObjectPhase::Creating,
             target: None,
@@ -493,6 +512,33 @@ impl Objects {
             adopted,
             fresh: Some(object),
         })
+    }
+
+    /// Makes the database for a collection, if it is not there. `from`: the source's.
+    pub(super) async fn database_for(
+        &self,
+        source: &Collection,
+        from: Option<&str>,
+        database: &str,
+    ) -> Result<(), Obstacle> {
+        let target = &self.ctx.hub.target;
+        let failed = |e: crate::target::TargetError| Obstacle::Failed(e.problem());
+        let databases = target.databases().await.map_err(failed)?;
+        if databases.iter().any(|d| d == database) {
+            return Ok(());
+        }
+        // One that stands for the source's: others never go with it.
+        let mapped = from.and_then(|from| self.ctx.wanted().mapping.database(from));
+        if mapped.as_deref() == Some(database) {
+            let made = {
+                let mut made = self.made_databases.lock();
+                made.insert(source.db, database.to_owned());
+                made.clone()
+            };
+            // Before the call: one that a crash leaves behind has to go with its database on the source.
+            note_made(&self.ctx, &made).await;
+        }
+        target.create_database(database).await.map_err(failed)
     }
 
     fn claim(&self, to: &Name, source: CollectionId) -> Result<(), Obstacle> {

@@ -12,7 +12,6 @@ use super::opening::Answer;
 use crate::catalog::{CatalogError, Collection, ObjectState, View};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::CollectionId;
-use crate::select::Name;
 use crate::store::{Change, CollectionObject, ObjectPhase, Progress};
 use crate::task::CollectionState;
 
@@ -242,12 +241,10 @@ impl Conductor<'_> {
     /// asked to do.
     pub(super) fn one_name(&self, id: CollectionId, holder: CollectionId) -> Option<Problem> {
         let (later, earlier) = (self.entries.get(&id)?, self.entries.get(&holder)?);
-        let (met, to) = self.objects.look(holder, |o| {
-            let to = Name::new(o.database.as_str(), o.name.as_str());
-            (o.source_name(), to)
-        })?;
+        let names = |o: &CollectionObject| (o.carried_name(), o.target_name());
+        let (met, to) = self.objects.look(holder, names)?;
         let there = earlier.source.state == ObjectState::Created;
-        let renamed = earlier.source.name != met.name;
+        let renamed = earlier.source.name != met.name || earlier.database != met.database;
         let apart = matches!(earlier.phase, Phase::Apart(_));
         if !there || (renamed && !apart) {
             return None;

@@ -55,10 +55,15 @@ pub enum Operation {
     Load,
     Release,
     Flush,
+    RenameCollection,
+    /// Properties.
+    AlterCollection,
+    /// Made, moved and dropped.
+    Alias,
 }
 
 impl Operation {
-    pub const ALL: [(&'static str, Operation); 8] = [
+    pub const ALL: [(&'static str, Operation); 11] = [
         ("drop_database", Operation::DropDatabase),
         ("drop_collection", Operation::DropCollection),
         ("drop_partition", Operation::DropPartition),
@@ -67,6 +72,9 @@ impl Operation {
         ("load", Operation::Load),
         ("release", Operation::Release),
         ("flush", Operation::Flush),
+        ("rename_collection", Operation::RenameCollection),
+        ("alter_collection", Operation::AlterCollection),
+        ("alias", Operation::Alias),
     ];
 
     pub fn name(self) -> &'static str {

@@ -66,6 +66,15 @@ pub struct CollectionObject {
     /// Its name on the source when it was met, where that is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Name>,
+    /// Its name on the source of which its name on the target was made, where it is another one by now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renamed: Option<Name>,
+    /// It was about to be renamed on the target: it may have this name there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renaming: Option<Name>,
+    /// Its name on the target was not made of that one: it is to get another.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_between: bool,
     /// Create timestamp on the source.
     pub created: Tso,
     pub phase: ObjectPhase,
@@ -80,8 +89,17 @@ pub struct CollectionObject {
 impl CollectionObject {
     /// Its name on the source when it was met.
     pub fn source_name(&self) -> Name {
-        let same = || Name::new(self.database.as_str(), self.name.as_str());
-        self.from.clone().unwrap_or_else(same)
+        self.from.clone().unwrap_or_else(|| self.target_name())
+    }
+
+    /// Its name on the source as far as it is carried.
+    pub fn carried_name(&self) -> Name {
+        self.renamed.clone().unwrap_or_else(|| self.source_name())
+    }
+
+    /// Its name on the target.
+    pub fn target_name(&self) -> Name {
+        Name::new(self.database.as_str(), self.name.as_str())
     }
 }
 

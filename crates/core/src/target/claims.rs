@@ -31,6 +31,14 @@ impl Claims {
         self.0.lock().retain(|_, (t, c)| t != task || *c != of);
     }
 
+    /// It is written under another name.
+    pub fn give_up(&self, name: &Name, task: &TaskId, of: CollectionId) {
+        let mut claims = self.0.lock();
+        if claims.get(name).is_some_and(|(t, c)| t == task && *c == of) {
+            claims.remove(name);
+        }
+    }
+
     pub fn leave_all(&self, task: &TaskId) {
         self.0.lock().retain(|_, (t, _)| t != task);
     }

@@ -14,8 +14,9 @@ use super::{
     Loaded, Target, TargetCollection, TargetConnector, TargetError, TargetIndex, carried_out_within,
 };
 use crate::catalog::Collection;
-use crate::ids::{PChannel, PartitionId};
+use crate::ids::{CollectionId, PChannel, PartitionId};
 use crate::route::encode::Entry;
+use crate::select::Name;
 use crate::task::{Mode, TargetSpec};
 use crate::tso::Tso;
 
@@ -144,6 +145,51 @@ impl Target for Fenced {
     ) -> Result<(), TargetError> {
         self.permit("DropCollection")?;
         self.inner.drop_collection(database, name, ts).await
+    }
+
+    async fn rename_collection(
+        &self,
+        database: &str,
+        name: &str,
+        to: &Name,
+    ) -> Result<(), TargetError> {
+        self.permit("RenameCollection")?;
+        self.inner.rename_collection(database, name, to).await
+    }
+
+    async fn alter_collection(
+        &self,
+        database: &str,
+        name: &str,
+        set: &[(String, String)],
+        gone: &[String],
+    ) -> Result<(), TargetError> {
+        self.permit("AlterCollection")?;
+        self.inner.alter_collection(database, name, set, gone).await
+    }
+
+    async fn alias(
+        &self,
+        database: &str,
+        alias: &str,
+    ) -> Result<Option<CollectionId>, TargetError> {
+        self.inner.alias(database, alias).await
+    }
+
+    async fn put_alias(
+        &self,
+        database: &str,
+        alias: &str,
+        name: &str,
+        moved: bool,
+    ) -> Result<(), TargetError> {
+        self.permit("AlterAlias")?;
+        self.inner.put_alias(database, alias, name, moved).await
+    }
+
+    async fn drop_alias(&self, database: &str, alias: &str) -> Result<(), TargetError> {
+        self.permit("DropAlias")?;
+        self.inner.drop_alias(database, alias).await
     }
 
     async fn holds_rows(&self, database: &str, name: &str) -> Result<bool, TargetError> {

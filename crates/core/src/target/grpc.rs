@@ -3,6 +3,7 @@
 mod call;
 mod durable;
 mod gather;
+mod names;
 mod once;
 pub mod plain;
 mod replicate;
@@ -22,11 +23,13 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 
 use self::call::{answer_call, chain, status_call};
+use self::names::Named;
 use super::plain::PlainWriter;
 use super::{Loaded, Target, TargetCollection, TargetConnector, TargetError, TargetIndex};
 use crate::catalog::Collection;
-use crate::ids::{CollectionId, PChannel, PartitionId, VChannel};
+use crate::ids::{CollectionId, PChannel, PartitionId};
 use crate::route::encode::Entry;
+use crate::select::Name;
 use crate::task::{Mode, TargetSpec};
 use crate::tls::{self, FieldNames};
 use crate::tso::Tso;
@@ -337,54 +340,69 @@ impl Target for GrpcTarget {
         database: &str,
         name: &str,
     ) -> Result<Option<TargetCollection>, TargetError> {
-        let mut client = self.client();
-        let request = rpc::DescribeCollectionRequest {
-            db_name: database.into(),
-            collection_name: name.into(),
-            ..Default::default()
-        };
-        let mut answer = self
-            .call(
-                "DescribeCollection",
-                client.describe_collection(self.request(request)),
-            )
-            .await?;
-        match self.check("DescribeCollection", answer.status.take()) {
-            Err(e) if e.is_not_found() => {
-                if let Some(writer) = &self.writer {
-                    writer.forget(database, name);
-                }
+        let found = match self.named(database, name).await? {
+            None => {
+                self.forget(database, name);
                 return Ok(None);
             }
-            other => other?,
-        }
-        let schema = answer.schema.unwrap_or_default();
+            Some(Named::Alias(of)) => {
+                let why = format!("{database}.{name} is an alias of collection {of} there");
+                return Err(self.name_or_alias(why));
+            }
+            Some(Named::Collection(found)) => found,
+        };
         if let Some(writer) = &self.writer {
-            let id = CollectionId(rows::id_or_hash(answer.collection_id, &[database, name]));
-            writer.learn(database, name, id, &schema);
-            return Ok(Some(TargetCollection {
-                id,
-                name: name.to_owned(),
-                vchannels: Vec::new(),
-                pchannels: Vec::new(),
-                schema,
-            }));
+            writer.learn(database, name, found.id, &found.schema);
         }
-        Ok(Some(TargetCollection {
-            id: CollectionId(answer.collection_id),
-            name: name.to_owned(),
-            vchannels: answer
-                .virtual_channel_names
-                .into_iter()
-                .map(VChannel::new)
-                .collect(),
-            pchannels: answer
-                .physical_channel_names
-                .into_iter()
-                .map(PChannel::new)
-                .collect(),
-            schema,
-        }))
+        Ok(Some(found))
+    }
+
+    async fn rename_collection(
+        &self,
+        database: &str,
+        name: &str,
+        to: &Name,
+    ) -> Result<(), TargetError> {
+        self.rename(database, name, to).await
+    }
+
+    async fn alter_collection(
+        &self,
+        database: &str,
+        name: &str,
+        set: &[(String, String)],
+        gone: &[String],
+    ) -> Result<(), TargetError> {
+        self.alter(database, name, set, gone).await
+    }
+
+    async fn alias(
+        &self,
+        database: &str,
+        alias: &str,
+    ) -> Result<Option<CollectionId>, TargetError> {
+        match self.named(database, alias).await? {
+            None => Ok(None),
+            Some(Named::Alias(of)) => Ok(Some(of)),
+            Some(Named::Collection(_)) => {
+                let why = format!("{database}.{alias} is a collection there");
+                Err(self.name_or_alias(why))
+            }
+        }
+    }
+
+    async fn put_alias(
+        &self,
+        database: &str,
+        alias: &str,
+        name: &str,
+        moved: bool,
+    ) -> Result<(), TargetError> {
+        self.set_alias(database, alias, name, moved).await
+    }
+
+    async fn drop_alias(&self, database: &str, alias: &str) -> Result<(), TargetError> {
+        self.unset_alias(database, alias).await
     }
 
     async fn create_collection(
@@ -428,9 +446,7 @@ impl Target for GrpcTarget {
         name: &str,
         ts: Tso,
     ) -> Result<(), TargetError> {
-        if let Some(writer) = &self.writer {
-            writer.forget(database, name);
-        }
+        self.forget(database, name);
         let base = self.base(MsgType::DropCollection, ts);
         status_call!(
             self,

@@ -279,6 +279,25 @@ impl Hub {
         }
     }
 
+    /// Before a collection that is taken off its readers gets another name: the same, and nothing of it is on its way.
+    pub(crate) async fn until_silent(&self, collection: CollectionId) {
+        if self.mode != Mode::Plain {
+            return;
+        }
+        let prefix = plain::channel_prefix(collection);
+        let lanes: Vec<_> = {
+            let lanes = self.lanes.lock();
+            let ours = lanes
+                .iter()
+                .filter(|(channel, _)| channel.as_str().starts_with(&prefix));
+            ours.filter_map(|(_, lane)| lane.upgrade()).collect()
+        };
+        for lane in lanes {
+            lane.until_idle().await;
+        }
+        self.until_ended(collection).await;
+    }
+
     /// Of calls to these channels; `now` if there is none.
     fn may_be_carried_out_until(&self, of: impl Fn(&PChannel) -> bool, now: Instant) -> Instant {
         let earlier = self.was_cut_off().then(|| self.earlier_calls_end());

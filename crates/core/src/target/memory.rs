@@ -10,6 +10,7 @@ mod channel;
 mod content;
 mod flushed;
 mod message;
+mod names;
 mod plain;
 pub mod rules;
 mod session;
@@ -268,6 +269,26 @@ impl MemoryTarget {
                 .collect::<Vec<_>>()
         };
         state.databases.iter().flat_map(names).collect()
+    }
+
+    /// Database and name of every alias, and of which collection.
+    pub fn aliases(&self) -> Vec<(String, String, CollectionId)> {
+        let state = self.inner.state.lock();
+        let all = state.aliases.iter();
+        all.map(|((db, alias), of)| (db.clone(), alias.clone(), *of))
+            .collect()
+    }
+
+    /// The collection of a name.
+    pub fn id(&self, database: &str, name: &str) -> Option<CollectionId> {
+        let state = self.inner.state.lock();
+        state.databases.get(database)?.get(name).copied()
+    }
+
+    pub fn properties(&self, database: &str, name: &str) -> Option<Vec<(String, String)>> {
+        let mut state = self.inner.state.lock();
+        let found = state.find(database, name);
+        found.map(|c| c.source.properties.clone())
     }
 
     pub fn last_tick(&self, channel: &PChannel) -> Tso {

@@ -25,8 +25,12 @@ use crate::catalog::Collection;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PChannel, PartitionId, VChannel};
 use crate::route::encode::Entry;
+use crate::select::Name;
 use crate::task::{Mode, TargetSpec};
 use crate::tso::Tso;
+
+/// `ErrAliasCollectionNameConfilct` of `pkg/util/merr`.
+const NAME_OR_ALIAS: i32 = 1601;
 
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
 pub enum TargetError {
@@ -136,6 +140,17 @@ impl TargetError {
         matches!(self, TargetError::Refused { reason, .. } if reason.contains("channel not found"))
     }
 
+    /// The name is that of a collection where an alias was meant, or the other way round (1601, `pkg/util/merr`).
+    pub fn is_alias(&self) -> bool {
+        matches!(
+            self,
+            TargetError::Refused {
+                code: NAME_OR_ALIAS,
+                ..
+            }
+        )
+    }
+
     pub fn already_exists(&self) -> bool {
         matches!(self, TargetError::Refused { reason, .. } if reason.contains("already exist"))
     }
@@ -177,9 +192,17 @@ pub struct TargetCollection {
     pub pchannels: Vec<PChannel>,
     /// User fields only.
     pub schema: CollectionSchema,
+    pub properties: Vec<(String, String)>,
+    /// Its id stands for its name: the server has none (milvus-lite).
+    pub by_name: bool,
 }
 
 impl TargetCollection {
+    /// The server has no ids: that of another name is another one.
+    pub(crate) fn is_known_by_name(&self) -> bool {
+        self.by_name
+    }
+
     /// In plain mode, with channels that stand for so many shards.
     #[must_use]
     pub(crate) fn with_channels(mut self, mode: Mode, shards: usize) -> Self {
@@ -246,6 +269,7 @@ pub trait Target: Send + Sync {
     async fn drop_database(&self, name: &str) -> Result<(), TargetError>;
 
     async fn collections(&self, database: &str) -> Result<Vec<String>, TargetError>;
+    /// The collection of that name. An alias is no name: if there is one it is refused ([`TargetError::is_alias`]).
     async fn describe(
         &self,
         database: &str,
@@ -260,6 +284,36 @@ pub trait Target: Send + Sync {
     ) -> Result<(), TargetError>;
     async fn drop_collection(&self, database: &str, name: &str, ts: Tso)
     -> Result<(), TargetError>;
+    /// Gives it another name, maybe in another database, which has to be there. It stays the same collection; where ids
+    /// stand for names (milvus-lite) it has another one.
+    async fn rename_collection(
+        &self,
+        database: &str,
+        name: &str,
+        to: &Name,
+    ) -> Result<(), TargetError>;
+    /// Sets these properties, and takes away those of these keys; leaves the others.
+    async fn alter_collection(
+        &self,
+        database: &str,
+        name: &str,
+        set: &[(String, String)],
+        gone: &[String],
+    ) -> Result<(), TargetError>;
+
+    /// Which collection an alias stands for; `None` if there is none. A collection of that name is refused (1601).
+    async fn alias(&self, database: &str, alias: &str)
+    -> Result<Option<CollectionId>, TargetError>;
+    /// Lets it stand for a collection; `moved`: it stands for another one now, otherwise there is none.
+    async fn put_alias(
+        &self,
+        database: &str,
+        alias: &str,
+        name: &str,
+        moved: bool,
+    ) -> Result<(), TargetError>;
+    /// One that is not there is well, too.
+    async fn drop_alias(&self, database: &str, alias: &str) -> Result<(), TargetError>;
     /// Whether any segment of it may hold rows. Errs on the side of yes: one whose rows are all deleted counts, and one
     /// that rows are just written to, which may be sealed for this.
     async fn holds_rows(&self, database: &str, name: &str) -> Result<bool, TargetError>;

@@ -212,13 +212,13 @@ pub(super) fn stored_collection(
     let named = |key: &str| note.as_ref().and_then(|n| n.get(key)).cloned();
     let mut shown = json!({
         "collection_id": id,
-        "db": object.map(|o| json!(o.source_name().database)).or_else(|| named("database")),
-        "name": object.map(|o| json!(o.source_name().name)).or_else(|| named("name")),
+        "db": object.map(|o| json!(o.carried_name().database)).or_else(|| named("database")),
+        "name": object.map(|o| json!(o.carried_name().name)).or_else(|| named("name")),
         "state": state,
         "detail": { "phase": object.map(|o| o.phase), "note": note },
         "positions": detached(id, progress),
     });
-    if let Some(object) = object.filter(|o| o.from.is_some())
+    if let Some(object) = object.filter(|o| o.carried_name() != o.target_name())
         && let Some(map) = shown.as_object_mut()
     {
         let target = format!("{}.{}", object.database, object.name);

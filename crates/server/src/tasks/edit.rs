@@ -112,7 +112,7 @@ impl Tasks {
         let progress = self.progress(&before.spec.id).await?;
         let mut carried = progress.collections.values();
         let other = carried.find(|object| {
-            let from = object.source_name();
+            let from = object.carried_name();
             let to = new.apply(&from.database, &from.name);
             object.phase != ObjectPhase::Dropped
                 && (to.database != object.database || to.name != object.name)
@@ -121,7 +121,7 @@ impl Tasks {
             Some(object) => Err(conflict(
                 format!(
                     "mapping: {} is carried, or was, and is {}.{} on the target: its name there cannot be changed",
-                    object.source_name(),
+                    object.carried_name(),
                     object.database,
                     object.name
                 ),

@@ -75,6 +75,22 @@ impl Conductor<'_> {
         }
     }
 
+    /// Collections that are to go on under another name on the target.
+    pub(super) async fn open_again(&mut self) {
+        if self.first_round {
+            return;
+        }
+        for id in self.objects.take_to_open_again() {
+            let streams = |e: &super::Entry| e.phase == Phase::Streaming;
+            if self.entries.get(&id).is_some_and(streams) {
+                self.take_off(id).await;
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.phase = Phase::Due;
+                }
+            }
+        }
+    }
+
     async fn obstacle(&mut self, id: CollectionId, obstacle: Obstacle) {
         match obstacle {
             // It may have been made already, or half.
@@ -96,11 +112,11 @@ impl Conductor<'_> {
                 }
                 if let Some(holder) = alive {
                     let why = format!(
-                        "its name on the target belongs to {}, which was renamed on the source; renames are not carried yet",
+                        "its name on the target belongs to {}, which was renamed on the source and is about to be there",
                         holder.source.name
                     );
-                    let hint = "drop one of the two on the source, or give this one another name";
-                    return self.failed(id, Problem::new(ErrorClass::Conflict, why, hint));
+                    let hint = "goes on by itself; if it lasts, see what that collection says";
+                    return self.failed(id, Problem::new(ErrorClass::Transient, why, hint));
                 }
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.phase = Phase::Retry(Instant::now() + Duration::from_millis(100));

@@ -132,6 +132,7 @@ pub async fn scenario(rule: Rule, standby: &dyn Standby) -> Outcome {
         Rule::AgainIsFine => objects::again_is_fine(standby).await,
         Rule::UsedIsKept => objects::used_is_kept(standby).await,
         Rule::NameAgainIsNew => objects::name_again_is_new(standby).await,
+        Rule::RenamedIsTheSame => objects::renamed_is_the_same(standby).await,
         Rule::KeyedPartitions => objects::keyed_partitions(standby).await,
         Rule::RepeatLostOnRecovery => restarts::repeat_lost_on_recovery(standby).await,
         Rule::FlushedStays => restarts::flushed_stays(standby).await,

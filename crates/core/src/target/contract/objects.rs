@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep};
 use super::messages::{drop_collection, drop_partition, tick};
 use super::scene::{DB, Scene, ensure, fresh, index, refused, source, until};
 use super::{Broken, Outcome, Standby};
+use crate::select::Name;
 use crate::target::Loaded;
 use crate::tso::Tso;
 
@@ -316,4 +317,74 @@ pub(super) async fn keyed_partitions(standby: &dyn Standby) -> Outcome {
     let names: Vec<&str> = scene.partitions.keys().map(String::as_str).collect();
     let wanted = ["_default_0", "_default_1", "_default_2"];
     ensure(names == wanted, || format!("{names:?}"))
+}
+
+pub(super) async fn renamed_is_the_same(standby: &dyn Standby) -> Outcome {
+    let mut scene = Scene::loaded(standby, "renamed_is_the_same", 1).await?;
+    let target = scene.target.clone();
+    let (id, old) = (scene.there.id, scene.name().to_owned());
+    let t1 = scene.ts().await?;
+    scene
+        .send(0, vec![scene.rows(0, &[1, 2], t1).insert()])
+        .await?;
+    scene.tick_all().await?;
+    scene.sees("rows", &[1, 2]).await?;
+    let alias = format!("alias_{}", fresh());
+    target.put_alias(DB, &alias, &old, false).await?;
+
+    let taken = Scene::bare(standby, "taken", 1).await?;
+    let to_taken = Name::new(DB, taken.name());
+    let answer = target.rename_collection(DB, &old, &to_taken).await;
+    refused(
+        "to the name of another one",
+        answer,
+        "duplicated new collection name",
+    )?;
+    let answer = target
+        .rename_collection(DB, &old, &Name::new(DB, alias.as_str()))
+        .await;
+    refused("to an alias", answer, "duplicated new collection name")?;
+    let answer = target.put_alias(DB, &alias, taken.name(), false).await;
+    refused("the alias made of another one", answer, "(code 1602)")?;
+    let answer = target.describe(DB, &alias).await;
+    ensure(answer.as_ref().is_err_and(|e| e.is_alias()), || {
+        format!("an alias is no name: {answer:?}")
+    })?;
+
+    let new = Name::new(DB, format!("renamed_{}", fresh()));
+    target.rename_collection(DB, &old, &new).await?;
+    let there = target.describe(DB, &old).await?;
+    ensure(there.is_none(), || format!("the old name: {there:?}"))?;
+    let there = target.describe(DB, &new.name).await?;
+    ensure(there.as_ref().is_some_and(|c| c.id == id), || {
+        format!("the new name: {there:?}")
+    })?;
+    let of = target.alias(DB, &alias).await?;
+    ensure(of == Some(id), || format!("its alias is that of {of:?}"))?;
+    scene.source.name.clone_from(&new.name);
+    let t2 = scene.ts().await?;
+    scene
+        .send(0, vec![scene.rows(0, &[3], t2).insert()])
+        .await?;
+    scene.tick_all().await?;
+    scene.sees("under the new name", &[1, 2, 3]).await?;
+
+    target.put_alias(DB, &alias, taken.name(), true).await?;
+    let of = target.alias(DB, &alias).await?;
+    ensure(of == Some(taken.there.id), || format!("moved, to {of:?}"))?;
+    target.drop_alias(DB, &alias).await?;
+    target.drop_alias(DB, &alias).await?;
+    let of = target.alias(DB, &alias).await?;
+    ensure(of.is_none(), || format!("dropped, and that of {of:?}"))?;
+
+    let database = format!("db_{}", fresh());
+    target.create_database(&database).await?;
+    let other = Name::new(database, "moved");
+    target.rename_collection(DB, &new.name, &other).await?;
+    let there = target.describe(&other.database, &other.name).await?;
+    ensure(there.is_some_and(|c| c.id == id), || "not moved".to_owned())?;
+    let again = target
+        .rename_collection(&other.database, &other.name, &new)
+        .await;
+    Ok(again?)
 }

@@ -77,6 +77,9 @@ rules! {
     /// A collection that is dropped and made again under its name is another one, with other channels and none of the
     /// rows; so is a partition.
     NameAgainIsNew,
+    /// A collection that is given another name is the same one, with its id, its channels and its rows; so it is in
+    /// another database. An alias goes with it.
+    RenamedIsTheSame,
     /// A collection with a partition key has the partitions `_default_0`, `_default_1`, …
     KeyedPartitions,
     /// What is flushed is what a flush has sealed and a tick has passed; it outlives a restart.

@@ -14,8 +14,9 @@ use super::rules::Rule;
 use super::state::State;
 use super::{Fate, Inner, URI};
 use crate::catalog::Collection;
-use crate::ids::{PChannel, PartitionId};
+use crate::ids::{CollectionId, PChannel, PartitionId};
 use crate::route::encode::Entry;
+use crate::select::Name;
 use crate::target::grpc::user_schema;
 use crate::target::plain::PlainWriter;
 use crate::target::{Loaded, Target, TargetCollection, TargetError, TargetIndex};
@@ -301,6 +302,9 @@ impl Target for Session {
         let found_in = database.to_owned();
         let (database, name) = (database.to_owned(), name.to_owned());
         let described = self.call("DescribeCollection", false, move |state| {
+            if let Some(of) = state.aliases.get(&(database.clone(), name.clone())) {
+                return Err((1601, format!("{database}.{name} is an alias of {of}")));
+            }
             let Some(id) = state.databases.get(&database).and_then(|d| d.get(&name)) else {
                 return Ok(None);
             };
@@ -313,6 +317,8 @@ impl Target for Session {
                     vchannels: content.vchannels.clone(),
                     pchannels: content.vchannels.iter().map(|v| v.pchannel()).collect(),
                     schema: user_schema(&content.source),
+                    properties: content.source.properties.clone(),
+                    by_name: false,
                 }))
         });
         let mut described = described.await?;
@@ -338,6 +344,12 @@ impl Target for Session {
             }
             if !state.databases.contains_key(&database) {
                 return Err((65535, format!("database:{database} not found")));
+            }
+            if state
+                .aliases
+                .contains_key(&(database.clone(), source.name.clone()))
+            {
+                return Err((1601, "alias and collection name conflict".to_owned()));
             }
             let again = state.keeps(Rule::AgainIsFine);
             if let Some(there) = state.find(&database, &source.name)
@@ -372,9 +384,82 @@ impl Target for Session {
             if let Some(content) = state.find(&database, &name) {
                 content.dropped = true;
             }
+            let id = state.databases.get(&database).and_then(|d| d.get(&name));
+            if let Some(id) = id.copied() {
+                state.aliases.retain(|_, of| *of != id);
+            }
             if let Some(names) = state.databases.get_mut(&database) {
                 names.remove(&name);
             }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn rename_collection(
+        &self,
+        database: &str,
+        name: &str,
+        to: &Name,
+    ) -> Result<(), TargetError> {
+        let (database, name, to) = (database.to_owned(), name.to_owned(), to.clone());
+        self.call("RenameCollection", true, move |state| {
+            state.rename(&database, &name, &to)
+        })
+        .await
+    }
+
+    async fn alter_collection(
+        &self,
+        database: &str,
+        name: &str,
+        set: &[(String, String)],
+        gone: &[String],
+    ) -> Result<(), TargetError> {
+        let (set, gone) = (set.to_vec(), gone.to_vec());
+        self.with("AlterCollection", database, name, move |_, content| {
+            let properties = &mut content.source.properties;
+            let new = |key: &String| gone.contains(key) || set.iter().any(|(k, _)| k == key);
+            properties.retain(|(key, _)| !new(key));
+            properties.extend(set);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn alias(
+        &self,
+        database: &str,
+        alias: &str,
+    ) -> Result<Option<CollectionId>, TargetError> {
+        let (database, alias) = (database.to_owned(), alias.to_owned());
+        self.call("DescribeCollection", false, move |state| {
+            if state.find(&database, &alias).is_some() {
+                return Err((1601, format!("{alias} is a collection")));
+            }
+            Ok(state.aliases.get(&(database, alias)).copied())
+        })
+        .await
+    }
+
+    async fn put_alias(
+        &self,
+        database: &str,
+        alias: &str,
+        name: &str,
+        moved: bool,
+    ) -> Result<(), TargetError> {
+        let (database, alias, name) = (database.to_owned(), alias.to_owned(), name.to_owned());
+        self.call("AlterAlias", true, move |state| {
+            state.put_alias(&database, &alias, &name, moved)
+        })
+        .await
+    }
+
+    async fn drop_alias(&self, database: &str, alias: &str) -> Result<(), TargetError> {
+        let of = (database.to_owned(), alias.to_owned());
+        self.call("DropAlias", true, move |state| {
+            state.aliases.remove(&of);
             Ok(())
         })
         .await

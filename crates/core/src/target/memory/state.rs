@@ -44,6 +44,8 @@ pub(super) struct State {
     /// A Milvus of its own.
     pub(super) plain: bool,
     pub(super) databases: BTreeMap<String, BTreeMap<String, CollectionId>>,
+    /// By database and alias.
+    pub(super) aliases: BTreeMap<(String, String), CollectionId>,
     pub(super) collections: BTreeMap<CollectionId, Content>,
     channels: BTreeMap<PChannel, Channel>,
     next_id: i64,
