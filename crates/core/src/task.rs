@@ -297,6 +297,8 @@ pub enum CollectionState {
         /// `None` while nothing is known.
         eta_seconds: Option<f64>,
         /// Keys that the source holds more than once, beyond the first copy of each: they arrive once.
+        /// How long the source's queue keeps messages, if it says so: a copy that takes longer begins anew.
+        queue_keeps_seconds: Option<f64>,
         doubled_keys: u64,
         /// What it is at.
         step: String,

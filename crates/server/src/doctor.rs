@@ -10,7 +10,7 @@ use cdc_core::task::TargetSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::engine_adapter::{etcd_config, queue_config};
+use crate::engine_adapter::{etcd_config, queue_config, rows};
 use crate::fields::{Errors, Fields};
 use crate::request;
 use crate::store::seal::SealKey;
@@ -68,6 +68,7 @@ pub async fn without_server(path: Option<&Path>, target: &serde_json::Value) -> 
     let setup = Setup {
         etcd: etcd_config(&config),
         source,
+        rows: rows(&config),
         replicate_channel: config.source.replicate_channel.clone(),
         tasks,
         targets,

@@ -59,10 +59,7 @@ impl EngineReplication {
             etcd,
             reach: Reach::new(source.clone()),
             source,
-            rows: config.source.milvus.clone().map(|at| {
-                let rows: Arc<dyn SourceRows> = Arc::new(GrpcRows::new(at));
-                rows
-            }),
+            rows: rows(config),
         })
     }
 
@@ -103,6 +100,12 @@ impl EngineReplication {
 }
 
 /// Where the configuration says the source's metadata is.
+/// The source's own Milvus, where rows from before the queue's history are read.
+pub fn rows(config: &Config) -> Option<Arc<dyn SourceRows>> {
+    let at = config.source.milvus.clone()?;
+    Some(Arc::new(GrpcRows::new(at)))
+}
+
 pub fn etcd_config(config: &Config) -> EtcdConfig {
     let from = &config.source.etcd;
     let (username, password) = from.login.clone().unwrap_or_default();
@@ -279,6 +282,7 @@ impl Replication for EngineReplication {
         let setup = Setup {
             etcd: self.etcd.clone(),
             source: Ok(self.source.clone()),
+            rows: self.rows.clone(),
             replicate_channel: self.replicate_channel.clone(),
             tasks,
             targets,

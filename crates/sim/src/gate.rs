@@ -246,6 +246,12 @@ impl LogSource for Gated<dyn LogSource> {
         self.gate.pass(Kind::Read, self.inner.bounds(channel)).await
     }
 
+    async fn retention(&self, channel: &PChannel) -> Result<Option<Duration>, SourceError> {
+        self.gate
+            .pass(Kind::Read, self.inner.retention(channel))
+            .await
+    }
+
     async fn open(
         &self,
         channel: &PChannel,

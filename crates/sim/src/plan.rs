@@ -69,6 +69,25 @@ pub enum Act {
     Load {
         of: usize,
     },
+    /// In its database, or in another one.
+    Rename {
+        of: usize,
+        name: usize,
+        db: usize,
+    },
+    /// Two swap their names.
+    Swap {
+        of: usize,
+        with: usize,
+    },
+    /// Made, or moved.
+    Alias {
+        of: usize,
+        name: usize,
+    },
+    DropAlias {
+        name: usize,
+    },
     /// The entries of dropped collections go from the source's etcd.
     Garbage {
         spare: usize,
@@ -131,6 +150,10 @@ impl Act {
                 | Act::DropDatabase { .. }
                 | Act::Index { .. }
                 | Act::Load { .. }
+                | Act::Rename { .. }
+                | Act::Swap { .. }
+                | Act::Alias { .. }
+                | Act::DropAlias { .. }
         )
     }
 }
@@ -220,6 +243,10 @@ impl Plan {
             },
         ] {
             let at = rng.random_range(acts.len() / 3..acts.len());
+            acts.insert(at, (20, act));
+        }
+        for act in names(seed) {
+            let at = rng.random_range(acts.len() / 4..acts.len());
             acts.insert(at, (20, act));
         }
         Self {
@@ -314,6 +341,32 @@ fn act(rng: &mut StdRng) -> Act {
             down: rng.random_range(0..20) * 20,
         },
     }
+}
+
+/// Courses of smaller seeds are as they were before names changed: some of them are kept for what they found.
+const NAMES_CHANGE: u64 = 1_000_000;
+
+/// What happens to names: nothing in half of the courses.
+fn names(seed: u64) -> Vec<Act> {
+    let mut rng = StdRng::seed_from_u64(seed ^ 0x5851_f42d_4c95_7f2d);
+    if seed < NAMES_CHANGE || rng.random() {
+        return Vec::new();
+    }
+    let one = |rng: &mut StdRng| {
+        let (of, name) = (rng.random_range(0..8), rng.random_range(0..NAMES));
+        match rng.random_range(0..10) {
+            0..4 => Act::Rename {
+                of,
+                name,
+                db: rng.random_range(0..4),
+            },
+            4..6 => Act::Swap { of, with: name },
+            6..9 => Act::Alias { of, name },
+            _ => Act::DropAlias { name },
+        }
+    };
+    let count = rng.random_range(1..10);
+    (0..count).map(|_| one(&mut rng)).collect()
 }
 
 /// How many messages come twice: none in most courses. By the seed itself, so that nothing else of a plan depends on it.

@@ -13,6 +13,9 @@ pub fn of(change: &Change) -> &'static str {
         Change::PutDetached { .. } => "store a collection's own place",
         Change::DeleteDetached { .. } => "forget a collection's own place",
         Change::PutReplicate { .. } => "store the place in the replicate channel",
+        Change::PutCollection { object, .. } if object.renaming.is_some() => {
+            "store that a collection is being renamed"
+        }
         Change::PutCollection { object, .. } => match object.phase {
             ObjectPhase::Creating => "store that a collection is being made",
             ObjectPhase::Live => "store that a collection is there",
@@ -36,6 +39,7 @@ pub fn of(change: &Change) -> &'static str {
             CollectionId(-3) => "note whether the task has ended well",
             CollectionId(-4) => "note the durable places",
             CollectionId(-5) => "note a database before it is made",
+            CollectionId(-6) => "note the aliases",
             CollectionId(-1000..0) => "note something of the task",
             CollectionId(i64::MIN..-1000) => "note how far a copy is",
             _ if note.is_empty() => "note that a collection waits for nothing",

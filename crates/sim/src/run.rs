@@ -309,6 +309,22 @@ impl Run {
                 let Some(id) = nth(of) else { return Ok(false) };
                 source.toggle_load(id);
             }
+            Act::Rename { of, name, db } => {
+                let Some(id) = nth(of) else { return Ok(false) };
+                let dbs: Vec<DbId> = source.databases.keys().copied().collect();
+                return Ok(source.rename(id, dbs[db % dbs.len()], &format!("c{name}")));
+            }
+            Act::Swap { of, with } => {
+                let (Some(one), Some(other)) = (nth(of), nth(with)) else {
+                    return Ok(false);
+                };
+                return Ok(source.swap_names(one, other));
+            }
+            Act::Alias { of, name } => {
+                let Some(id) = nth(of) else { return Ok(false) };
+                return Ok(source.put_alias(id, &format!("x{name}")));
+            }
+            Act::DropAlias { name } => source.drop_alias(DbId(1), &format!("x{name}")),
             Act::Garbage { spare } => source.collect_garbage(*spare),
             Act::Blind { ms } => source.go_blind(*ms, STEP),
             Act::Slow { channel, ms } => {

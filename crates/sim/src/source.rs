@@ -325,7 +325,12 @@ impl Source {
     pub fn rename(&mut self, id: CollectionId, db: DbId, name: &str) -> bool {
         let is = |l: &Live| l.catalog.db == db && l.catalog.name == name;
         let taken = self.live.values().any(is);
-        if taken || !self.databases.contains_key(&db) || self.has_alias(db, name) {
+        let view = self.catalog.view();
+        let moves = self.live.get(&id).is_some_and(|l| l.catalog.db != db);
+        // One that has aliases stays in its database.
+        let bound = moves && view.aliases.values().any(|a| a.collection == id);
+        let named = view.aliases.contains_key(&(db, name.to_owned()));
+        if taken || bound || named || !self.databases.contains_key(&db) {
             return false;
         }
         self.ts();
@@ -340,9 +345,19 @@ impl Source {
         true
     }
 
-    fn has_alias(&self, db: DbId, name: &str) -> bool {
-        let view = self.catalog.view();
-        view.aliases.contains_key(&(db, name.to_owned()))
+    /// `false` if it is the same one.
+    pub fn swap_names(&mut self, one: CollectionId, other: CollectionId) -> bool {
+        let named = |id| {
+            let collection = &self.live.get(&id)?.catalog;
+            Some((collection.db, collection.name.clone()))
+        };
+        let (Some(first), Some(second)) = (named(one), named(other)) else {
+            return false;
+        };
+        one != other
+            && self.rename(one, first.0, "between")
+            && self.rename(other, first.0, &first.1)
+            && self.rename(one, second.0, &second.1)
     }
 
     /// Makes an alias of a collection, or lets it stand for that. `false` if a collection has that name.

@@ -237,6 +237,8 @@ fn describe(c: &DescribeCollectionResponse, likeness: Likeness) -> String {
         let dynamic = schema.enable_dynamic_field;
         return format!("dynamic {dynamic} fields [{}]", fields.join("; "));
     }
+    let mut aliases = c.aliases.clone();
+    aliases.sort();
     let shards = match likeness {
         Likeness::Standby => c.shards_num.to_string(),
         _ => "any".to_owned(),
@@ -248,7 +250,7 @@ fn describe(c: &DescribeCollectionResponse, likeness: Likeness) -> String {
         shards,
         c.consistency_level,
         pairs(&c.properties),
-        c.aliases,
+        aliases,
         fields.join("; ")
     )
 }

@@ -5,6 +5,7 @@
 
 mod mapping;
 mod positions;
+mod rows;
 mod source;
 mod target;
 
@@ -19,6 +20,7 @@ use crate::catalog::View;
 use crate::catalog::etcd::EtcdConfig;
 use crate::error::Problem;
 use crate::ids::TargetKey;
+use crate::snapshot::SourceRows;
 use crate::source::{LogSource, SourceError};
 use crate::store::TaskProgress;
 use crate::task::{TargetSpec, TaskSpec};
@@ -72,6 +74,7 @@ pub mod names {
     pub const QUEUE: &str = "source queue";
     pub const CHANNELS: &str = "source channels";
     pub const ALIVE: &str = "source time";
+    pub const ROWS: &str = "source rows";
     pub const POSITIONS: &str = "positions";
     pub const TARGET: &str = "target";
     pub const STANDBY: &str = "target mode";
@@ -140,6 +143,8 @@ pub struct Setup {
     pub etcd: EtcdConfig,
     /// The queue, or why there is none.
     pub source: Result<Arc<dyn LogSource>, SourceError>,
+    /// Where rows from before the queue's history are read, if that is configured.
+    pub rows: Option<Arc<dyn SourceRows>>,
     /// `{cluster prefix}-replicate-msg`
     pub replicate_channel: String,
     /// Without those that are promoted: their targets are Milvus of their own.
@@ -167,12 +172,14 @@ pub async fn examine(setup: &Setup) -> Vec<Check> {
     let looks = targets(setup)
         .into_iter()
         .map(|spec| target::look(spec, view, &setup.tasks));
-    let (channels, positions, targets) = tokio::join!(
+    let (channels, rows, positions, targets) = tokio::join!(
         source::channels(view, queue, &setup.replicate_channel),
+        rows::look(view, setup.rows.as_deref(), &setup.tasks),
         positions::all(view, queue, &setup.tasks),
         answers_to(looks),
     );
     checks.extend(channels);
+    checks.extend(rows);
     checks.extend(positions);
     checks.extend(targets.into_iter().flatten());
     checks
@@ -241,7 +248,7 @@ fn some<T: std::fmt::Display>(list: &[T]) -> String {
 }
 
 /// A duration as people say it.
-fn spoken(seconds: f64) -> String {
+pub(crate) fn spoken(seconds: f64) -> String {
     match seconds {
         s if s < 120.0 => format!("{s:.1} s"),
         s if s < 7200.0 => format!("{:.0} min", s / 60.0),

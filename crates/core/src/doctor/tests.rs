@@ -207,10 +207,48 @@ fn a_target_of_two_tasks_is_looked_at_once() {
     let setup = Setup {
         etcd: EtcdConfig::default(),
         source: Ok(Arc::new(MemoryLog::new())),
+        rows: None,
         replicate_channel: REPLICATE.to_owned(),
         tasks: vec![task(1, now()), task(2, now())],
         targets: vec![further, task(1, now()).spec.target],
     };
     let uris: Vec<&str> = targets(&setup).iter().map(|t| t.uri.as_str()).collect();
     assert_eq!(uris, ["http://t:1", "http://other:1"]);
+}
+
+#[tokio::test]
+async fn the_milvus_that_rows_are_read_from_is_that_of_the_metadata() {
+    use crate::snapshot::Initial;
+    use crate::snapshot::memory::{MemoryRows, Table};
+
+    let view = view(1);
+    let rows = MemoryRows::default();
+    let table = |id| Table {
+        id,
+        ..Table::default()
+    };
+    let one = async |rows: &MemoryRows| {
+        let checks = super::rows::look(Some(&view), Some(rows), &[]).await;
+        let [check] = checks.as_slice() else {
+            panic!("{checks:?}")
+        };
+        check.clone()
+    };
+    rows.put("default", "c", table(7));
+    assert_eq!(one(&rows).await.verdict, Verdict::Ok);
+    rows.put("default", "c", table(8));
+    let other = one(&rows).await;
+    assert_eq!(other.verdict, Verdict::Problem);
+    assert!(other.text.contains("another Milvus"), "{other:?}");
+    rows.set_down(true);
+    let down = one(&rows).await;
+    assert!(down.text.contains("down"), "{down:?}");
+    // Nobody copies: nothing to say.
+    let mut patient = task(1, now());
+    let tasks = std::slice::from_ref(&patient);
+    assert!(super::rows::look(Some(&view), None, tasks).await.is_empty());
+    patient.spec.snapshot.initial = Initial::Auto;
+    let checks = super::rows::look(Some(&view), None, &[patient]).await;
+    assert_eq!(checks[0].verdict, Verdict::Problem);
+    assert_eq!(checks[0].subject, "t");
 }

@@ -638,12 +638,13 @@ impl<'a> Conductor<'a> {
             if matches!(entry.phase, Phase::Apart(_)) {
                 continue;
             }
+            let slow = entry.copy.as_ref().and_then(|c| c.progress.too_slow());
             board.collection(
                 *id,
                 &entry.database,
                 &entry.source,
                 entry.route.as_ref(),
-                unequal.get(id),
+                unequal.get(id).or(slow.as_ref()),
             );
             let own = Name::new(entry.database.as_str(), entry.source.name.as_str());
             let to = self

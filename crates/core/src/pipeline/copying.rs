@@ -251,6 +251,10 @@ impl Copier {
         self.same().await?;
         self.loaded().await?;
         self.list().await?;
+        self.ask_how_long_is_kept().await;
+        if let Some(problem) = self.progress.too_slow() {
+            tracing::warn!(task = %self.ctx.spec.id, collection = %self.of.name, "{problem}");
+        }
         self.progress.is(Step::Copies);
         // In this task: where it ends, they have ended.
         let workers = (0..WORKERS).map(|_| Worker::new(self.clone()).run());
@@ -301,6 +305,24 @@ impl Copier {
             true => Ok(()),
             false => Err(Stopped::Lost(lost)),
         }
+    }
+
+    /// How long the queue keeps what comes behind the copy: the least of its channels.
+    async fn ask_how_long_is_kept(&self) {
+        let mut kept = None;
+        for channel in self.places.keys() {
+            // A queue that does not answer now is not waited for.
+            let of_channel = self
+                .ctx
+                .parts
+                .source
+                .retention(channel)
+                .await
+                .ok()
+                .flatten();
+            kept = [kept, of_channel].into_iter().flatten().min();
+        }
+        *self.progress.kept.lock() = kept;
     }
 
     /// The name still means this collection.

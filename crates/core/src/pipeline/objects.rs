@@ -125,6 +125,8 @@ pub(crate) struct Objects {
     /// Partitions and collections that are being dropped though their drop is not read, until they are known as dropped.
     pub(super) cleared: Mutex<HashSet<PartitionId>>,
     pub(super) cleared_collections: Mutex<HashSet<CollectionId>>,
+    /// Held from the look whether a name on the target is free until it is stored who is to have it.
+    pub(super) naming: tokio::sync::Mutex<()>,
     /// When it was begun, or found as begun, to give a collection the name that is stored with it.
     pub(super) renaming: Mutex<BTreeMap<CollectionId, Instant>>,
     /// Names on the target that collections were to have and could not, since when, and why.
@@ -226,6 +228,7 @@ impl Objects {
             clearing: tokio::sync::Mutex::default(),
             cleared: Mutex::default(),
             cleared_collections: Mutex::default(),
+            naming: tokio::sync::Mutex::default(),
             renaming: Mutex::default(),
             refused_names: Mutex::default(),
             to_open_again: Mutex::default(),
@@ -399,24 +402,7 @@ impl Objects {
             Obstacle::Unnamed(Problem::new(ErrorClass::Conflict, why, hint))
         })?;
         let database = to.database.as_str();
-        // An older one that is being made counts too: its create call may have been carried out.
-        let taken = self
-            .collections
-            .lock()
-            .values()
-            .find(|o| {
-                o.source != source.id
-                    && (o.target_name() == to || self.may_become(o, &to))
-                    && match o.phase {
-                        ObjectPhase::Live | ObjectPhase::Dropping => true,
-                        ObjectPhase::Creating => o.created < source.create_ts,
-                        ObjectPhase::Dropped => false,
-                    }
-            })
-            .map(|o| o.source);
-        if let Some(holder) = taken {
-            return Err(Obstacle::NameTaken(holder));
-        }
+        self.is_free_for(source, &to)?;
         self.claim(&to, source.id)?;
         if source.schema.fields.iter().all(|f| !f.is_primary_key) {
             return Err(Obstacle::Failed(Problem::new(
@@ -468,7 +454,11 @@ impl Objects {
             target_vchannels: Vec::new(),
             dropped_shards: Vec::new(),
         };
-        self.put(object.clone()).await;
+        {
+            let _naming = self.naming.lock().await;
+            self.is_free_for(source, &to)?;
+            self.put(object.clone()).await;
+        }
         if !there {
             let now = self.ctx.hub.now().await.map_err(failed)?;
             let named = match to.name == source.name {
@@ -498,6 +488,9 @@ impl Objects {
                     "tried again by itself",
                 ))
             })?;
+        if let Some(other) = self.made_for(found.id).filter(|other| *other != source.id) {
+            return Err(Obstacle::NameTaken(other));
+        }
         object.phase = ObjectPhase::Live;
         object.target = Some(found.id);
         object.target_vchannels = found.vchannels.clone();
@@ -512,6 +505,32 @@ impl Objects {
             adopted,
             fresh: Some(object),
         })
+    }
+
+    /// Whether no other collection has a name on the target, or may get it.
+    fn is_free_for(&self, source: &Collection, to: &Name) -> Result<(), Obstacle> {
+        let collections = self.collections.lock();
+        let mut others = collections.values().filter(|o| o.source != source.id);
+        // An older one that is being made counts too: its create call may have been carried out.
+        let holds = |o: &&CollectionObject| match o.phase {
+            ObjectPhase::Live | ObjectPhase::Dropping => {
+                o.target_name() == *to || self.may_become(o, to)
+            }
+            ObjectPhase::Creating => o.target_name() == *to && o.created < source.create_ts,
+            ObjectPhase::Dropped => false,
+        };
+        match others.find(holds) {
+            Some(holder) => Err(Obstacle::NameTaken(holder.source)),
+            None => Ok(()),
+        }
+    }
+
+    /// The source's collection that one of the target's stands for.
+    fn made_for(&self, target: CollectionId) -> Option<CollectionId> {
+        let collections = self.collections.lock();
+        let is =
+            |o: &&CollectionObject| o.target == Some(target) && o.phase != ObjectPhase::Dropped;
+        collections.values().find(is).map(|o| o.source)
     }
 
     /// Makes the database for a collection, if it is not there. `from`: the source's.

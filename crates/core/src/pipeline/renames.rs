@@ -96,7 +96,7 @@ impl Objects {
             ObjectPhase::Live | ObjectPhase::Dropping => {
                 o.target_name() == *name || self.may_become(o, name)
             }
-            ObjectPhase::Creating => o.target_name() == *name && o.created < of.created,
+            ObjectPhase::Creating => o.target_name() == *name,
             ObjectPhase::Dropped => false,
         };
         others.find(holds).cloned()
@@ -309,9 +309,17 @@ impl Objects {
             &to.database,
         )
         .await?;
-        self.renaming.lock().insert(source.id, Instant::now());
-        self.change(source.id, |object| object.renaming = Some(to.clone()))
-            .await;
+        {
+            let _naming = self.naming.lock().await;
+            if self.holder(&object, &to).is_some() {
+                // Looked at again in a moment.
+                claims.give_up(&to, &self.ctx.spec.id, source.id);
+                return Ok(found);
+            }
+            self.renaming.lock().insert(source.id, Instant::now());
+            self.change(source.id, |object| object.renaming = Some(to.clone()))
+                .await;
+        }
         // Rows go by name, and what is under way must not find another collection under it.
         self.ctx.hub.until_silent(found.id).await;
         let answer = target
@@ -332,17 +340,21 @@ impl Objects {
             }
             return Err(failed(error));
         }
+        let there = target
+            .describe(&to.database, &to.name)
+            .await
+            .map_err(failed)?;
+        if there.is_none_or(|there| there.id != found.id) {
+            let why = format!("{to} was renamed on the target and is not to be found there yet");
+            let problem = Problem::new(ErrorClass::Transient, why, "tried again by itself");
+            return Err(Obstacle::Failed(problem));
+        }
         tracing::info!(task = %self.ctx.spec.id, collection = %source.id, "{from} is {to} on the target from now on");
         self.is_named(source.id, to.clone(), of).await;
         claims.give_up(&from, &self.ctx.spec.id, source.id);
-        let there = target.describe(&to.database, &to.name).await;
-        there.map_err(failed)?.ok_or_else(|| {
-            let why = format!("{to} was renamed on the target and is not to be found there yet");
-            Obstacle::Failed(Problem::new(
-                ErrorClass::Transient,
-                why,
-                "tried again by itself",
-            ))
+        Ok(TargetCollection {
+            name: to.name,
+            ..found
         })
     }
 

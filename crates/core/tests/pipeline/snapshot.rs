@@ -270,3 +270,41 @@ fn killed_at_each_note_of_how_far_a_copy_is() {
     seeds(1, |seed| at_each_note(seed, Mode::Replicate));
     seeds(1, |seed| at_each_note(seed, Mode::Plain));
 }
+
+/// What will take longer than the queue keeps the messages behind it is said before its first row.
+async fn too_slow(seed: u64) {
+    let (mut world, ids) = before(seed, Mode::Replicate).await;
+    world.source.log.set_retention(Some(Duration::from_secs(5)));
+    world.tasks[0].snapshot.rows_per_second = std::num::NonZeroU64::new(3);
+    world.start();
+    let known = |state: &CollectionState| {
+        matches!(
+            state,
+            CollectionState::Snapshotting {
+                rows_copied: 0,
+                eta_seconds: Some(_),
+                ..
+            }
+        )
+    };
+    let state = world.until("c1", known).await;
+    let CollectionState::Snapshotting {
+        eta_seconds,
+        queue_keeps_seconds,
+        ..
+    } = state
+    else {
+        unreachable!()
+    };
+    assert!(eta_seconds > queue_keeps_seconds, "{eta_seconds:?}");
+    assert_eq!(queue_keeps_seconds, Some(5.));
+    world.run(1_000, writes(&ids)).await;
+    let said = world.status("c1").unwrap().last_error;
+    let said = said.map(|e| e.problem.to_string()).unwrap_or_default();
+    assert!(said.contains("begin anew"), "{said:?}");
+}
+
+#[test]
+fn a_copy_that_takes_longer_than_the_queue_keeps_messages_says_so() {
+    seeds(1, too_slow);
+}

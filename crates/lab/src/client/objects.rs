@@ -66,6 +66,79 @@ impl Client {
         call!(self, drop_collection, request, format!("{db}.{collection}")).map(drop)
     }
 
+    /// `to`: database and name.
+    pub async fn rename_collection(
+        &self,
+        db: &str,
+        collection: &str,
+        (to_db, to): (&str, &str),
+    ) -> Result<()> {
+        let request = pb::RenameCollectionRequest {
+            base: self.base(MsgType::RenameCollection),
+            db_name: db.to_owned(),
+            old_name: collection.to_owned(),
+            new_name: to.to_owned(),
+            new_db_name: to_db.to_owned(),
+        };
+        let what = format!("{db}.{collection} to {to_db}.{to}");
+        call!(self, rename_collection, request, what).map(drop)
+    }
+
+    pub async fn alter_collection(
+        &self,
+        db: &str,
+        collection: &str,
+        properties: &[(&str, &str)],
+    ) -> Result<()> {
+        let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        let properties: Vec<_> = properties.iter().map(own).collect();
+        let request = pb::AlterCollectionRequest {
+            base: self.base(MsgType::AlterCollection),
+            db_name: db.to_owned(),
+            collection_name: collection.to_owned(),
+            properties: pairs(&properties),
+            ..Default::default()
+        };
+        call!(
+            self,
+            alter_collection,
+            request,
+            format!("{db}.{collection}")
+        )
+        .map(drop)
+    }
+
+    // --- aliases
+
+    pub async fn create_alias(&self, db: &str, alias: &str, collection: &str) -> Result<()> {
+        let request = pb::CreateAliasRequest {
+            base: self.base(MsgType::CreateAlias),
+            db_name: db.to_owned(),
+            collection_name: collection.to_owned(),
+            alias: alias.to_owned(),
+        };
+        call!(self, create_alias, request, format!("{db}.{alias}")).map(drop)
+    }
+
+    pub async fn alter_alias(&self, db: &str, alias: &str, collection: &str) -> Result<()> {
+        let request = pb::AlterAliasRequest {
+            base: self.base(MsgType::AlterAlias),
+            db_name: db.to_owned(),
+            collection_name: collection.to_owned(),
+            alias: alias.to_owned(),
+        };
+        call!(self, alter_alias, request, format!("{db}.{alias}")).map(drop)
+    }
+
+    pub async fn drop_alias(&self, db: &str, alias: &str) -> Result<()> {
+        let request = pb::DropAliasRequest {
+            base: self.base(MsgType::DropAlias),
+            db_name: db.to_owned(),
+            alias: alias.to_owned(),
+        };
+        call!(self, drop_alias, request, format!("{db}.{alias}")).map(drop)
+    }
+
     // --- partitions
 
     pub async fn create_partition(

@@ -18,6 +18,7 @@ mod kills;
 mod lab;
 mod many;
 mod merged;
+mod names;
 mod objects;
 mod owners;
 mod partitions;
@@ -60,6 +61,7 @@ const ONE: &[(&str, &[Test])] = &[
     ("many", many::TESTS),
     ("kills", kills::WORKLOAD),
     ("replies", replies::TESTS),
+    ("names", names::TESTS),
 ];
 
 /// Each with servers of its own.

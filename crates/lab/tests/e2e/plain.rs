@@ -72,6 +72,12 @@ impl Plain {
         &self.schema.name
     }
 
+    /// It has another name by now.
+    pub(crate) fn is_named(&mut self, db: &str, name: &str) {
+        db.clone_into(&mut self.db);
+        name.clone_into(&mut self.schema.name);
+    }
+
     pub(crate) async fn index(&self, client: &Client) -> Result<()> {
         let params = [
             ("index_type", "FLAT"),

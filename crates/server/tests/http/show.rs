@@ -376,6 +376,7 @@ async fn a_copy_says_how_far_it_is() {
         rows_total: 100,
         rows_per_second: 10.0,
         eta_seconds: Some(7.0),
+        queue_keeps_seconds: Some(3600.0),
         doubled_keys: 2,
         step: "copies".to_owned(),
     };
@@ -386,7 +387,8 @@ async fn a_copy_says_how_far_it_is() {
     assert_eq!(
         c["detail"],
         json!({
-            "rows_copied": 30, "rows_total": 100, "rows_per_second": 10.0, "eta_seconds": 7.0, "doubled_keys": 2,
+            "rows_copied": 30, "rows_total": 100, "rows_per_second": 10.0, "eta_seconds": 7.0, "queue_keeps_seconds": 3600.0,
+            "doubled_keys": 2,
             "step": "copies",
         })
     );

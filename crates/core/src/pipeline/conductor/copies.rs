@@ -17,7 +17,7 @@ const COPIES: usize = 2;
 
 /// A copy under way.
 pub(in crate::pipeline) struct Copy {
-    progress: std::sync::Arc<copying::Progress>,
+    pub(super) progress: std::sync::Arc<copying::Progress>,
     job: AbortOnDropHandle<Result<Tso, Stopped>>,
 }
 
@@ -54,7 +54,7 @@ impl Conductor<'_> {
                 .filter(|((_, of), _)| of == id)
                 .map(|((channel, _), progress)| (channel.clone(), *progress))
                 .collect();
-            let progress = copying::Progress::new(snapshot);
+            let progress = copying::Progress::new(snapshot, &self.ctx.spec.snapshot);
             let job = copying::copy(
                 self.ctx.clone(),
                 self.objects.clone(),
@@ -218,7 +218,7 @@ impl Conductor<'_> {
                 entry
                     .snapshot
                     .as_ref()
-                    .map(|s| copying::Progress::new(s).state())
+                    .map(|s| copying::Progress::new(s, &self.ctx.spec.snapshot).state())
             };
             let state = entry.copy.as_ref().map(|c| c.progress.state());
             if let Some(state) = state.or_else(waiting) {

@@ -7,8 +7,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::doctor::spoken;
+use crate::error::{ErrorClass, Problem};
 use crate::snapshot::{Snapshot, SnapshotSpec};
 use crate::task::CollectionState;
+
+/// From then on the pace of a copy says how long the rest takes.
+const PACE_KNOWN: Duration = Duration::from_secs(10);
 
 /// What a copy is at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,12 +50,16 @@ pub(in crate::pipeline) struct Progress {
     pub(super) total: AtomicU64,
     pub(super) doubled: AtomicU64,
     step: Mutex<Step>,
+    /// A limit of the task.
+    rows_per_second: Option<f64>,
+    /// How long the source's queue keeps the messages that come behind the copy, if it says so.
+    pub(super) kept: Mutex<Option<Duration>>,
     /// As it was stored last.
     pub(super) stored: Mutex<Snapshot>,
 }
 
 impl Progress {
-    pub(in crate::pipeline) fn new(snapshot: &Snapshot) -> Arc<Self> {
+    pub(in crate::pipeline) fn new(snapshot: &Snapshot, spec: &SnapshotSpec) -> Arc<Self> {
         Arc::new(Self {
             begun: Instant::now(),
             before: snapshot.copied,
@@ -58,6 +67,8 @@ impl Progress {
             total: AtomicU64::new(snapshot.total),
             doubled: AtomicU64::new(snapshot.doubled),
             step: Mutex::new(Step::Waits),
+            rows_per_second: spec.rows_per_second.map(|n| n.get() as f64),
+            kept: Mutex::default(),
             stored: Mutex::new(snapshot.clone()),
         })
     }
@@ -76,18 +87,52 @@ impl Progress {
         *self.step.lock() != Step::Flushes
     }
 
+    /// Seconds until all is copied: at the pace so far, or, before there is one, that of the task's limit.
+    fn eta(&self, left: u64, pace: f64) -> Option<f64> {
+        let pace = Some(pace)
+            .filter(|pace| *pace > 0.)
+            .or(self.rows_per_second)?;
+        Some(left as f64 / pace)
+    }
+
+    /// What is to be said of a copy that takes longer than the queue keeps what comes behind it.
+    pub(in crate::pipeline) fn too_slow(&self) -> Option<Problem> {
+        let kept = (*self.kept.lock())?;
+        let CollectionState::Snapshotting {
+            eta_seconds: Some(eta),
+            ..
+        } = self.state()
+        else {
+            return None;
+        };
+        // A pace of the first moments is none.
+        let took = self.begun.elapsed();
+        let is_known = took >= PACE_KNOWN || self.rows_per_second.is_some();
+        let whole = took.as_secs_f64() + eta;
+        (is_known && whole > kept.as_secs_f64()).then(|| {
+            let why = format!(
+                "its copy will take about {}, and the source's queue keeps the messages that come behind it for {}: it would have to begin anew",
+                spoken(whole),
+                spoken(kept.as_secs_f64())
+            );
+            let hint = "raise rows_per_second and bytes_per_second of the task, or let the queue keep messages longer until it is done";
+            Problem::new(ErrorClass::Conflict, why, hint)
+        })
+    }
+
     pub(in crate::pipeline) fn state(&self) -> CollectionState {
         let copied = self.copied.load(Ordering::Relaxed);
         let done = self.before + copied;
         let total = self.total.load(Ordering::Relaxed).max(done);
         let took = self.begun.elapsed().as_secs_f64();
         let pace = copied as f64 / took.max(0.001);
-        let eta = (copied > 0).then(|| (total - done) as f64 / pace);
+        let listed = total > 0;
         CollectionState::Snapshotting {
             rows_copied: done,
             rows_total: total,
             rows_per_second: pace,
-            eta_seconds: eta,
+            eta_seconds: listed.then(|| self.eta(total - done, pace)).flatten(),
+            queue_keeps_seconds: self.kept.lock().map(|kept| kept.as_secs_f64()),
             doubled_keys: self.doubled.load(Ordering::Relaxed),
             step: self.step.lock().to_string(),
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cdc_core::error::{ErrorClass, Problem};
-use cdc_core::ids::{CollectionId, PChannel};
+use cdc_core::ids::{CollectionId, DbId, PChannel};
 use cdc_core::position::Position;
 use cdc_core::quarantine::{Kept, RECORDS, Record, State};
 use cdc_core::store::{Change, ProgressStore, TaskProgress};
@@ -27,6 +27,15 @@ const LEAVING: [&str; 6] = [
 ];
 /// The calls of plain mode that write rows.
 const ROWS: [&str; 2] = ["delete rows", "insert rows"];
+/// Where a collection, or an alias, gets another name, or properties change.
+const NAMES: [&str; 6] = [
+    "alter_collection",
+    "drop_alias",
+    "note the aliases",
+    "put_alias",
+    "rename_collection",
+    "store that a collection is being renamed",
+];
 /// What a repair writes.
 const REPAIR: [&str; 5] = [
     "flush",
@@ -247,6 +256,54 @@ fn killed_before_rows_are_written() {
 #[test]
 fn killed_behind_rows_are_written() {
     seeds(3, |seed| die(seed, true, &ROWS, rows));
+}
+
+/// Two collections swap their names, one goes into a database; aliases come, move and go; properties change.
+async fn names(seed: u64, trap: Option<Trap>) -> Course {
+    const DEFAULT: DbId = DbId(1);
+    let mut world = World::new(seed, 2, 2);
+    let (a, b) = (world.source.create("a", 2), world.source.create("b", 1));
+    let shop = world.source.create_database("shop");
+    world.run(300, writes(&[a, b])).await;
+    world.start();
+    let mut course = Course::new(world, trap);
+    course.pass(600, &[a, b]).await;
+    course.world.source.put_alias(a, "x");
+    course
+        .world
+        .source
+        .set_properties(a, &[("collection.ttl.seconds", "60")]);
+    course.pass(600, &[a, b]).await;
+    course.world.source.rename(a, DEFAULT, "between");
+    course.world.source.rename(b, DEFAULT, "a");
+    course.world.source.rename(a, DEFAULT, "b");
+    course.pass(300, &[a, b]).await;
+    course.world.source.put_alias(b, "x");
+    course.pass(600, &[a, b]).await;
+    course.world.source.drop_alias(DEFAULT, "x");
+    course.world.source.rename(b, shop, "a");
+    course.pass(600, &[a, b]).await;
+    course.world.equal().await;
+    let properties = course.world.target.properties("default", "b").unwrap();
+    let ttl = ("collection.ttl.seconds".to_owned(), "60".to_owned());
+    assert_eq!(properties, [ttl]);
+    course
+}
+
+#[test]
+fn names_come_by_every_place_that_is_named() {
+    let known: Vec<&str> = POINTS.iter().chain(&LEAVING).copied().collect();
+    seeds(1, |seed| comes_by(seed, &NAMES, &known, names));
+}
+
+#[test]
+fn killed_before_a_name_changes() {
+    seeds(1, |seed| die(seed, false, &NAMES, names));
+}
+
+#[test]
+fn killed_behind_a_name_changes() {
+    seeds(1, |seed| die(seed, true, &NAMES, names));
 }
 
 /// Rows that are wrong on the target are copied anew by a process that does nothing else, and dies at `trap`; the next one

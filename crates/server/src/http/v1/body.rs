@@ -142,6 +142,9 @@ pub(crate) enum Operation {
     Load,
     Release,
     Flush,
+    RenameCollection,
+    AlterCollection,
+    Alias,
 }
 
 /// Collections by database and name.

@@ -113,6 +113,9 @@ fn operation(operation: Operation) -> body::Operation {
         Operation::Load => body::Operation::Load,
         Operation::Release => body::Operation::Release,
         Operation::Flush => body::Operation::Flush,
+        Operation::RenameCollection => body::Operation::RenameCollection,
+        Operation::AlterCollection => body::Operation::AlterCollection,
+        Operation::Alias => body::Operation::Alias,
     }
 }
 
