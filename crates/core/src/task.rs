@@ -296,9 +296,9 @@ pub enum CollectionState {
         rows_per_second: f64,
         /// `None` while nothing is known.
         eta_seconds: Option<f64>,
-        /// Keys that the source holds more than once, beyond the first copy of each: they arrive once.
         /// How long the source's queue keeps messages, if it says so: a copy that takes longer begins anew.
         queue_keeps_seconds: Option<f64>,
+        /// Keys that the source holds more than once, beyond the first copy of each: they arrive once.
         doubled_keys: u64,
         /// What it is at.
         step: String,

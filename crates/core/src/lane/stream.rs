@@ -126,7 +126,7 @@ impl StreamCtl {
         self.released.store(true, Ordering::Release);
     }
 
-    pub(super) fn released(&self) -> bool {
+    pub(crate) fn released(&self) -> bool {
         self.released.load(Ordering::Acquire)
     }
 

@@ -59,7 +59,7 @@ fn live(objects: &Objects, id: CollectionId) -> Option<(CollectionObject, Collec
 /// Whether a collection of the target is one of the task's.
 fn is_of_task(objects: &Objects, there: Option<CollectionId>) -> bool {
     let mut all = objects.all().into_iter();
-    there.is_some() && all.any(|o| o.target == there && o.phase == ObjectPhase::Live)
+    there.is_some() && all.any(|o| o.target == there && o.phase != ObjectPhase::Dropped)
 }
 
 impl Aliases {
@@ -97,6 +97,7 @@ impl Aliases {
                 continue;
             };
             let mapped = wanted.target_of(database, &alias.name);
+            let to = wanted.target_of(database, &collection.name);
             let (object, target) = match live(objects, alias.collection) {
                 Some(live) => live,
                 None if wanted.selection.contains(database, &collection.name) => {
@@ -105,6 +106,10 @@ impl Aliases {
                 }
                 None => continue,
             };
+            if to.database != object.database && !wanted.skips(Operation::RenameCollection) {
+                // It is to move: no Milvus moves one that has an alias.
+                continue;
+            }
             let name = match mapped.database == object.database {
                 true => mapped,
                 false => Name::new(object.database.as_str(), alias.name.as_str()),
@@ -125,10 +130,11 @@ impl Aliases {
     }
 
     pub(super) async fn converge(&mut self, objects: &Objects, view: &View) {
-        if view.aliases.is_empty() && self.made.is_empty() {
-            return;
+        let nothing = view.aliases.is_empty() && self.made.is_empty();
+        if nothing || self.ctx.wanted().skips(Operation::Alias) {
+            return objects.aliased(BTreeMap::new());
         }
-        if self.at > Instant::now() || self.ctx.wanted().skips(Operation::Alias) {
+        if self.at > Instant::now() {
             return;
         }
         let is_unsure = self.is_unsure();
@@ -189,8 +195,7 @@ impl Aliases {
             }
             there => there.map_err(failed)?,
         };
-        let ours = self.made.contains_key(name) || is_of_task(objects, there);
-        if there.is_some_and(|there| there != of.target) && !ours {
+        if there.is_some_and(|there| there != of.target) && !is_of_task(objects, there) {
             let why = format!("alias {name} is that of another collection on the target");
             let hint = "drop that alias there, or leave aliases out (skip_operations: alias)";
             return Err(Problem::new(ErrorClass::Conflict, why, hint));

@@ -10,6 +10,7 @@ mod rounds;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -401,6 +402,7 @@ impl<'a> Conductor<'a> {
             self.first_round = false;
             self.took("what is stored is found on the target");
             self.begin().await;
+            self.objects.has_begun.store(true, Ordering::Release);
             self.gone_first.clear();
             self.took("reading begins");
         }

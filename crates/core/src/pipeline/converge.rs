@@ -5,7 +5,7 @@
 //! row waits for a load.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -43,9 +43,18 @@ struct Try {
     at: Instant,
 }
 
+impl Try {
+    fn new() -> Self {
+        Self {
+            backoff: Backoff::new(),
+            at: Instant::now(),
+        }
+    }
+}
+
 pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
     let mut views = ctx.parts.catalog.subscribe();
-    let mut done: HashMap<CollectionId, (Arc<Collection>, usize)> = HashMap::new();
+    let mut done: HashMap<CollectionId, (Arc<Collection>, Weak<Route>)> = HashMap::new();
     let mut skip = ctx.wanted().skip.clone();
     let mut tries: HashMap<CollectionId, Try> = HashMap::new();
     let mut databases = Databases::read(&ctx).await;
@@ -82,10 +91,10 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
                 continue;
             };
             let id = route.source;
-            let identity = Arc::as_ptr(&route) as usize;
+            let identity = Arc::downgrade(&route);
             let same = done
                 .get(&id)
-                .is_some_and(|(seen, by)| Arc::ptr_eq(seen, source) && *by == identity);
+                .is_some_and(|(seen, by)| Arc::ptr_eq(seen, source) && by.ptr_eq(&identity));
             if same || tries.get(&id).is_some_and(|t| t.at > Instant::now()) {
                 continue;
             }
@@ -94,18 +103,17 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
                 continue;
             }
             let before = done.get(&id).map(|(before, _)| before.clone());
+            // First: what keeps its objects from being alike does not keep its name.
+            let name = objects.is_to_be_renamed(&view, source).await;
+            if matches!(name, Ok(true)) {
+                objects.open_again(id);
+                let again = tries.entry(id).or_insert_with(Try::new);
+                again.at = Instant::now() + again.backoff.step();
+                continue;
+            }
             let done_so_far =
                 converge(&ctx, &objects, &route, (source, before), &mut settling).await;
-            let done_so_far = match done_so_far {
-                Ok(()) => match objects.is_to_be_renamed(&view, source).await {
-                    Ok(true) => {
-                        objects.open_again(id);
-                        continue;
-                    }
-                    other => other.map(|_| ()),
-                },
-                failed => failed,
-            };
+            let done_so_far = done_so_far.and(name.map(|_| ()));
             match done_so_far {
                 Ok(()) => {
                     done.insert(id, (source.clone(), identity));
@@ -113,10 +121,7 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
                     objects.converged(id, None);
                 }
                 Err(problem) => {
-                    let entry = tries.entry(id).or_insert_with(|| Try {
-                        backoff: Backoff::new(),
-                        at: Instant::now(),
-                    });
+                    let entry = tries.entry(id).or_insert_with(Try::new);
                     if entry.backoff.attempt == 3 {
                         tracing::warn!(task = %ctx.spec.id, collection = %source.name, "{problem}");
                     }
@@ -163,7 +168,15 @@ async fn missing(ctx: &TaskContext, objects: &Objects) {
         }
         // Only this very collection counts, and only if we have not dropped it meanwhile.
         match target.describe(&to.database, &to.name).await {
-            Ok(found) if found.as_ref().is_none_or(|f| f.id != to.collection) && live() => {
+            Err(error) if !error.is_alias() => drop(error),
+            found
+                if found
+                    .as_ref()
+                    .ok()
+                    .and_then(Option::as_ref)
+                    .is_none_or(|f| f.id != to.collection)
+                    && live() =>
+            {
                 let why = format!("{}.{} is no longer on the target", to.database, to.name);
                 let problem = Problem::new(ErrorClass::Transient, why, "looked at again");
                 route.stream.fail(problem);
@@ -349,7 +362,7 @@ impl Databases {
     }
 }
 
-/// One collection: partitions, properties, then indexes (which needs it released), then what is loaded.
+/// One collection: partitions, then indexes (which needs it released), then what is loaded.
 async fn converge(
     ctx: &TaskContext,
     objects: &Objects,
@@ -385,7 +398,6 @@ async fn converge(
             }
         }
     }
-    properties(ctx, to, source, before.as_deref()).await?;
     let spec = ctx.wanted();
     let carries = |operation| !spec.skips(operation);
     let wanted: Vec<TargetIndex> = source
@@ -474,7 +486,7 @@ async fn converge(
             }
         }
     }
-    Ok(())
+    properties(ctx, to, source, before.as_deref()).await
 }
 
 /// Its properties: those of the source are set, and those that were the source's are taken away. The target's own stay.

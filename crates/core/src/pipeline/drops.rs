@@ -130,6 +130,10 @@ impl Objects {
         let Some(found) = target.describe(&at.database, &at.name).await? else {
             return Ok(None);
         };
+        if self.made_for(found.id).is_some() {
+            // Another one of ours that has come to that name.
+            return Ok(None);
+        }
         let empty = !target.holds_rows(&at.database, &at.name).await?;
         Ok(empty.then_some((at, found)))
     }

@@ -104,7 +104,10 @@ async fn flush(ctx: &TaskContext, objects: &Objects, request: &FlushRequest, ts:
     let names: Vec<String> = request
         .collection_names
         .iter()
-        .filter(|name| wanted.selection.contains(database, name))
+        .filter(|name| {
+            let of = Name::new(database, name.as_str());
+            wanted.selection.contains(database, name) || objects.live(&of).is_some()
+        })
         .cloned()
         .collect();
     for name in &names {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use milvus::proto::schema::FieldSchema;
 use parking_lot::{Mutex, RwLock};
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 
 use super::TaskContext;
 use super::converge::note_made;
+use super::renames::RefusedName;
 use crate::catalog::Collection;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, DbId, FieldId, PChannel, PartitionId, TargetKey};
@@ -130,7 +132,11 @@ pub(crate) struct Objects {
     /// When it was begun, or found as begun, to give a collection the name that is stored with it.
     pub(super) renaming: Mutex<BTreeMap<CollectionId, Instant>>,
     /// Names on the target that collections were to have and could not, since when, and why.
-    pub(super) refused_names: Mutex<BTreeMap<CollectionId, (Name, Instant, Problem)>>,
+    pub(super) refused_names: Mutex<BTreeMap<CollectionId, RefusedName>>,
+    /// The target has no ids for collections.
+    pub(super) by_name: AtomicBool,
+    /// The readers have begun.
+    pub(super) has_begun: AtomicBool,
     /// Collections that are to be opened again, for the conductor.
     pub(super) to_open_again: Mutex<BTreeSet<CollectionId>>,
     /// What keeps a collection's indexes or load state from being as on the source.
@@ -159,8 +165,13 @@ impl Objects {
     /// The collection that this name of the source means now.
     pub(crate) fn live(&self, source: &Name) -> Option<CollectionObject> {
         let collections = self.collections.lock();
-        let mut live = collections.values().rev();
-        live.find(|o| o.phase == ObjectPhase::Live && o.carried_name() == *source)
+        let is_live = |o: &&CollectionObject| o.phase == ObjectPhase::Live;
+        let view = self.view();
+        let meant = view.find(&source.database, &source.name);
+        let meant = meant.and_then(|c| collections.get(&c.id)).filter(is_live);
+        let mut live = collections.values().rev().filter(is_live);
+        meant
+            .or_else(|| live.find(|o| o.carried_name() == *source))
             .cloned()
     }
 
@@ -231,6 +242,8 @@ impl Objects {
             naming: tokio::sync::Mutex::default(),
             renaming: Mutex::default(),
             refused_names: Mutex::default(),
+            by_name: AtomicBool::new(false),
+            has_begun: AtomicBool::new(false),
             to_open_again: Mutex::default(),
             unequal: Mutex::default(),
             unaliased: Mutex::default(),
@@ -366,10 +379,10 @@ impl Objects {
             if object.phase == ObjectPhase::Dropped {
                 return Err(Obstacle::Gone);
             }
-            self.claim(&object.target_name(), source.id)?;
             let found = self.whereabouts(object).await.map_err(failed)?;
             return match found {
                 Some(found) => {
+                    self.claim(&found.0, source.id)?;
                     let found = self.follow_name(source, found).await?;
                     let found = found.with_channels(self.ctx.hub.mode, source.shards.len());
                     let database = self.look(source.id, |o| o.database.clone());
@@ -416,6 +429,9 @@ impl Objects {
         let mut adopted = false;
         let mut there = false;
         if let Some(found) = self.described(source, database, &to.name).await? {
+            if let Some(other) = self.made_for(found.id).filter(|id| *id != source.id) {
+                return Err(Obstacle::NameTaken(other));
+            }
             // Our own create whose answer we never saw is empty as well: nothing was sent to it yet.
             let empty = !target
                 .holds_rows(database, &to.name)
@@ -512,21 +528,15 @@ impl Objects {
         let collections = self.collections.lock();
         let mut others = collections.values().filter(|o| o.source != source.id);
         // An older one that is being made counts too: its create call may have been carried out.
-        let holds = |o: &&CollectionObject| match o.phase {
-            ObjectPhase::Live | ObjectPhase::Dropping => {
-                o.target_name() == *to || self.may_become(o, to)
-            }
-            ObjectPhase::Creating => o.target_name() == *to && o.created < source.create_ts,
-            ObjectPhase::Dropped => false,
-        };
-        match others.find(holds) {
+        let older = |o: &CollectionObject| o.created < source.create_ts;
+        match others.find(|o| self.holds(o, to, older)) {
             Some(holder) => Err(Obstacle::NameTaken(holder.source)),
             None => Ok(()),
         }
     }
 
     /// The source's collection that one of the target's stands for.
-    fn made_for(&self, target: CollectionId) -> Option<CollectionId> {
+    pub(super) fn made_for(&self, target: CollectionId) -> Option<CollectionId> {
         let collections = self.collections.lock();
         let is =
             |o: &&CollectionObject| o.target == Some(target) && o.phase != ObjectPhase::Dropped;

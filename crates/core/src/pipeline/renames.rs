@@ -5,6 +5,7 @@
 //! name it is about to get is stored first. What cannot be renamed goes on under the name it has, and says so.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -18,12 +19,23 @@ use crate::select::{Name, Operation};
 use crate::store::{CollectionObject, ObjectPhase};
 use crate::target::{TargetCollection, TargetError};
 
-/// A rename of which no answer was seen is not carried out any more after this: a call has 20 s.
-pub(super) const LATE: Duration = Duration::from_secs(21);
-/// One that the target has refused is tried again after this: the collection stands still for it.
-const TRY_AGAIN: Duration = Duration::from_secs(10);
+/// A rename of which no answer was seen is not carried out any more after this: it leaves within the 20.5 s for which it
+/// is waited for, and has 20 s then.
+pub(super) const LATE: Duration = Duration::from_secs(42);
+/// One that the target has refused is tried again after this, ever more rarely: the collection stands still for it.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+const TRY_AGAIN_AT_MOST: Duration = Duration::from_secs(600);
 /// Collections that wait for each other's names in a ring.
 const LONGEST_RING: usize = 64;
+
+/// A name that a collection was to have on the target, and could not.
+#[derive(Clone, Debug)]
+pub(crate) struct RefusedName {
+    name: Name,
+    until: Instant,
+    wait: Duration,
+    problem: Problem,
+}
 
 /// What is to be done about a collection's name on the target.
 #[derive(Debug)]
@@ -57,7 +69,7 @@ fn waits(class: ErrorClass, to: &Name, why: &str, hint: &str) -> Naming {
 }
 
 impl Objects {
-    fn view(&self) -> std::sync::Arc<View> {
+    pub(super) fn view(&self) -> std::sync::Arc<View> {
         self.ctx.catalog().subscribe().borrow().clone()
     }
 
@@ -88,18 +100,33 @@ impl Objects {
         since.elapsed() < LATE
     }
 
+    /// Whether a name on the target is a collection's, or may come to be. `made`: also one that is being made.
+    pub(super) fn holds(
+        &self,
+        o: &CollectionObject,
+        name: &Name,
+        made: impl Fn(&CollectionObject) -> bool,
+    ) -> bool {
+        match o.phase {
+            ObjectPhase::Live | ObjectPhase::Dropping => {
+                o.target_name() == *name || self.may_become(o, name)
+            }
+            ObjectPhase::Creating => o.target_name() == *name && made(o),
+            // A call that is carried out yet would rename what has its old name then.
+            ObjectPhase::Dropped => {
+                let later = o.renaming.as_ref();
+                later.is_some_and(|later| {
+                    (o.target_name() == *name || later == name) && self.may_become(o, later)
+                })
+            }
+        }
+    }
+
     /// Another collection that has a name on the target, or may have it.
     fn holder(&self, of: &CollectionObject, name: &Name) -> Option<CollectionObject> {
         let collections = self.collections.lock();
         let mut others = collections.values().filter(|o| o.source != of.source);
-        let holds = |o: &&CollectionObject| match o.phase {
-            ObjectPhase::Live | ObjectPhase::Dropping => {
-                o.target_name() == *name || self.may_become(o, name)
-            }
-            ObjectPhase::Creating => o.target_name() == *name,
-            ObjectPhase::Dropped => false,
-        };
-        others.find(holds).cloned()
+        others.find(|o| self.holds(o, name, |_| true)).cloned()
     }
 
     /// Whether those that hold each other's names are a ring, and this one is to step out of it.
@@ -135,20 +162,6 @@ impl Objects {
         let Some((of, to)) = self.wanted_name(view, source, object) else {
             return Naming::Stays;
         };
-        if to == object.target_name() {
-            return Naming::Noted(of);
-        }
-        if let Err(why) = check_name(&to) {
-            let hint = "give the collection another name with the task's mapping";
-            return waits(ErrorClass::Conflict, &to, &why, hint);
-        }
-        let refused = self.refused_names.lock().get(&source.id).cloned();
-        if let Some((name, at, problem)) = refused
-            && name == to
-            && at.elapsed() < TRY_AGAIN
-        {
-            return Naming::Waits(problem);
-        }
         if let Some(earlier) = object.renaming.as_ref()
             && self.may_become(object, earlier)
         {
@@ -156,17 +169,39 @@ impl Objects {
             let why = format!("it may become {earlier} yet, for which there was no answer");
             return waits(ErrorClass::Transient, &to, &why, "goes on by itself");
         }
-        let Some(holder) = self.holder(object, &to) else {
-            return Naming::Becomes { to, of: Some(of) };
-        };
-        if self.steps_aside(view, object, &holder) {
-            let name = format!("{}{}", to.name, aside(source.id));
-            let to = Name::new(to.database, name);
-            return Naming::Becomes { to, of: None };
+        if to == object.target_name() {
+            return Naming::Noted(of);
         }
-        let why = format!("{} has that name there", holder.carried_name());
-        let hint = "goes on by itself when that one is renamed or dropped";
-        waits(ErrorClass::Transient, &to, &why, hint)
+        if self.by_name.load(Ordering::Acquire) {
+            let why = "this target knows collections by their names alone (milvus-lite), so it keeps the one it has";
+            return waits(ErrorClass::Conflict, &to, why, "its rows go on there");
+        }
+        let step = match self.holder(object, &to) {
+            None => Naming::Becomes { to, of: Some(of) },
+            Some(holder) if self.steps_aside(view, object, &holder) => {
+                let name = format!("{}{}", to.name, aside(source.id));
+                let to = Name::new(to.database, name);
+                Naming::Becomes { to, of: None }
+            }
+            Some(holder) => {
+                let why = format!("{} has that name there", holder.carried_name());
+                let hint = "goes on by itself when that one is renamed or dropped";
+                return waits(ErrorClass::Transient, &to, &why, hint);
+            }
+        };
+        let Naming::Becomes { to, .. } = &step else {
+            return step;
+        };
+        if let Err(why) = check_name(to) {
+            let hint = "give the collection another name with the task's mapping";
+            return waits(ErrorClass::Conflict, to, &why, hint);
+        }
+        match self.refused_names.lock().get(&source.id) {
+            Some(refused) if refused.name == *to && Instant::now() < refused.until => {
+                Naming::Waits(refused.problem.clone())
+            }
+            _ => step,
+        }
     }
 
     /// What is to be done about its name, asked before it is taken off its readers.
@@ -261,7 +296,15 @@ impl Objects {
             let of = view.collections.get(&id).and_then(|c| name_of(&view, c));
             let wanted = self.ctx.wanted();
             let of = of.filter(|of| wanted.target_of(&of.database, &of.name) == at);
+            // What was sent under the old name must not find what gets that.
+            self.ctx.hub.until_silent(found.id).await;
+            let from = object.target_name();
             object = self.is_named(id, at, of).await.unwrap_or(object);
+            let task = &self.ctx.spec.id;
+            self.ctx.hub.claims.give_up(&from, task, id);
+        }
+        if found.is_known_by_name() {
+            self.by_name.store(true, Ordering::Release);
         }
         match self.naming(&view, source, &object) {
             Naming::Stays | Naming::Waits(_) => Ok(found),
@@ -269,6 +312,8 @@ impl Objects {
                 self.is_named(id, object.target_name(), Some(of)).await;
                 Ok(found)
             }
+            // In the first round all wait for each other.
+            Naming::Becomes { .. } if !self.has_begun.load(Ordering::Acquire) => Ok(found),
             Naming::Becomes { to, of } => self.rename(source, object, found, (to, of)).await,
         }
     }
@@ -287,14 +332,6 @@ impl Objects {
             self.refused_name(source.id, &to, taken(&to));
             return Ok(found);
         }
-        if found.is_known_by_name() {
-            let why = format!(
-                "it was renamed on the source, and stays {from} on the target, which knows collections by their names alone (milvus-lite)"
-            );
-            let problem = Problem::new(ErrorClass::Conflict, why, "its rows go on there");
-            self.refused_name(source.id, &to, problem);
-            return Ok(found);
-        }
         let claims = &self.ctx.hub.claims;
         if let Err(other) = claims.take(&to, &self.ctx.spec.id, source.id) {
             let why = format!("task {other} writes {to} on this target");
@@ -303,12 +340,14 @@ impl Objects {
             self.refused_name(source.id, &to, problem);
             return Ok(found);
         }
-        self.database_for(
-            source,
-            of.as_ref().map(|of| of.database.as_str()),
-            &to.database,
-        )
-        .await?;
+        let database = of.as_ref().map(|of| of.database.as_str());
+        if let Err(obstacle) = self.database_for(source, database, &to.database).await {
+            claims.give_up(&to, &self.ctx.spec.id, source.id);
+            if let Obstacle::Failed(problem) = obstacle {
+                self.refused_name(source.id, &to, problem);
+            }
+            return Ok(found);
+        }
         {
             let _naming = self.naming.lock().await;
             if self.holder(&object, &to).is_some() {
@@ -322,6 +361,7 @@ impl Objects {
         }
         // Rows go by name, and what is under way must not find another collection under it.
         self.ctx.hub.until_silent(found.id).await;
+        self.renaming.lock().insert(source.id, Instant::now());
         let answer = target
             .rename_collection(&from.database, &from.name, &to)
             .await;
@@ -334,11 +374,9 @@ impl Objects {
             claims.give_up(&to, &self.ctx.spec.id, source.id);
             self.change(source.id, |object| object.renaming = None)
                 .await;
-            if matches!(error, TargetError::Refused { .. }) {
-                self.refused_name(source.id, &to, error.problem());
-                return Ok(found);
-            }
-            return Err(failed(error));
+            // Rows go on under the name it has.
+            self.refused_name(source.id, &to, error.problem());
+            return Ok(found);
         }
         let there = target
             .describe(&to.database, &to.name)
@@ -359,8 +397,16 @@ impl Objects {
     }
 
     fn refused_name(&self, id: CollectionId, to: &Name, problem: Problem) {
-        let entry = (to.clone(), Instant::now(), problem);
-        self.refused_names.lock().insert(id, entry);
+        let mut refused = self.refused_names.lock();
+        let before = refused.get(&id).filter(|before| before.name == *to);
+        let wait = before.map_or(TRY_AGAIN, |before| (before.wait * 2).min(TRY_AGAIN_AT_MOST));
+        let name = RefusedName {
+            name: to.clone(),
+            until: Instant::now() + wait,
+            wait,
+            problem,
+        };
+        refused.insert(id, name);
     }
 
     /// It has this name on the target. `of`: the source's that this is for.
@@ -371,6 +417,11 @@ impl Objects {
         of: Option<Name>,
     ) -> Option<CollectionObject> {
         self.refused_names.lock().remove(&id);
+        self.renaming.lock().remove(&id);
+        if self.look(id, |o| o.target_name() != name) == Some(true) {
+            // Its way goes by the old name, which may be another one's in a moment.
+            self.routes.write().remove(&id);
+        }
         self.change(id, |object| {
             object.from = Some(object.source_name());
             object.in_between = of.is_none();

@@ -167,7 +167,13 @@ async fn confirm(ctx: &TaskContext, carried: &Carried) -> Result<bool, TargetErr
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    let is_flushed = || target.is_flushed(&to.database, &to.name, carried.up_to);
+    // One that was taken off may have another name by now: what is said of this one is not of it.
+    let is_flushed = || async {
+        let is = target
+            .is_flushed(&to.database, &to.name, carried.up_to)
+            .await?;
+        Ok::<_, TargetError>(is && !carried.route.stream.released())
+    };
     if carried.way == Way::Ask {
         return is_flushed().await;
     }

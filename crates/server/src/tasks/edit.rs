@@ -115,6 +115,7 @@ impl Tasks {
             let from = object.carried_name();
             let to = new.apply(&from.database, &from.name);
             object.phase != ObjectPhase::Dropped
+                && !object.in_between
                 && (to.database != object.database || to.name != object.name)
         });
         match other {

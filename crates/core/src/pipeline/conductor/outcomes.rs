@@ -84,6 +84,7 @@ impl Conductor<'_> {
             let streams = |e: &super::Entry| e.phase == Phase::Streaming;
             if self.entries.get(&id).is_some_and(streams) {
                 self.take_off(id).await;
+                self.objects.routes.write().remove(&id);
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.phase = Phase::Due;
                 }
@@ -112,10 +113,10 @@ impl Conductor<'_> {
                 }
                 if let Some(holder) = alive {
                     let why = format!(
-                        "its name on the target belongs to {}, which was renamed on the source and is about to be there",
+                        "its name on the target belongs to {}, which was renamed on the source and still has it there",
                         holder.source.name
                     );
-                    let hint = "goes on by itself; if it lasts, see what that collection says";
+                    let hint = "goes on by itself when that one is renamed there; if it lasts, see what it says";
                     return self.failed(id, Problem::new(ErrorClass::Transient, why, hint));
                 }
                 if let Some(entry) = self.entries.get_mut(&id) {

@@ -42,7 +42,8 @@ impl std::fmt::Display for Step {
 /// How far a copy is, for whoever looks.
 #[derive(Debug)]
 pub(in crate::pipeline) struct Progress {
-    begun: Instant,
+    /// Since when rows are copied.
+    copies_since: Mutex<Option<Instant>>,
     /// Before this process or job.
     before: u64,
     /// By it.
@@ -61,7 +62,7 @@ pub(in crate::pipeline) struct Progress {
 impl Progress {
     pub(in crate::pipeline) fn new(snapshot: &Snapshot, spec: &SnapshotSpec) -> Arc<Self> {
         Arc::new(Self {
-            begun: Instant::now(),
+            copies_since: Mutex::default(),
             before: snapshot.copied,
             copied: AtomicU64::new(0),
             total: AtomicU64::new(snapshot.total),
@@ -79,7 +80,17 @@ impl Progress {
     }
 
     pub(super) fn is(&self, step: Step) {
+        if step == Step::Copies {
+            *self.copies_since.lock() = Some(Instant::now());
+        }
         *self.step.lock() = step;
+    }
+
+    /// For how long rows have been copied.
+    fn took(&self) -> Duration {
+        self.copies_since
+            .lock()
+            .map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Whether rows are read and sent for it, or are about to be: others wait for their turn.
@@ -98,18 +109,17 @@ impl Progress {
     /// What is to be said of a copy that takes longer than the queue keeps what comes behind it.
     pub(in crate::pipeline) fn too_slow(&self) -> Option<Problem> {
         let kept = (*self.kept.lock())?;
-        let CollectionState::Snapshotting {
-            eta_seconds: Some(eta),
-            ..
-        } = self.state()
-        else {
-            return None;
-        };
+        let took = self.took();
+        let total = self.total.load(Ordering::Relaxed);
+        let done = self.before + self.copied.load(Ordering::Relaxed);
         // A pace of the first moments is none.
-        let took = self.begun.elapsed();
-        let is_known = took >= PACE_KNOWN || self.rows_per_second.is_some();
-        let whole = took.as_secs_f64() + eta;
-        (is_known && whole > kept.as_secs_f64()).then(|| {
+        let whole = if took >= PACE_KNOWN {
+            let pace = self.copied.load(Ordering::Relaxed) as f64 / took.as_secs_f64();
+            took.as_secs_f64() + self.eta(total.saturating_sub(done), pace)?
+        } else {
+            total.saturating_sub(self.before) as f64 / self.rows_per_second?
+        };
+        (whole > kept.as_secs_f64()).then(|| {
             let why = format!(
                 "its copy will take about {}, and the source's queue keeps the messages that come behind it for {}: it would have to begin anew",
                 spoken(whole),
@@ -124,7 +134,7 @@ impl Progress {
         let copied = self.copied.load(Ordering::Relaxed);
         let done = self.before + copied;
         let total = self.total.load(Ordering::Relaxed).max(done);
-        let took = self.begun.elapsed().as_secs_f64();
+        let took = self.took().as_secs_f64();
         let pace = copied as f64 / took.max(0.001);
         let listed = total > 0;
         CollectionState::Snapshotting {

@@ -90,9 +90,7 @@ impl GrpcTarget {
         name: &str,
         to: &Name,
     ) -> Result<(), TargetError> {
-        self.forget(database, name);
-        self.forget(&to.database, &to.name);
-        status_call!(
+        let renamed = status_call!(
             self,
             "RenameCollection",
             rename_collection,
@@ -104,7 +102,12 @@ impl GrpcTarget {
                 // Without it a 2.3.5 moves it to `default`.
                 new_db_name: to.database.clone(),
             }
-        )
+        );
+        if renamed.is_ok() {
+            self.forget(database, name);
+            self.forget(&to.database, &to.name);
+        }
+        renamed
     }
 
     pub(super) async fn alter(

@@ -78,7 +78,7 @@ rules! {
     /// rows; so is a partition.
     NameAgainIsNew,
     /// A collection that is given another name is the same one, with its id, its channels and its rows; so it is in
-    /// another database. An alias goes with it.
+    /// another database, where it has no alias. Its aliases stay its own.
     RenamedIsTheSame,
     /// A collection with a partition key has the partitions `_default_0`, `_default_1`, …
     KeyedPartitions,
