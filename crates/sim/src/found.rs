@@ -90,4 +90,16 @@ pub const FOUND: &[(u64, &str)] = &[
         639282,
         "a collection whose channel was silent for five seconds was still said to be at the source's times, while ticks passed it",
     ),
+    (
+        20_000_072,
+        "a partition was dropped under the old name of its collection, where there was none, and stayed",
+    ),
+    (
+        20_002_666,
+        "two collections were being made under one name, and the drop of the one took the other",
+    ),
+    (
+        20_006_855,
+        "a collection that was taken off its readers for its name had sent one half of an upsert",
+    ),
 ];

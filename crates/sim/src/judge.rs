@@ -67,10 +67,12 @@ impl Judge {
         self.suspicions.clear();
     }
 
-    /// At `now`, in ms of this run. `steady` is asked only where it matters.
+    /// At `now`, in ms of this run. `said`: which collections were said to be steady when it was shown, if that was asked;
+    /// `steady`, of now, is asked only where it matters.
     pub fn tick(
         &mut self,
         shown: &Shown,
+        said: Option<&Steady>,
         source: &Source,
         steady: &mut impl FnMut() -> Steady,
         now: u64,
@@ -85,7 +87,8 @@ impl Judge {
             let rows = key.rows.iter().filter(|row| is_there(source, row));
             let versions: Vec<i64> = rows.map(|row| row.version).collect();
             let Key::Int(number) = key.key else { continue };
-            if versions.len() > 1 && !steady().contains(&key.source) {
+            let told = said.is_some_and(|said| !said.contains(&key.source));
+            if versions.len() > 1 && (told || !steady().contains(&key.source)) {
                 // What was sent in part is in place again at the end of its window, of which its state tells.
                 self.exposed += 1;
                 let shard = self.shard(key.source, key.target, key.shard);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cdc_core::catalog::{CatalogError, LoadState, ObjectState};
 use cdc_core::ids::{CollectionId, DbId, PartitionId};
 use cdc_core::target::memory::{Shown, Weather, Wrongs};
-use cdc_core::task::{CollectionState, Mode};
+use cdc_core::task::{CollectionState, Mode, TaskStatus};
 use parking_lot::Mutex;
 
 use crate::gate::{DiskWeather, Trap};
@@ -85,7 +85,8 @@ fn failed(failure: Failure) -> Outcome {
 struct Run {
     world: World,
     judge: Judge,
-    shown: Arc<Mutex<Vec<Shown>>>,
+    /// What ticks have shown; where keys are there twice, with what was said of the collections at that moment.
+    shown: Arc<Mutex<Vec<(Shown, Option<Steady>)>>>,
     disk: DiskWeather,
     /// Ms of nothing after the crash that is set.
     down: u64,
@@ -100,10 +101,19 @@ impl Run {
     async fn of(plan: &Plan, say: bool) -> Outcome {
         let mut world = World::of(plan.seed, &plan.setup);
         world.tasks[0].target.mode = plan.mode;
-        let shown: Arc<Mutex<Vec<Shown>>> = Arc::default();
+        let shown: Arc<Mutex<Vec<(Shown, Option<Steady>)>>> = Arc::default();
         let seen = shown.clone();
         if plan.mode == Mode::Replicate {
-            world.target.watch(move |tick| seen.lock().push(tick));
+            let (engine, task) = (world.last_engine.clone(), world.tasks[0].id.clone());
+            world.target.watch(move |tick| {
+                let twice = tick.keys.iter().any(|key| key.rows.len() > 1);
+                let said = || {
+                    let status = engine.lock().as_ref()?.status(&task);
+                    Some(steady(status.into_iter()))
+                };
+                let said = if twice { said() } else { None };
+                seen.lock().push((tick, said));
+            });
         }
         world.target.set_weather(plan.weather);
         world.target.set_latency(plan.latency);
@@ -211,8 +221,9 @@ impl Run {
                 .get_or_insert_with(|| said_to_be_steady(world))
                 .clone()
         };
-        for tick in &shown {
-            self.judge.tick(tick, &world.source, &mut steady, now)?;
+        for (tick, said) in &shown {
+            self.judge
+                .tick(tick, said.as_ref(), &world.source, &mut steady, now)?;
         }
         self.judge.confirm(&world.source, &mut steady, now)?;
         if let Some(violation) = world.target.violation() {
@@ -472,6 +483,10 @@ fn said_to_be_steady(world: &World) -> Steady {
         return Steady::new();
     };
     let all = world.tasks.iter().filter_map(|t| engine.status(&t.id));
+    steady(all)
+}
+
+fn steady(all: impl Iterator<Item = TaskStatus>) -> Steady {
     let steady = all
         .flat_map(|s| s.collections)
         .filter(|c| matches!(c.state, CollectionState::Streaming { raised: false, .. }));

@@ -18,6 +18,7 @@ use cdc_core::task::{
     TaskSpec,
 };
 use cdc_core::tso::Tso;
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -104,6 +105,8 @@ pub struct World {
     /// Where the engines that are started read the source's rows, if anywhere.
     pub rows: Option<Arc<MemoryRows>>,
     engine: Option<Engine>,
+    /// The one that was started last, for who has to ask it at the moment something is shown.
+    pub last_engine: Arc<Mutex<Option<Engine>>>,
     pub gate: Arc<Gate>,
 }
 
@@ -150,6 +153,7 @@ impl World {
             kills: 0,
             rows: None,
             engine: None,
+            last_engine: Arc::default(),
         }
     }
 
@@ -194,6 +198,7 @@ impl World {
         for task in &self.tasks {
             engine.start(task.clone()).unwrap();
         }
+        *self.last_engine.lock() = Some(engine.clone());
         self.engine = Some(engine);
     }
 

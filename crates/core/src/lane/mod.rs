@@ -220,11 +220,22 @@ impl Lane {
 
     /// Waits until no call with messages is under way.
     pub(crate) async fn until_idle(&self) {
+        self.until(|state| !state.under_way).await;
+    }
+
+    /// Waits until nothing of a stream that gets no more messages is on its way: then no tick shows a part of it.
+    pub(crate) async fn until_sent(&self, stream: &Arc<StreamCtl>) {
+        self.until(|state| !state.under_way && !state.holds(stream))
+            .await;
+    }
+
+    /// Looked at when a call with messages is done.
+    async fn until(&self, is: impl Fn(&State) -> bool) {
         loop {
             let over = self.shared.over.notified();
             tokio::pin!(over);
             over.as_mut().enable();
-            if !self.shared.state.lock().under_way {
+            if is(&self.shared.state.lock()) {
                 return;
             }
             over.await;

@@ -238,6 +238,12 @@ impl State {
         map
     }
 
+    /// Whether messages of a stream wait here.
+    pub(super) fn holds(&self, stream: &Arc<StreamCtl>) -> bool {
+        let is = |item: &Item| matches!(item, Item::Message(m) if Arc::ptr_eq(&m.stream, stream));
+        self.queue.iter().any(is)
+    }
+
     pub(super) fn push(&mut self, message: Outgoing) {
         // Its place is on disk already, before this message.
         if message.stream.released() {

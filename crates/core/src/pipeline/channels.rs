@@ -414,6 +414,17 @@ impl Conductor<'_> {
 
     /// Takes a collection off all its readers. Its place in each channel is on disk before the channel may pass it.
     pub(super) async fn detach(&mut self, id: CollectionId, route: &Arc<Route>) {
+        self.detach_within(id, route, Duration::ZERO).await;
+    }
+
+    /// The same; what was sent of it in part is sent whole, if that takes no longer than `within`. Otherwise a reader may
+    /// see the one half of an upsert before it goes on.
+    pub(super) async fn detach_within(
+        &mut self,
+        id: CollectionId,
+        route: &Arc<Route>,
+        within: Duration,
+    ) {
         self.stop_copy(id).await;
         let mut tickets = Vec::new();
         // Its own readers first: one of them may be about to join a main reader.
@@ -458,6 +469,14 @@ impl Conductor<'_> {
             self.ctx.commit(vec![change]).await;
             self.stored.detached.insert((channel, id), progress);
             tickets.extend(main.detach(&mut inner, id));
+        }
+        let sent = route
+            .shards
+            .iter()
+            .map(|s| s.lane.until_sent(&route.stream));
+        if !within.is_zero() {
+            // What is left then is taken back.
+            let _ = tokio::time::timeout(within, futures::future::join_all(sent)).await;
         }
         for shard in &route.shards {
             shard.lane.purge(&route.stream);

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::TaskContext;
 use super::converge::note_made;
-use super::renames::RefusedName;
+use super::renames::{LATE, RefusedName};
 use crate::catalog::Collection;
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, DbId, FieldId, PChannel, PartitionId, TargetKey};
@@ -24,9 +24,9 @@ use crate::route::encode;
 use crate::select::Name;
 use crate::select::mapping::check as check_name;
 use crate::store::{Change, CollectionObject, ObjectPhase, PartitionObject, TaskProgress};
-use crate::target::TargetCollection;
 use crate::target::grpc::user_schema;
 use crate::target::hub::store_problem;
+use crate::target::{TargetCollection, TargetError};
 use crate::task::{Mode, OnConflict};
 use crate::tso::Tso;
 
@@ -129,6 +129,8 @@ pub(crate) struct Objects {
     pub(super) cleared_collections: Mutex<HashSet<CollectionId>>,
     /// Held from the look whether a name on the target is free until it is stored who is to have it.
     pub(super) naming: tokio::sync::Mutex<()>,
+    /// When a creation was called for last, or found as begun.
+    creating: Mutex<BTreeMap<CollectionId, Instant>>,
     /// When it was begun, or found as begun, to give a collection the name that is stored with it.
     pub(super) renaming: Mutex<BTreeMap<CollectionId, Instant>>,
     /// Names on the target that collections were to have and could not, since when, and why.
@@ -240,6 +242,7 @@ impl Objects {
             cleared: Mutex::default(),
             cleared_collections: Mutex::default(),
             naming: tokio::sync::Mutex::default(),
+            creating: Mutex::default(),
             renaming: Mutex::default(),
             refused_names: Mutex::default(),
             by_name: AtomicBool::new(false),
@@ -296,6 +299,7 @@ impl Objects {
     /// What was said of a collection that is forgotten.
     pub(super) fn forget_sayings(&self, id: CollectionId) {
         self.unequal.lock().remove(&id);
+        self.creating.lock().remove(&id);
         self.renaming.lock().remove(&id);
         self.refused_names.lock().remove(&id);
         self.ends.lock().retain(|(of, _), _| *of != id);
@@ -404,9 +408,15 @@ impl Objects {
             };
         }
         let from = Name::new(database, source.name.as_str());
-        // One whose creation was begun keeps the name that it was to have.
-        let to = match &known {
-            Some(object) => Name::new(object.database.as_str(), object.name.as_str()),
+        // One whose creation was begun keeps the name that it was to have, as long as it may be made under that.
+        let begun = match &known {
+            Some(object) if self.may_be_made(object, &from).await.map_err(failed)? => {
+                known.as_ref()
+            }
+            _ => None,
+        };
+        let to = match begun {
+            Some(object) => object.target_name(),
             None => wanted.target_of(database, &source.name),
         };
         check_name(&to).map_err(|why| {
@@ -457,7 +467,7 @@ impl Objects {
             database: database.to_owned(),
             name: to.name.clone(),
             // It may have been renamed since that was begun.
-            from: match &known {
+            from: match begun {
                 Some(object) => object.from.clone(),
                 None => (from != to).then(|| from.clone()),
             },
@@ -484,6 +494,7 @@ impl Objects {
                     ..source.clone()
                 }),
             };
+            self.creating.lock().insert(source.id, Instant::now());
             target
                 .create_collection(
                     database,
@@ -523,13 +534,33 @@ impl Objects {
         })
     }
 
+    /// Whether a collection whose creation was begun is on the target under the name it was to have, or may be made there
+    /// yet; also where its name on the source is still the same.
+    async fn may_be_made(
+        &self,
+        object: &CollectionObject,
+        now: &Name,
+    ) -> Result<bool, TargetError> {
+        if object.carried_name() == *now {
+            return Ok(true);
+        }
+        let at = object.target_name();
+        match self.ctx.hub.target.describe(&at.database, &at.name).await {
+            Err(error) if error.is_alias() || error.is_not_found() => {}
+            // Some other one, or ours: which of them is asked of its rows.
+            Ok(Some(found)) if self.made_for(found.id).is_none() => return Ok(true),
+            found => drop(found?),
+        }
+        let mut creating = self.creating.lock();
+        let since = creating.entry(object.source).or_insert_with(Instant::now);
+        Ok(since.elapsed() < LATE)
+    }
+
     /// Whether no other collection has a name on the target, or may get it.
     fn is_free_for(&self, source: &Collection, to: &Name) -> Result<(), Obstacle> {
         let collections = self.collections.lock();
         let mut others = collections.values().filter(|o| o.source != source.id);
-        // An older one that is being made counts too: its create call may have been carried out.
-        let older = |o: &CollectionObject| o.created < source.create_ts;
-        match others.find(|o| self.holds(o, to, older)) {
+        match others.find(|o| self.holds(o, to)) {
             Some(holder) => Err(Obstacle::NameTaken(holder.source)),
             None => Ok(()),
         }

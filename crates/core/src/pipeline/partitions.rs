@@ -6,10 +6,15 @@ use super::stretch::all_partitions;
 use crate::catalog::{Collection, ObjectState};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::PartitionId;
-use crate::select::Operation;
+use crate::select::{Name, Operation};
 use crate::store::{Change, ObjectPhase, PartitionObject};
 use crate::task::Mode;
 use crate::tso::Tso;
+
+fn not_there() -> Problem {
+    let why = "its collection is under none of its names on the target";
+    Problem::new(ErrorClass::Transient, why, "tried again by itself")
+}
 
 impl Objects {
     pub(super) async fn put_partition(&self, object: PartitionObject) {
@@ -129,11 +134,9 @@ impl Objects {
             Some((ObjectPhase::Dropped, ..)) => return PartitionAnswer::Gone,
             // By another way: this one was found while it was being made.
             Some((ObjectPhase::Live, Some(target), name)) => {
-                let to = &route.shards[0].to;
-                let there = self.ctx.hub.target.partitions(&to.database, &to.name);
-                let there = match there.await {
+                let there = match self.partitions_of(route).await {
                     Ok(there) => there,
-                    Err(e) => return PartitionAnswer::Failed(e.problem()),
+                    Err(problem) => return PartitionAnswer::Failed(problem),
                 };
                 if there.iter().any(|(_, id)| *id == target) {
                     let known = PartitionRoute { target, name };
@@ -175,11 +178,9 @@ impl Objects {
                 return PartitionAnswer::NameTaken(holder);
             }
             // Its drop is not carried: the newer one has its place, with what is in it. Rows of both go there.
-            let to = &route.shards[0].to;
-            let there = self.ctx.hub.target.partitions(&to.database, &to.name);
-            let there = match there.await {
+            let there = match self.partitions_of(route).await {
                 Ok(there) => there,
-                Err(e) => return PartitionAnswer::Failed(e.problem()),
+                Err(problem) => return PartitionAnswer::Failed(problem),
             };
             if let Some((name, target)) = there.into_iter().find(|(n, _)| *n == partition.name) {
                 self.adopt_partition(route, id, &name, target).await;
@@ -227,6 +228,13 @@ impl Objects {
         Ok(None)
     }
 
+    /// The target's partitions of a collection, under the name that it has there now.
+    async fn partitions_of(&self, route: &Route) -> Result<Vec<(String, PartitionId)>, Problem> {
+        let at = self.place(route).await?.ok_or_else(not_there)?;
+        let there = self.ctx.hub.target.partitions(&at.database, &at.name);
+        there.await.map_err(|e| e.problem())
+    }
+
     /// A partition that was made. If only its intent is known, as it is found on the target; `None`: it is not there.
     pub(super) async fn found(
         &self,
@@ -236,9 +244,11 @@ impl Objects {
         if made.target.is_some() {
             return Ok(Some(made));
         }
-        let to = &route.shards[0].to;
+        let Some(at) = self.place(route).await? else {
+            return Ok(None);
+        };
         let target = &self.ctx.hub.target;
-        let there = target.partitions(&to.database, &to.name).await;
+        let there = target.partitions(&at.database, &at.name).await;
         let there = match there {
             Err(e) if e.is_not_found() => return Ok(None),
             there => there.map_err(|e| e.problem())?,
@@ -258,7 +268,7 @@ impl Objects {
         name: &str,
         ts: Tso,
     ) -> Result<PartitionRoute, Problem> {
-        let to = &route.shards[0].to;
+        let at = self.place(route).await?.ok_or_else(not_there)?;
         let target = &self.ctx.hub.target;
         let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
         if !route.has_partition_key {
@@ -273,19 +283,16 @@ impl Objects {
             };
             self.put_partition(intent).await;
             target
-                .create_partition(&to.database, &to.name, name, ts.min(now))
+                .create_partition(&at.database, &at.name, name, ts.min(now))
                 .await
                 .map_err(|e| e.problem())?;
         }
         let found = target
-            .partitions(&to.database, &to.name)
+            .partitions(&at.database, &at.name)
             .await
             .map_err(|e| e.problem())?;
         let Some((_, id)) = found.into_iter().find(|(found, _)| found == name) else {
-            let why = format!(
-                "partition {name} of {}.{} is not on the target yet",
-                to.database, to.name
-            );
+            let why = format!("partition {name} of {at} is not on the target yet");
             return Err(Problem::new(
                 ErrorClass::Transient,
                 why,
@@ -323,11 +330,13 @@ impl Objects {
         }
         let to = &route.shards[0].to;
         let target = &self.ctx.hub.target;
-        let found = match target.partitions(&to.database, &to.name).await {
+        // Its collection's own drop, or its database's, may be quicker: nothing is left to drop then.
+        let at = self.place(route).await?;
+        let at = at.unwrap_or_else(|| Name::new(to.database.as_str(), to.name.as_str()));
+        let found = match target.partitions(&at.database, &at.name).await {
             Ok(found) => found,
-            // Its collection's own drop, or its database's, was quicker: nothing is left to drop.
             Err(e) if e.is_not_found() => {
-                let there = target.describe(&to.database, &to.name).await;
+                let there = target.describe(&at.database, &at.name).await;
                 match there.map_err(|e| e.problem())? {
                     Some(there) if there.id == to.collection => return Err(e.problem()),
                     _ => Vec::new(),
@@ -340,11 +349,11 @@ impl Objects {
             let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
             // A loaded partition cannot be dropped.
             target
-                .release(&to.database, &to.name, std::slice::from_ref(&object.name))
+                .release(&at.database, &at.name, std::slice::from_ref(&object.name))
                 .await
                 .map_err(|e| e.problem())?;
             target
-                .drop_partition(&to.database, &to.name, &object.name, now)
+                .drop_partition(&at.database, &at.name, &object.name, now)
                 .await
                 .map_err(|e| e.problem())?;
         }

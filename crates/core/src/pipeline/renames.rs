@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::objects::{Objects, Obstacle};
+use super::objects::{Objects, Obstacle, Route};
 use crate::catalog::{Collection, View};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::CollectionId;
@@ -100,18 +100,14 @@ impl Objects {
         since.elapsed() < LATE
     }
 
-    /// Whether a name on the target is a collection's, or may come to be. `made`: also one that is being made.
-    pub(super) fn holds(
-        &self,
-        o: &CollectionObject,
-        name: &Name,
-        made: impl Fn(&CollectionObject) -> bool,
-    ) -> bool {
+    /// Whether a name on the target is a collection's, or may come to be.
+    pub(super) fn holds(&self, o: &CollectionObject, name: &Name) -> bool {
         match o.phase {
             ObjectPhase::Live | ObjectPhase::Dropping => {
                 o.target_name() == *name || self.may_become(o, name)
             }
-            ObjectPhase::Creating => o.target_name() == *name && made(o),
+            // Its create call may have been carried out.
+            ObjectPhase::Creating => o.target_name() == *name,
             // A call that is carried out yet would rename what has its old name then.
             ObjectPhase::Dropped => {
                 let later = o.renaming.as_ref();
@@ -126,7 +122,7 @@ impl Objects {
     fn holder(&self, of: &CollectionObject, name: &Name) -> Option<CollectionObject> {
         let collections = self.collections.lock();
         let mut others = collections.values().filter(|o| o.source != of.source);
-        others.find(|o| self.holds(o, name, |_| true)).cloned()
+        others.find(|o| self.holds(o, name)).cloned()
     }
 
     /// Whether those that hold each other's names are a ring, and this one is to step out of it.
@@ -280,6 +276,22 @@ impl Objects {
         Ok(None)
     }
 
+    /// What the collection of a route is called on the target now. Under [`Objects::making`] or [`Objects::dropping`] it
+    /// is not renamed.
+    pub(super) async fn place(&self, route: &Route) -> Result<Option<Name>, Problem> {
+        let to = &route.shards[0].to;
+        let own = Name::new(to.database.as_str(), to.name.as_str());
+        // One that is being made is not stored with its place yet.
+        let Some(object) = self.get(route.source).filter(|o| o.target.is_some()) else {
+            return Ok(Some(own));
+        };
+        if object.renaming.is_none() {
+            return Ok(Some(object.target_name()));
+        }
+        let found = self.whereabouts(&object).await;
+        Ok(found.map_err(|e| e.problem())?.map(|(at, _)| at))
+    }
+
     /// Gives it the name that it is to have, if it can have it.
     pub(super) async fn follow_name(
         &self,
@@ -361,6 +373,9 @@ impl Objects {
         }
         // Rows go by name, and what is under way must not find another collection under it.
         self.ctx.hub.until_silent(found.id).await;
+        // Partitions are made and dropped by the collection's name.
+        let _making = self.making.lock().await;
+        let _dropping = self.dropping.lock().await;
         self.renaming.lock().insert(source.id, Instant::now());
         let answer = target
             .rename_collection(&from.database, &from.name, &to)

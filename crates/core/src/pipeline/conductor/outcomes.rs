@@ -16,6 +16,9 @@ use crate::pipeline::opening::{Ready, Stop};
 use crate::store::{Change, ObjectPhase};
 use crate::task::CollectionState;
 
+/// A collection that is to be renamed has sent what it had in hand within this, or that is sent again later.
+const SENT_WITHIN: Duration = Duration::from_millis(500);
+
 impl Conductor<'_> {
     pub(super) async fn outcome(&mut self, outcome: Outcome) {
         let id = match &outcome {
@@ -83,7 +86,12 @@ impl Conductor<'_> {
         for id in self.objects.take_to_open_again() {
             let streams = |e: &super::Entry| e.phase == Phase::Streaming;
             if self.entries.get(&id).is_some_and(streams) {
-                self.take_off(id).await;
+                // Before what goes on is raised.
+                let why = "it is about to get another name on the target".to_owned();
+                self.board.lock().set(id, CollectionState::Waiting { why });
+                if let Some(route) = self.entries.get_mut(&id).and_then(|e| e.route.take()) {
+                    self.detach_within(id, &route, SENT_WITHIN).await;
+                }
                 self.objects.routes.write().remove(&id);
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.phase = Phase::Due;
