@@ -15,6 +15,9 @@ use crate::judge::{Failure, Judge, Steady};
 use crate::plan::{Act, Plan};
 use crate::world::{STEP, World};
 
+/// A tick, and, where it shows keys twice, which collections were said to be steady at that moment.
+type Seen = (Shown, Option<Steady>);
+
 /// Within so many ms after the last fault, source and target are equal, or it is stuck.
 const SETTLED: u64 = 120_000;
 /// A clean stop takes no longer.
@@ -85,8 +88,8 @@ fn failed(failure: Failure) -> Outcome {
 struct Run {
     world: World,
     judge: Judge,
-    /// What ticks have shown; where keys are there twice, with what was said of the collections at that moment.
-    shown: Arc<Mutex<Vec<(Shown, Option<Steady>)>>>,
+    /// Since the last look.
+    shown: Arc<Mutex<Vec<Seen>>>,
     disk: DiskWeather,
     /// Ms of nothing after the crash that is set.
     down: u64,
@@ -101,7 +104,7 @@ impl Run {
     async fn of(plan: &Plan, say: bool) -> Outcome {
         let mut world = World::of(plan.seed, &plan.setup);
         world.tasks[0].target.mode = plan.mode;
-        let shown: Arc<Mutex<Vec<(Shown, Option<Steady>)>>> = Arc::default();
+        let shown: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let seen = shown.clone();
         if plan.mode == Mode::Replicate {
             let (engine, task) = (world.last_engine.clone(), world.tasks[0].id.clone());

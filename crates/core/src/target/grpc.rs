@@ -349,7 +349,7 @@ impl Target for GrpcTarget {
                 let why = format!("{database}.{name} is an alias of collection {of} there");
                 return Err(self.name_or_alias(why));
             }
-            Some(Named::Collection(found)) => found,
+            Some(Named::Collection(found)) => *found,
         };
         if let Some(writer) = &self.writer {
             writer.learn(database, name, found.id, &found.schema);

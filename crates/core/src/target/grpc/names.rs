@@ -12,7 +12,7 @@ use crate::tso::Tso;
 
 /// What a name stands for.
 pub(super) enum Named {
-    Collection(TargetCollection),
+    Collection(Box<TargetCollection>),
     /// An alias, and whose.
     Alias(CollectionId),
 }
@@ -57,7 +57,7 @@ impl GrpcTarget {
         );
         let properties = answer.properties.into_iter();
         let by_name = answer.collection_id == 0;
-        Ok(Some(Named::Collection(TargetCollection {
+        Ok(Some(Named::Collection(Box::new(TargetCollection {
             id: CollectionId(if plain { id } else { answer.collection_id }),
             name: name.to_owned(),
             vchannels: vchannels.into_iter().map(VChannel::new).collect(),
@@ -65,7 +65,7 @@ impl GrpcTarget {
             schema: answer.schema.unwrap_or_default(),
             properties: properties.map(|p| (p.key, p.value)).collect(),
             by_name,
-        })))
+        }))))
     }
 
     pub(super) fn name_or_alias(&self, reason: String) -> TargetError {
