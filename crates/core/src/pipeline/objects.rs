@@ -129,8 +129,8 @@ pub(crate) struct Objects {
     pub(super) cleared_collections: Mutex<HashSet<CollectionId>>,
     /// Held from the look whether a name on the target is free until it is stored who is to have it.
     pub(super) naming: tokio::sync::Mutex<()>,
-    /// When a creation was called for last, or found as begun.
-    creating: Mutex<BTreeMap<CollectionId, Instant>>,
+    /// When a creation was called for once more, or found as begun: the earlier call may be carried out yet.
+    pub(super) creating: Mutex<BTreeMap<CollectionId, Instant>>,
     /// When it was begun, or found as begun, to give a collection the name that is stored with it.
     pub(super) renaming: Mutex<BTreeMap<CollectionId, Instant>>,
     /// Names on the target that collections were to have and could not, since when, and why.
@@ -439,6 +439,8 @@ impl Objects {
         let mut adopted = false;
         let mut there = false;
         if let Some(found) = self.described(source, database, &to.name).await? {
+            // Another one of ours that has come to the name, or is just being made.
+            self.is_free_for(source, &to)?;
             if let Some(other) = self.made_for(found.id).filter(|id| *id != source.id) {
                 return Err(Obstacle::NameTaken(other));
             }
@@ -494,7 +496,9 @@ impl Objects {
                     ..source.clone()
                 }),
             };
-            self.creating.lock().insert(source.id, Instant::now());
+            if known.is_some() {
+                self.creating.lock().insert(source.id, Instant::now());
+            }
             target
                 .create_collection(
                     database,

@@ -168,6 +168,11 @@ impl Objects {
         if to == object.target_name() {
             return Naming::Noted(of);
         }
+        let made = self.creating.lock().get(&source.id).copied();
+        if made.is_some_and(|at| at.elapsed() < LATE) {
+            let why = "it may be made once more under the name it has, by an earlier call";
+            return waits(ErrorClass::Transient, &to, why, "goes on by itself");
+        }
         if self.by_name.load(Ordering::Acquire) {
             let why = "this target knows collections by their names alone (milvus-lite), so it keeps the one it has";
             return waits(ErrorClass::Conflict, &to, why, "its rows go on there");
