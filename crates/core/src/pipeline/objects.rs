@@ -434,7 +434,7 @@ impl Objects {
                 "",
             )));
         }
-        self.database_for(source, Some(&from.database), database)
+        self.database_for(source.db, Some(&from.database), database)
             .await?;
         let mut adopted = false;
         let mut there = false;
@@ -581,7 +581,7 @@ impl Objects {
     /// Makes the database for a collection, if it is not there. `from`: the source's.
     pub(super) async fn database_for(
         &self,
-        source: &Collection,
+        source: DbId,
         from: Option<&str>,
         database: &str,
     ) -> Result<(), Obstacle> {
@@ -596,7 +596,7 @@ impl Objects {
         if mapped.as_deref() == Some(database) {
             let made = {
                 let mut made = self.made_databases.lock();
-                made.insert(source.db, database.to_owned());
+                made.insert(source, database.to_owned());
                 made.clone()
             };
             // Before the call: one that a crash leaves behind has to go with its database on the source.

@@ -357,8 +357,16 @@ impl Objects {
             self.refused_name(source.id, &to, problem);
             return Ok(found);
         }
-        let database = of.as_ref().map(|of| of.database.as_str());
-        if let Err(obstacle) = self.database_for(source, database, &to.database).await {
+        // With the source's, it goes from the target.
+        let (view, wanted) = (self.view(), self.ctx.wanted());
+        let is =
+            |name: &str| wanted.mapping.database(name).as_deref() == Some(to.database.as_str());
+        let of_source = view.databases.iter().find(|(_, d)| is(&d.name));
+        let (id, database) = match of_source {
+            Some((id, database)) => (*id, Some(database.name.as_str())),
+            None => (source.db, None),
+        };
+        if let Err(obstacle) = self.database_for(id, database, &to.database).await {
             claims.give_up(&to, &self.ctx.spec.id, source.id);
             if let Obstacle::Failed(problem) = obstacle {
                 self.refused_name(source.id, &to, problem);
