@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use crate::catalog::Catalog;
 use crate::error::{ErrorClass, Problem, ProblemCode};
 use crate::ids::TaskId;
-use crate::pipeline::objects::the_source_itself;
+use crate::pipeline::making::the_source_itself;
 use crate::pipeline::runner::TaskRunner;
 use crate::repair::{self, Repair, Repaired};
 use crate::select::Name;

@@ -79,6 +79,12 @@ impl Collection {
             .map(|f| FieldId(f.field_id))
     }
 
+    /// Without what says that it is replicated, which is no matter of its target.
+    pub fn own_properties(&self) -> Vec<(String, String)> {
+        let own = |(key, _): &&(String, String)| !key.starts_with("replicate.");
+        self.properties.iter().filter(own).cloned().collect()
+    }
+
     /// Whether values of a field choose the partition; its partitions then exist from creation and are never dropped.
     pub fn has_partition_key(&self) -> bool {
         self.schema.fields.iter().any(|f| f.is_partition_key)

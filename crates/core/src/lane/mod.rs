@@ -218,27 +218,33 @@ impl Lane {
         self.shared.wake.notify_one();
     }
 
-    /// Waits until no call with messages is under way.
+    /// Waits until the call with messages that is under way is done, if there is one.
     pub(crate) async fn until_idle(&self) {
-        self.until(|state| !state.under_way).await;
+        let over = self.shared.over.notified();
+        tokio::pin!(over);
+        over.as_mut().enable();
+        if self.shared.state.lock().under_way {
+            over.await;
+        }
     }
 
     /// Waits until nothing of a stream that gets no more messages is on its way: then no tick shows a part of it.
     pub(crate) async fn until_sent(&self, stream: &Arc<StreamCtl>) {
-        self.until(|state| !state.under_way && !state.holds(stream))
-            .await;
-    }
-
-    /// Looked at when a call with messages is done.
-    async fn until(&self, is: impl Fn(&State) -> bool) {
+        let waits = || self.shared.state.lock().holds(stream);
         loop {
-            let over = self.shared.over.notified();
-            tokio::pin!(over);
-            over.as_mut().enable();
-            if is(&self.shared.state.lock()) {
+            while waits() {
+                let over = self.shared.over.notified();
+                tokio::pin!(over);
+                over.as_mut().enable();
+                if waits() {
+                    over.await;
+                }
+            }
+            // The last of them may be in hand. A call that is given back puts them into the queue again.
+            self.until_idle().await;
+            if !waits() {
                 return;
             }
-            over.await;
         }
     }
 

@@ -10,7 +10,6 @@ mod rounds;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -402,7 +401,6 @@ impl<'a> Conductor<'a> {
             self.first_round = false;
             self.took("what is stored is found on the target");
             self.begin().await;
-            self.objects.has_begun.store(true, Ordering::Release);
             self.gone_first.clear();
             self.took("reading begins");
         }
@@ -567,6 +565,8 @@ impl<'a> Conductor<'a> {
                 source: entry.source.clone(),
                 database: entry.database.clone(),
                 answer: entry.answer.clone(),
+                // In the first round all wait for each other.
+                may_rename: !self.first_round,
             };
             start.push((*id, Some(opening)));
         }

@@ -167,21 +167,16 @@ async fn missing(ctx: &TaskContext, objects: &Objects) {
             continue;
         }
         // Only this very collection counts, and only if we have not dropped it meanwhile.
-        match target.describe(&to.database, &to.name).await {
-            Err(error) if !error.is_alias() => drop(error),
-            found
-                if found
-                    .as_ref()
-                    .ok()
-                    .and_then(Option::as_ref)
-                    .is_none_or(|f| f.id != to.collection)
-                    && live() =>
-            {
-                let why = format!("{}.{} is no longer on the target", to.database, to.name);
-                let problem = Problem::new(ErrorClass::Transient, why, "looked at again");
-                route.stream.fail(problem);
-            }
-            _ => {}
+        let is_it = match target.describe(&to.database, &to.name).await {
+            Ok(found) => found.is_some_and(|f| f.id == to.collection),
+            // The name stands for another one.
+            Err(error) if error.is_alias() => false,
+            Err(_) => continue,
+        };
+        if !is_it && live() {
+            let why = format!("{}.{} is no longer on the target", to.database, to.name);
+            let problem = Problem::new(ErrorClass::Transient, why, "looked at again");
+            route.stream.fail(problem);
         }
     }
 }
@@ -501,24 +496,24 @@ async fn properties(
     }
     let target = ctx.hub.target.as_ref();
     let problem = |e: TargetError| e.problem();
-    // These say that a collection is replicated: they are not a matter of the target's.
-    let carried = |key: &str| !key.starts_with("replicate.");
-    let before = before.map_or(&[][..], |before| &before.properties);
-    let gone = |(key, _): &&(String, String)| source.properties.iter().all(|(k, _)| k != key);
-    if source.properties.is_empty() && before.is_empty() {
+    let of = |c: Option<&Collection>| c.map(Collection::own_properties).unwrap_or_default();
+    let (wanted, before) = (of(Some(source)), of(before));
+    let gone = |(key, _): &&(String, String)| wanted.iter().all(|(k, _)| k != key);
+    if wanted.is_empty() && before.is_empty() {
         return Ok(());
     }
     let there = target.describe(&to.database, &to.name).await;
     let Some(there) = there.map_err(problem)? else {
         return Ok(());
     };
-    let wanted = source.properties.iter().filter(|(key, _)| carried(key));
     let set: Vec<_> = wanted
+        .iter()
         .filter(|p| !there.properties.contains(p))
         .cloned()
         .collect();
-    let gone = before.iter().filter(gone).filter(|(key, _)| carried(key));
-    let gone: Vec<String> = gone
+    let gone: Vec<String> = before
+        .iter()
+        .filter(gone)
         .filter(|(key, _)| there.properties.iter().any(|(k, _)| k == key))
         .map(|(key, _)| key.clone())
         .collect();

@@ -108,15 +108,13 @@ impl Objects {
             None => self.empty_one(&object).await,
         };
         if let Some((at, found)) = found.map_err(|e| e.problem())? {
-            {
-                // Its lanes have what was sent to it: none of that comes behind the drop.
-                let shards = object.target_vchannels.len();
-                let found = found.with_channels(self.ctx.hub.mode, shards);
-                self.change(id, |object| object.target = Some(found.id))
-                    .await;
-                self.drop_on_target(&at.database, &found, &object.dropped_shards)
-                    .await?;
-            }
+            // Its lanes have what was sent to it: none of that comes behind the drop.
+            let shards = object.target_vchannels.len();
+            let found = found.with_channels(self.ctx.hub.mode, shards);
+            self.change(id, |object| object.target = Some(found.id))
+                .await;
+            self.drop_on_target(&at.database, &found, &object.dropped_shards)
+                .await?;
         }
         self.finish_drop(id).await
     }

@@ -65,6 +65,8 @@ pub(super) struct Opening {
     pub(super) source: Arc<Collection>,
     pub(super) database: String,
     pub(super) answer: Answer,
+    /// It may take the time that a new name on the target needs.
+    pub(super) may_rename: bool,
 }
 
 /// A collection that can be read.
@@ -95,6 +97,7 @@ pub(super) async fn open(
         source,
         database,
         answer,
+        may_rename,
     } = opening;
     let known = objects
         .get(source.id)
@@ -162,7 +165,12 @@ pub(super) async fn open(
         adopted,
         fresh,
     } = objects
-        .open(&source, &database, answer.on_conflict.unwrap_or(spec))
+        .open(
+            &source,
+            &database,
+            answer.on_conflict.unwrap_or(spec),
+            may_rename,
+        )
         .await
         .map_err(Stop::Target)?;
     let sent = answer.sent.max(adopted.unwrap_or_default());

@@ -4,10 +4,11 @@
 //! collection is taken off its readers for it, so that nothing that goes by name is under way, and opened again; the
 //! name it is about to get is stored first. What cannot be renamed goes on under the name it has, and says so.
 
-use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::objects::{Objects, Obstacle, Route};
@@ -30,11 +31,35 @@ const LONGEST_RING: usize = 64;
 
 /// A name that a collection was to have on the target, and could not.
 #[derive(Clone, Debug)]
-pub(crate) struct RefusedName {
+struct RefusedName {
     name: Name,
     until: Instant,
     wait: Duration,
     problem: Problem,
+}
+
+/// What is known of names on the target beside what is stored.
+#[derive(Default)]
+pub(crate) struct Names {
+    /// Held from the look whether a name is free until it is stored who is to have it.
+    pub(super) settling: tokio::sync::Mutex<()>,
+    /// When a creation was called for once more, or found as begun: the earlier call may be carried out yet.
+    pub(super) creating: Mutex<BTreeMap<CollectionId, Instant>>,
+    /// When a rename was called for, or found as begun.
+    renaming: Mutex<BTreeMap<CollectionId, Instant>>,
+    refused: Mutex<BTreeMap<CollectionId, RefusedName>>,
+    /// The target has no ids for collections.
+    stand_for_ids: AtomicBool,
+    /// Collections that are to be opened again, for the conductor.
+    to_open_again: Mutex<BTreeSet<CollectionId>>,
+}
+
+impl Names {
+    pub(super) fn forget(&self, id: CollectionId) {
+        self.creating.lock().remove(&id);
+        self.renaming.lock().remove(&id);
+        self.refused.lock().remove(&id);
+    }
 }
 
 /// What is to be done about a collection's name on the target.
@@ -95,7 +120,7 @@ impl Objects {
         if object.renaming.as_ref() != Some(name) {
             return false;
         }
-        let mut renaming = self.renaming.lock();
+        let mut renaming = self.names.renaming.lock();
         let since = renaming.entry(object.source).or_insert_with(Instant::now);
         since.elapsed() < LATE
     }
@@ -168,12 +193,12 @@ impl Objects {
         if to == object.target_name() {
             return Naming::Noted(of);
         }
-        let made = self.creating.lock().get(&source.id).copied();
+        let made = self.names.creating.lock().get(&source.id).copied();
         if made.is_some_and(|at| at.elapsed() < LATE) {
             let why = "it may be made once more under the name it has, by an earlier call";
             return waits(ErrorClass::Transient, &to, why, "goes on by itself");
         }
-        if self.by_name.load(Ordering::Acquire) {
+        if self.names.stand_for_ids.load(Ordering::Acquire) {
             let why = "this target knows collections by their names alone (milvus-lite), so it keeps the one it has";
             return waits(ErrorClass::Conflict, &to, why, "its rows go on there");
         }
@@ -197,7 +222,7 @@ impl Objects {
             let hint = "give the collection another name with the task's mapping";
             return waits(ErrorClass::Conflict, to, &why, hint);
         }
-        match self.refused_names.lock().get(&source.id) {
+        match self.names.refused.lock().get(&source.id) {
             Some(refused) if refused.name == *to && Instant::now() < refused.until => {
                 Naming::Waits(refused.problem.clone())
             }
@@ -248,12 +273,12 @@ impl Objects {
 
     /// Asks for a collection to be opened again, under the name it is to have.
     pub(super) fn open_again(&self, id: CollectionId) {
-        self.to_open_again.lock().insert(id);
+        self.names.to_open_again.lock().insert(id);
         self.ctx.wake.notify_one();
     }
 
     pub(super) fn take_to_open_again(&self) -> BTreeSet<CollectionId> {
-        std::mem::take(&mut *self.to_open_again.lock())
+        std::mem::take(&mut *self.names.to_open_again.lock())
     }
 
     /// Where the target's collection that was made for this one is, under whichever of its names.
@@ -302,6 +327,7 @@ impl Objects {
         &self,
         source: &Collection,
         (at, found): (Name, TargetCollection),
+        may_rename: bool,
     ) -> Result<TargetCollection, Obstacle> {
         let id = source.id;
         let view = self.view();
@@ -320,8 +346,8 @@ impl Objects {
             let task = &self.ctx.spec.id;
             self.ctx.hub.claims.give_up(&from, task, id);
         }
-        if found.is_known_by_name() {
-            self.by_name.store(true, Ordering::Release);
+        if found.by_name {
+            self.names.stand_for_ids.store(true, Ordering::Release);
         }
         match self.naming(&view, source, &object) {
             Naming::Stays | Naming::Waits(_) => Ok(found),
@@ -329,8 +355,7 @@ impl Objects {
                 self.is_named(id, object.target_name(), Some(of)).await;
                 Ok(found)
             }
-            // In the first round all wait for each other.
-            Naming::Becomes { .. } if !self.has_begun.load(Ordering::Acquire) => Ok(found),
+            Naming::Becomes { .. } if !may_rename => Ok(found),
             Naming::Becomes { to, of } => self.rename(source, object, found, (to, of)).await,
         }
     }
@@ -374,13 +399,13 @@ impl Objects {
             return Ok(found);
         }
         {
-            let _naming = self.naming.lock().await;
+            let _naming = self.names.settling.lock().await;
             if self.holder(&object, &to).is_some() {
                 // Looked at again in a moment.
                 claims.give_up(&to, &self.ctx.spec.id, source.id);
                 return Ok(found);
             }
-            self.renaming.lock().insert(source.id, Instant::now());
+            self.names.renaming.lock().insert(source.id, Instant::now());
             self.change(source.id, |object| object.renaming = Some(to.clone()))
                 .await;
         }
@@ -389,7 +414,7 @@ impl Objects {
         // Partitions are made and dropped by the collection's name.
         let _making = self.making.lock().await;
         let _dropping = self.dropping.lock().await;
-        self.renaming.lock().insert(source.id, Instant::now());
+        self.names.renaming.lock().insert(source.id, Instant::now());
         let answer = target
             .rename_collection(&from.database, &from.name, &to)
             .await;
@@ -425,7 +450,7 @@ impl Objects {
     }
 
     fn refused_name(&self, id: CollectionId, to: &Name, problem: Problem) {
-        let mut refused = self.refused_names.lock();
+        let mut refused = self.names.refused.lock();
         let before = refused.get(&id).filter(|before| before.name == *to);
         let wait = before.map_or(TRY_AGAIN, |before| (before.wait * 2).min(TRY_AGAIN_AT_MOST));
         let name = RefusedName {
@@ -444,8 +469,8 @@ impl Objects {
         name: Name,
         of: Option<Name>,
     ) -> Option<CollectionObject> {
-        self.refused_names.lock().remove(&id);
-        self.renaming.lock().remove(&id);
+        self.names.refused.lock().remove(&id);
+        self.names.renaming.lock().remove(&id);
         if self.look(id, |o| o.target_name() != name) == Some(true) {
             // Its way goes by the old name, which may be another one's in a moment.
             self.routes.write().remove(&id);

@@ -433,7 +433,7 @@ impl Target for GrpcTarget {
                 consistency_level: source.consistency_level,
                 properties: match self.mode() {
                     Mode::Replicate => pairs(&source.properties),
-                    Mode::Plain => pairs(&rows::plain_properties(source)),
+                    Mode::Plain => pairs(&source.own_properties()),
                 },
                 num_partitions,
             }

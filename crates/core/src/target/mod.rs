@@ -198,11 +198,6 @@ pub struct TargetCollection {
 }
 
 impl TargetCollection {
-    /// The server has no ids: that of another name is another one.
-    pub(crate) fn is_known_by_name(&self) -> bool {
-        self.by_name
-    }
-
     /// In plain mode, with channels that stand for so many shards.
     #[must_use]
     pub(crate) fn with_channels(mut self, mode: Mode, shards: usize) -> Self {

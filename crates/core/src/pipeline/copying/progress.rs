@@ -98,12 +98,15 @@ impl Progress {
         *self.step.lock() != Step::Flushes
     }
 
+    /// Rows a second so far.
+    fn pace(&self) -> f64 {
+        self.copied.load(Ordering::Relaxed) as f64 / self.took().as_secs_f64().max(0.001)
+    }
+
     /// Seconds until all is copied: at the pace so far, or, before there is one, that of the task's limit.
-    fn eta(&self, left: u64, pace: f64) -> Option<f64> {
-        let pace = Some(pace)
-            .filter(|pace| *pace > 0.)
-            .or(self.rows_per_second)?;
-        Some(left as f64 / pace)
+    fn eta(&self, left: u64) -> Option<f64> {
+        let pace = Some(self.pace()).filter(|pace| *pace > 0.);
+        Some(left as f64 / pace.or(self.rows_per_second)?)
     }
 
     /// What is to be said of a copy that takes longer than the queue keeps what comes behind it.
@@ -114,8 +117,7 @@ impl Progress {
         let done = self.before + self.copied.load(Ordering::Relaxed);
         // A pace of the first moments is none.
         let whole = if took >= PACE_KNOWN {
-            let pace = self.copied.load(Ordering::Relaxed) as f64 / took.as_secs_f64();
-            took.as_secs_f64() + self.eta(total.saturating_sub(done), pace)?
+            took.as_secs_f64() + self.eta(total.saturating_sub(done))?
         } else {
             total.saturating_sub(self.before) as f64 / self.rows_per_second?
         };
@@ -134,14 +136,12 @@ impl Progress {
         let copied = self.copied.load(Ordering::Relaxed);
         let done = self.before + copied;
         let total = self.total.load(Ordering::Relaxed).max(done);
-        let took = self.took().as_secs_f64();
-        let pace = copied as f64 / took.max(0.001);
         let listed = total > 0;
         CollectionState::Snapshotting {
             rows_copied: done,
             rows_total: total,
-            rows_per_second: pace,
-            eta_seconds: listed.then(|| self.eta(total - done, pace)).flatten(),
+            rows_per_second: self.pace(),
+            eta_seconds: listed.then(|| self.eta(total - done)).flatten(),
             queue_keeps_seconds: self.kept.lock().map(|kept| kept.as_secs_f64()),
             doubled_keys: self.doubled.load(Ordering::Relaxed),
             step: self.step.lock().to_string(),

@@ -139,13 +139,6 @@ pub(super) fn plain_schema(source: &Collection) -> CollectionSchema {
     schema
 }
 
-/// Without what says that a collection is replicated.
-pub(super) fn plain_properties(source: &Collection) -> Vec<(String, String)> {
-    let own = |key: &str| key.starts_with("replicate.");
-    let properties = source.properties.iter();
-    properties.filter(|(key, _)| !own(key)).cloned().collect()
-}
-
 /// An id, or, from a server that gives none (milvus-lite), one that stands for the name.
 pub(super) fn id_or_hash(id: i64, names: &[&str]) -> i64 {
     if id != 0 {
