@@ -137,6 +137,8 @@ struct Faults {
     fail: usize,
     late: usize,
     late_by: Duration,
+    /// The next call of this name.
+    delayed: Option<(&'static str, Duration)>,
     rng: StdRng,
     latency: Duration,
 }
@@ -177,6 +179,7 @@ impl MemoryTarget {
             fail: 0,
             late: 0,
             late_by: Duration::ZERO,
+            delayed: None,
             rng: StdRng::seed_from_u64(seed),
             latency: Duration::from_millis(4),
         };
@@ -353,6 +356,16 @@ impl MemoryTarget {
         (faults.late, faults.late_by) = (n, by);
     }
 
+    /// The answer of the next call of this name is lost at once; it is carried out `by` later.
+    pub fn delay_call(&self, call: &'static str, by: Duration) {
+        self.inner.faults.lock().delayed = Some((call, by));
+    }
+
+    /// Whether that call was made.
+    pub fn has_delayed(&self) -> bool {
+        self.inner.faults.lock().delayed.is_none()
+    }
+
     /// Calls hang from now on, until [`MemoryTarget::release`] or their deadline.
     pub fn hang(&self) {
         self.inner.hung.send_replace(true);
@@ -375,7 +388,10 @@ impl MemoryTarget {
 }
 
 impl Faults {
-    fn fate(&mut self, writes: bool, replicate: bool) -> Fate {
+    fn fate(&mut self, call: &str, writes: bool, replicate: bool) -> Fate {
+        if let Some((_, by)) = self.delayed.take_if(|(delayed, _)| *delayed == call) {
+            return Fate::Late(by);
+        }
         if self.fail > 0 {
             self.fail -= 1;
             return Fate::Unreachable;
@@ -425,9 +441,9 @@ impl Inner {
         state.clock
     }
 
-    fn fate(&self, writes: bool, replicate: bool) -> Fate {
+    fn fate(&self, call: &str, writes: bool, replicate: bool) -> Fate {
         let mut faults = self.faults.lock();
-        let fate = faults.fate(writes, replicate);
+        let fate = faults.fate(call, writes, replicate);
         let wrongs = &mut faults.wrongs;
         match fate {
             Fate::Well => {}

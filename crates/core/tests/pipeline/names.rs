@@ -346,3 +346,148 @@ fn properties_are_as_on_the_source() {
     seeds(3, |seed| properties(seed, Mode::Replicate));
     seeds(1, |seed| properties(seed, Mode::Plain));
 }
+
+/// The call that renames is carried out three seconds after its answer was lost. Meanwhile the source has given its old
+/// name to a new collection, and it another one.
+async fn late(seed: u64, mode: Mode) {
+    let mut world = World::new(seed, 2, 2);
+    world.tasks[0].target.mode = mode;
+    let id = world.source.create("a", 2);
+    world.start();
+    world.run(1_000, writes(&[id])).await;
+    let by = Duration::from_secs(3);
+    world.target.delay_call("RenameCollection", by);
+    assert!(world.source.rename(id, DEFAULT, "b"));
+    while !world.target.has_delayed() {
+        world.run(20, writes(&[id])).await;
+    }
+    assert!(world.source.rename(id, DEFAULT, "c"));
+    let new = world.source.create("a", 2);
+    if world.rng.random() {
+        world.run(200, writes(&[id, new])).await;
+        world.kill();
+        world.start();
+    }
+    world.run(6_000, writes(&[id, new])).await;
+    world.equal().await;
+}
+
+#[test]
+fn a_rename_that_is_carried_out_late_finds_its_own_collection() {
+    seeds(3, |seed| late(seed, Mode::Replicate));
+    seeds(2, |seed| late(seed, Mode::Plain));
+}
+
+/// The same, of a collection that the source drops meanwhile: none of its names is free before.
+async fn late_and_dropped(seed: u64) {
+    let mut world = World::new(seed, 2, 2);
+    let id = world.source.create("a", 2);
+    world.start();
+    world.run(1_000, writes(&[id])).await;
+    world
+        .target
+        .delay_call("RenameCollection", Duration::from_secs(3));
+    assert!(world.source.rename(id, DEFAULT, "b"));
+    while !world.target.has_delayed() {
+        world.run(20, writes(&[id])).await;
+    }
+    world.source.drop_collection(id);
+    let new = world.source.create("a", 1);
+    world.run(6_000, writes(&[new])).await;
+    world.equal().await;
+}
+
+#[test]
+fn a_rename_that_is_carried_out_late_finds_nobody_where_it_was_dropped() {
+    seeds(3, late_and_dropped);
+}
+
+/// In plain mode rows go by name: an insert that is carried out late must not find what has the old name by then.
+async fn late_rows(seed: u64) {
+    let mut world = World::new(seed, 2, 2);
+    world.tasks[0].target.mode = Mode::Plain;
+    let id = world.source.create("a", 2);
+    world.start();
+    world.run(1_000, writes(&[id])).await;
+    world.equal().await;
+    world
+        .target
+        .delay_call("Insert", Duration::from_millis(900));
+    let partition = world.source.default_partition(id);
+    world.source.insert(id, partition, 5, 0);
+    world.source.flush();
+    while !world.target.has_delayed() {
+        world.run(20, |_| {}).await;
+    }
+    assert!(world.source.rename(id, DEFAULT, "b"));
+    let new = world.source.create("a", 2);
+    world.run(3_000, |_| {}).await;
+    world.run(1_000, writes(&[id, new])).await;
+    world.equal().await;
+}
+
+#[test]
+fn rows_that_come_late_find_their_own_collection() {
+    seeds(3, late_rows);
+}
+
+/// Partitions are made and dropped while their collection gets another name.
+async fn partitions(seed: u64, mode: Mode) {
+    let mut world = World::new(seed, 2, 2);
+    world.tasks[0].target.mode = mode;
+    world.target.set_latency(Duration::from_millis(20));
+    let id = world.source.create("a", 2);
+    world.start();
+    world.run(1_000, writes(&[id])).await;
+    for round in 0..12 {
+        let partition = world
+            .source
+            .create_partition(id, &format!("p{}", round % 3));
+        world.source.insert(id, partition, 4, 0);
+        let time = world.rng.random_range(0..1_000);
+        world.run(time, writes(&[id])).await;
+        world.source.drop_partition(id, partition);
+        let time = world.rng.random_range(0..200);
+        world.run(time, writes(&[id])).await;
+        assert!(world.source.rename(id, DEFAULT, &format!("a{round}")));
+        let time = world.rng.random_range(0..600);
+        world.run(time, writes(&[id])).await;
+    }
+    world.equal().await;
+    world.run(2_000, |_| {}).await;
+    let (_, name) = named(&world, id);
+    let there = world.target.partitions("default", &name).unwrap();
+    assert_eq!(there, ["_default"]);
+}
+
+#[test]
+fn partitions_follow_the_name_of_their_collection() {
+    seeds(4, |seed| partitions(seed, Mode::Replicate));
+    seeds(2, |seed| partitions(seed, Mode::Plain));
+}
+
+/// Collections that are just being made swap their names.
+async fn swapped_while_made(seed: u64) {
+    let mut world = World::new(seed, 2, 2);
+    world.target.set_latency(Duration::from_millis(30));
+    world.start();
+    world.run(500, |_| {}).await;
+    let mut ids = Vec::new();
+    for round in 0..10 {
+        let one = world.source.create(&format!("x{round}"), 1);
+        let time = world.rng.random_range(0..300);
+        world.run(time, writes(&[one])).await;
+        let other = world.source.create(&format!("y{round}"), 2);
+        let time = world.rng.random_range(0..200);
+        world.run(time, writes(&[one, other])).await;
+        assert!(world.source.swap_names(one, other));
+        ids.extend([one, other]);
+    }
+    world.run(1_000, writes(&ids)).await;
+    world.equal().await;
+}
+
+#[test]
+fn collections_that_are_just_being_made_swap_their_names() {
+    seeds(4, swapped_while_made);
+}

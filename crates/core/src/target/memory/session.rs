@@ -97,7 +97,7 @@ impl Session {
         writes: bool,
         effect: impl FnOnce(&mut State) -> Result<T, (i32, String)> + Send + 'static,
     ) -> Result<T, TargetError> {
-        let fate = self.inner.fate(writes, false);
+        let fate = self.inner.fate(call, writes, false);
         let noted = move |state: &mut State| {
             if writes {
                 state.note(call);
@@ -109,6 +109,9 @@ impl Session {
             }
             answer
         };
+        if let Fate::Late(by) = fate {
+            return self.later(call, by, noted).await;
+        }
         self.carried_out(call, fate, writes, noted).await
     }
 
@@ -119,19 +122,28 @@ impl Session {
         within: Duration,
         effect: impl FnOnce(&mut State) -> Result<(), (i32, String)> + Send + 'static,
     ) -> Result<(), TargetError> {
-        let fate = self.inner.fate(true, true);
+        let fate = self.inner.fate(call, true, true);
         if let Fate::Late(by) = fate {
-            let inner = self.inner.clone();
-            let by = by.min(within);
-            tokio::spawn(async move {
-                tokio::time::sleep(by).await;
-                inner.now();
-                let _ = effect(&mut inner.state.lock());
-            });
-            self.inner.travel().await;
-            return Err(unknown(call));
+            return self.later(call, by.min(within), effect).await;
         }
         self.within(call, fate, true, within, effect).await
+    }
+
+    /// Its answer is lost, and it is carried out later.
+    async fn later<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        by: Duration,
+        effect: impl FnOnce(&mut State) -> Result<T, (i32, String)> + Send + 'static,
+    ) -> Result<T, TargetError> {
+        let inner = self.inner.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(by).await;
+            inner.now();
+            let _ = effect(&mut inner.state.lock());
+        });
+        self.inner.travel().await;
+        Err(unknown(call))
     }
 
     async fn carried_out<T: Send + 'static>(
@@ -217,7 +229,7 @@ impl Target for Session {
             return writer.write(self, URI, channel, &msgs, self.deadline).await;
         }
         let msgs: Vec<Bytes> = msgs.iter().map(Entry::whole).collect();
-        let fate = self.inner.fate(true, true);
+        let fate = self.inner.fate(REPLICATE, true, true);
         if let Fate::Late(by) = fate {
             // The request is in the network: its sender has no say any more, and may be dead when it arrives. The server
             // drops it once its deadline has passed.
