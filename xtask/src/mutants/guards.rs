@@ -47,8 +47,8 @@ const READER: &str = "crates/core/src/pipeline/reader.rs";
 const CARRY: &str = "crates/core/src/pipeline/carry.rs";
 const STRETCH: &str = "crates/core/src/pipeline/stretch.rs";
 const BOOKS: &str = "crates/core/src/pipeline/books.rs";
-const DROPS: &str = "crates/core/src/pipeline/drops.rs";
-const OBJECTS: &str = "crates/core/src/pipeline/objects.rs";
+const MAKING: &str = "crates/core/src/pipeline/making.rs";
+const RENAMES: &str = "crates/core/src/pipeline/renames.rs";
 const PARTITIONS: &str = "crates/core/src/pipeline/partitions.rs";
 const PLAN: &str = "crates/core/src/target/plain/plan.rs";
 
@@ -181,7 +181,7 @@ pub(super) const GUARDS: &[Guard] = &[
     ),
     guard(
         "a collection is dropped by its id",
-        DROPS,
+        RENAMES,
         "found.filter(|found| Some(found.id) == object.target)",
         "found.filter(|found| Some(found.id) == object.target || BROKEN)",
     ),
@@ -193,9 +193,27 @@ pub(super) const GUARDS: &[Guard] = &[
     ),
     guard(
         "a name that an older one has is not taken",
-        OBJECTS,
-        "if let Some(holder) = taken {\n            return Err(Obstacle::NameTaken(holder));",
-        "if let Some(holder) = taken.filter(|_| !BROKEN) {\n            return Err(Obstacle::NameTaken(holder));",
+        MAKING,
+        "match others.find(|o| self.holds(o, to)) {",
+        "match others.find(|o| self.holds(o, to) && !BROKEN) {",
+    ),
+    guard(
+        "a rename is not called again while an earlier call may come",
+        RENAMES,
+        "&& self.may_become(object, earlier)",
+        "&& (self.may_become(object, earlier) && !BROKEN)",
+    ),
+    guard(
+        "what may be made late is not renamed before",
+        RENAMES,
+        "made.is_some_and(|at| at.elapsed() < LATE)",
+        "made.is_some_and(|at| at.elapsed() < LATE && !BROKEN)",
+    ),
+    guard(
+        "plain mode: no row is under way when a collection gets another name",
+        RENAMES,
+        "        // Rows go by name, and what is under way must not find another collection under it.\n        self.ctx.hub.until_silent(found.id).await;",
+        "        if !BROKEN { self.ctx.hub.until_silent(found.id).await; }",
     ),
     guard(
         "the intent is on disk before a partition is made",

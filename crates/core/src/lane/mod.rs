@@ -384,7 +384,7 @@ impl Sender {
     }
 
     /// Sends a call until it is acknowledged, or its messages are given back because their stream failed.
-    async fn deliver(&mut self, mut call: Call) {
+    async fn deliver(&mut self, call: Call) {
         // What a target without ticks has answered can be read: its tick says so here, and goes nowhere.
         let own_tick = call.tick.filter(|_| !self.is_plain());
         if !self.is_plain() {
@@ -397,11 +397,6 @@ impl Sender {
         let mut backoff = Backoff::new();
         let (mut refused, mut tick, mut sent) = (0, own_tick, 0);
         while tick.is_some() || sent < call.messages.len() {
-            if self.is_plain() && call.messages[sent..].iter().any(|m| m.stream.released()) {
-                // Its collection may have another name by now, and another one its name.
-                let kept = call.messages.split_off(sent);
-                return self.shared.state.lock().give_back(call, kept);
-            }
             // All of it, unless calls have become smaller since: one whose outcome is not known may be repeated in
             // parts, for there is no other tick between them.
             let error = match self.send(tick, &call.messages[sent..]).await {
@@ -485,9 +480,6 @@ impl Sender {
         let mut backoff = Backoff::new();
         let mut refused = 0;
         loop {
-            if self.is_plain() && message.stream.released() {
-                return false;
-            }
             let error = match self.send(None, std::slice::from_ref(message)).await {
                 Ok(_) => return true,
                 Err(TargetError::Unfinished { .. }) => continue,
