@@ -59,6 +59,9 @@ impl Replication for StandIn {
     ) -> Result<BTreeMap<Name, bool>, Problem> {
         Ok(BTreeMap::new())
     }
+    async fn not_loaded(&self, _: &BTreeSet<Name>) -> Result<BTreeSet<Name>, Problem> {
+        Ok(BTreeSet::new())
+    }
     fn change(&self, spec: TaskSpec) -> Result<(), Problem> {
         self.start(spec)
     }

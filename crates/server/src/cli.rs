@@ -6,7 +6,12 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use cdc_core::select::Operation;
+
 use crate::command::{doctor, import_go, promote, verify};
+
+/// In place of a list: an empty one.
+pub(crate) const NONE: &str = "none";
 
 /// Change data capture from one Milvus to another.
 ///
@@ -99,6 +104,9 @@ pub enum Output {
 pub enum TaskCommand {
     /// Makes a task and starts it.
     Create(Create),
+    /// Shows what a task would carry, under which names, and what speaks against it. Changes nothing. Exit code 7 if
+    /// anything does.
+    Plan(Create),
     /// Shows all tasks.
     List,
     /// Shows one task and its collections.
@@ -117,7 +125,7 @@ pub enum TaskCommand {
         #[arg(long = "answer", value_name = "ANSWER", value_parser = answer)]
         answers: Vec<NamedAnswer>,
     },
-    /// Gives a task another login, other certificates or more collections. One that runs goes on with them.
+    /// Gives a task another login, other certificates, more collections or other rules. One that runs goes on with them.
     Edit(Box<Edit>),
     /// Stops a task and forgets it.
     Delete { id: String },
@@ -177,9 +185,12 @@ pub struct Create {
         short,
         long = "collection",
         value_name = "COLLECTION",
-        default_value = "*"
+        default_value = "*",
+        conflicts_with_all = ["include", "exclude"]
     )]
     pub collections: Vec<String>,
+    #[command(flatten)]
+    pub rules: Rules,
     /// An id of your choice: the command can then be repeated.
     #[arg(long)]
     pub id: Option<String>,
@@ -204,6 +215,31 @@ pub struct Create {
     /// Bytes copied a second, at most.
     #[arg(long, value_name = "BYTES")]
     pub bytes_per_second: Option<u64>,
+}
+
+/// docs/selection.md has the patterns and the names.
+#[derive(Args, Default)]
+pub struct Rules {
+    /// Collections by a pattern: DATABASE.NAME with * and ? in either part, DATABASE./REGEX/, or /REGEX/ over both.
+    #[arg(long, value_name = "PATTERN")]
+    pub include: Vec<String>,
+    /// And not these, whatever includes them. Alone: all but these.
+    #[arg(long, value_name = "PATTERN")]
+    pub exclude: Vec<String>,
+    /// Other names on the target: FROM=TO, like 'db1.*=db2.{}_copy'; the first that matches counts.
+    #[arg(long = "map", value_name = "FROM=TO")]
+    pub mapping: Vec<String>,
+    /// Operations that are not carried, like drop_collection.
+    #[arg(long, value_name = "OPERATION", value_delimiter = ',', value_parser = skipped)]
+    pub skip: Vec<String>,
+}
+
+fn skipped(text: &str) -> Result<String, String> {
+    let known = Operation::ALL.map(|(name, _)| name);
+    if text == NONE || known.contains(&text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("one of {} expected", known.join(", ")))
 }
 
 #[derive(Args)]
@@ -235,6 +271,10 @@ pub struct Edit {
     /// A collection to add, DATABASE.NAME, either of which may be *; a name alone is in default, * alone is everything.
     #[arg(short, long = "collection", value_name = "COLLECTION")]
     pub collections: Vec<String>,
+    /// With --include and --exclude: steps behind those that the task has. --map and --skip replace all that it has, none
+    /// stands for an empty list.
+    #[command(flatten)]
+    pub rules: Rules,
     /// What to do with collections that are on the target already and not empty.
     #[arg(long, value_enum)]
     pub on_conflict: Option<OnConflict>,

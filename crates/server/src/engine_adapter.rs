@@ -14,8 +14,8 @@ use cdc_core::ids::{PChannel, TaskId};
 use cdc_core::promote::{self, TriedOut};
 use cdc_core::repair::{Repair, Repaired};
 use cdc_core::select::Name;
-use cdc_core::snapshot::SourceRows;
 use cdc_core::snapshot::grpc::GrpcRows;
+use cdc_core::snapshot::{RowsError, SourceRows};
 use cdc_core::source::reach::{Held, Reach};
 use cdc_core::source::{LogSource, QueueConfig, SourceError, open_source};
 use cdc_core::store::SharedStore;
@@ -24,11 +24,15 @@ use cdc_core::target::grpc::GrpcConnector;
 use cdc_core::target::grpc::plain::PlainTarget;
 use cdc_core::task::{Choice, TargetSpec, TaskSpec, TaskStatus, Verdict};
 use cdc_core::tso::Tso;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use parking_lot::RwLock;
 
 use crate::config::{Config, Queue, TIMEOUT, kafka};
 use crate::runtime::Replication;
 
+/// Collections of the source that are asked for at the same time, and until all of them have to be known.
+const LOOKS_AT_ONCE: usize = 16;
+const LOOK_WITHIN: Duration = Duration::from_secs(15);
 /// How long the source's metadata is waited for, where it was not read yet.
 const VIEW_WITHIN: Duration = Duration::from_secs(5);
 
@@ -99,13 +103,13 @@ impl EngineReplication {
     }
 }
 
-/// Where the configuration says the source's metadata is.
 /// The source's own Milvus, where rows from before the queue's history are read.
 pub fn rows(config: &Config) -> Option<Arc<dyn SourceRows>> {
     let at = config.source.milvus.clone()?;
     Some(Arc::new(GrpcRows::new(at)))
 }
 
+/// Where the configuration says the source's metadata is.
 pub fn etcd_config(config: &Config) -> EtcdConfig {
     let from = &config.source.etcd;
     let (username, password) = from.login.clone().unwrap_or_default();
@@ -195,6 +199,35 @@ impl Replication for EngineReplication {
         names: &BTreeSet<Name>,
     ) -> Result<BTreeMap<Name, bool>, Problem> {
         self.engine()?.on_target(target, names).await
+    }
+
+    async fn not_loaded(&self, names: &BTreeSet<Name>) -> Result<BTreeSet<Name>, Problem> {
+        let Some(rows) = &self.rows else {
+            return Err(Problem::new(
+                ErrorClass::Configuration,
+                "rows are to be copied, and this server does not know where the source's Milvus is",
+                "set sourceConfig.milvus.uri (and its login)",
+            ));
+        };
+        let look = stream::iter(names.clone())
+            .map(|name| async move {
+                let is_loaded = rows.is_loaded(&name.database, &name.name, &[]).await?;
+                Ok::<_, RowsError>((!is_loaded).then_some(name))
+            })
+            .buffer_unordered(LOOKS_AT_ONCE);
+        let look = look.try_collect::<Vec<Option<Name>>>();
+        let found = tokio::time::timeout(LOOK_WITHIN, look).await;
+        let late = Problem::new(
+            ErrorClass::Transient,
+            format!(
+                "the source's Milvus has not said of {} collections within {} s whether they are loaded",
+                names.len(),
+                LOOK_WITHIN.as_secs()
+            ),
+            "is it up? see GET /api/v1/doctor",
+        );
+        let found = found.map_err(|_| late)?.map_err(|e| e.problem())?;
+        Ok(found.into_iter().flatten().collect())
     }
 
     fn change(&self, spec: TaskSpec) -> Result<(), Problem> {

@@ -30,6 +30,8 @@ pub trait Replication: Send + Sync {
         target: &TargetSpec,
         names: &BTreeSet<Name>,
     ) -> Result<BTreeMap<Name, bool>, Problem>;
+    /// Which of these collections of the source are not loaded there, so that their rows cannot be copied now.
+    async fn not_loaded(&self, names: &BTreeSet<Name>) -> Result<BTreeSet<Name>, Problem>;
     /// Gives a running task something else to do. Its target stays.
     fn change(&self, spec: TaskSpec) -> Result<(), Problem>;
     /// Starts a task; what is not there yet is waited for and said in the status.

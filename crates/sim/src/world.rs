@@ -123,6 +123,13 @@ pub struct Setup {
     pub retries: f64,
 }
 
+impl Drop for World {
+    /// What watches the target holds the engine, and that the target.
+    fn drop(&mut self) {
+        self.last_engine.lock().take();
+    }
+}
+
 impl World {
     /// With one task that carries everything.
     pub fn new(seed: u64, source_channels: usize, target_channels: usize) -> Self {

@@ -1,7 +1,7 @@
 //! Compares two Milvus servers by reading both: every database, collection, schema, property, partition, index and load
 //! state; every row by key and hash; `count(*)`. Nothing here knows what was written or what a replicator says of itself.
 //!
-//! - [`client`]: calls that look. [`objects`]: what is there beside rows. [`select`]: which of it.
+//! - [`client`]: calls that look. [`objects`]: what is there beside rows. [`select`] and [`names`]: which of it.
 //! - [`hash`]: a row as 128 bits. [`cdc_keys`]: the keys in parts that fit into memory. [`suspects`]: what differed, until a
 //!   later look clears it. These three are pure.
 //! - [`report`]: what it came to. [`copies`]: rows read to be copied, by whoever makes right what is wrong.
@@ -13,6 +13,7 @@ pub mod client;
 pub mod copies;
 pub mod hash;
 mod load;
+pub mod names;
 pub mod objects;
 pub mod report;
 mod rows;
@@ -21,6 +22,7 @@ pub mod suspects;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -28,6 +30,7 @@ use futures::stream::{self, StreamExt};
 use tokio::time::Instant;
 
 use crate::client::Client;
+use crate::names::{Carried, read_both};
 use crate::objects::{Collection, Likeness, Objects, differences};
 use crate::report::{Counts, Difference, Line, Report, Verdict, Wrong};
 use crate::rows::{Outcome, Place};
@@ -60,12 +63,14 @@ impl Again {
 }
 
 /// How to compare.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// The pause before another look.
     pub settle: Duration,
     pub again: Again,
     pub selection: Selection,
+    /// What a task carries; `None`: everything, under its own name.
+    pub carried: Option<Arc<dyn Carried>>,
     /// Keys of a partition that differ and are kept to be looked at again; what is more is counted.
     pub kept: usize,
     /// Rows of a partition that differ and are named; what is more is counted.
@@ -86,6 +91,7 @@ impl Default for Options {
             settle: Duration::from_secs(5),
             again: Again::Rounds(3),
             selection: Selection::default(),
+            carried: None,
             kept: 10_000,
             named: 100,
             range_rows: None,
@@ -108,7 +114,11 @@ pub async fn verify(source: &Client, target: &Client, options: &Options) -> Resu
     }
     for (db, name) in options.selection.named() {
         let key = (db.to_owned(), name.to_owned());
-        if !both.0.collections.contains_key(&key) && !both.1.collections.contains_key(&key) {
+        let carried = options.carried.as_ref();
+        if carried.is_some_and(|carried| carried.collection(db, name).is_none()) {
+            let line = format!("{db}.{name}: the task does not carry it");
+            report.open.push(line);
+        } else if !both.0.collections.contains_key(&key) && !both.1.collections.contains_key(&key) {
             let line = format!("{db}.{name}: it is on neither side");
             report.open.push(line);
         }
@@ -133,13 +143,7 @@ pub async fn compare_objects(
     let mut before: Option<BTreeSet<Difference>> = None;
     loop {
         let over = options.again.is_over(round, begun);
-        let selection = &options.selection;
-        let read = async {
-            let likeness = options.likeness;
-            let wanted = Objects::read(source, selection, likeness).await?;
-            anyhow::Ok((wanted, Objects::read(target, selection, likeness).await?))
-        };
-        match read.await {
+        match read_both(source, target, options).await {
             Ok((wanted, found)) => {
                 let (lines, all) = differences(&wanted.described, &found.described);
                 if all.is_empty() || over {

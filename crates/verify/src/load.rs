@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::Options;
 use crate::client::Client;
+use crate::names::read_both;
 use crate::objects::{Collection, Objects};
 use crate::report::Report;
 
@@ -26,16 +27,18 @@ pub(crate) async fn load(
     report: &mut Report,
 ) -> Result<(Objects, Objects)> {
     let end = Instant::now() + patience;
-    let on_both = |c: &&Collection| found.collections.contains_key(&c.key());
     let mut loaded = Vec::new();
-    for c in wanted.collections.values().filter(on_both) {
+    for (own, c) in &wanted.collections {
+        let Some(on_target) = found.collections.get(own) else {
+            continue;
+        };
         if c.is_loaded() || !c.indexed {
             continue;
         }
         let full = format!("{}.{}", c.db, c.name);
         match source.load(None, &c.db, &c.name).await {
             Ok(()) => {
-                loaded.push(c);
+                loaded.push((c, on_target));
                 let line = format!("{full}: loaded on the source for this comparison");
                 report.remarks.push(line);
             }
@@ -45,7 +48,7 @@ pub(crate) async fn load(
     if loaded.is_empty() {
         return Ok((wanted, found));
     }
-    for c in &loaded {
+    for (c, _) in &loaded {
         if !wait(source, c, end).await {
             continue;
         }
@@ -58,13 +61,10 @@ pub(crate) async fn load(
             report.remarks.push(format!("{}.{}: {e:#}", c.db, c.name));
         }
     }
-    for c in &loaded {
+    for (_, c) in &loaded {
         wait(target, c, end).await;
     }
-    Ok((
-        Objects::read(source, &options.selection, options.likeness).await?,
-        Objects::read(target, &options.selection, options.likeness).await?,
-    ))
+    read_both(source, target, options).await
 }
 
 /// Whether it was loaded in time. What is not is said with the rows that are not compared.

@@ -32,7 +32,7 @@ pub enum Likeness {
 #[derive(Debug, Clone, Default)]
 pub struct Objects {
     pub(crate) described: Described,
-    /// By database and name.
+    /// By database and name on the source.
     pub collections: BTreeMap<(String, String), Collection>,
 }
 
@@ -86,28 +86,45 @@ impl Objects {
             if !selection.has_database(&db) {
                 continue;
             }
-            all.described
-                .insert(("database", db.clone()), String::new());
+            all.put_database(&db);
             for name in client.collections(&db).await? {
                 if selection.has(&db, &name) {
-                    all.read_collection(client, &db, &name, likeness).await?;
+                    let own = (db.clone(), name);
+                    all.read_collection(client, &own, &own, likeness).await?;
                 }
             }
         }
         Ok(all)
     }
 
-    async fn read_collection(
+    pub(crate) fn put_database(&mut self, db: &str) {
+        self.described
+            .insert(("database", db.to_owned()), String::new());
+    }
+
+    /// Reads the collection that is at `at` on this server, and is called `own`.
+    pub(crate) async fn read_collection(
         &mut self,
         client: &Client,
-        db: &str,
-        name: &str,
+        (db, name): &(String, String),
+        own: &(String, String),
         likeness: Likeness,
     ) -> Result<()> {
         let described = client.describe(db, name).await?;
-        let full = format!("{db}.{name}");
+        let full = format!("{}.{}", own.0, own.1);
         self.described
             .insert(("collection", full.clone()), describe(&described, likeness));
+        if likeness != Likeness::Lite {
+            let properties = pairs(&described.properties);
+            self.described
+                .insert(("properties", full.clone()), properties);
+            let mut aliases = described.aliases.clone();
+            aliases.sort();
+            if !aliases.is_empty() {
+                self.described
+                    .insert(("aliases", full.clone()), aliases.join(", "));
+            }
+        }
         let schema = described.schema.unwrap_or_default();
         let partition_key = schema.fields.iter().any(|f| f.is_partition_key);
         let own_partitions = partition_key && likeness != Likeness::Standby;
@@ -149,8 +166,8 @@ impl Objects {
         }
 
         let mut c = Collection {
-            db: db.to_owned(),
-            name: name.to_owned(),
+            db: db.clone(),
+            name: name.clone(),
             partitions,
             loaded,
             partition_key,
@@ -186,7 +203,7 @@ impl Objects {
             self.described
                 .insert(("index", format!("{full} {}", index.field_name)), text);
         }
-        self.collections.insert(c.key(), c);
+        self.collections.insert(own.clone(), c);
         Ok(())
     }
 }
@@ -237,20 +254,16 @@ fn describe(c: &DescribeCollectionResponse, likeness: Likeness) -> String {
         let dynamic = schema.enable_dynamic_field;
         return format!("dynamic {dynamic} fields [{}]", fields.join("; "));
     }
-    let mut aliases = c.aliases.clone();
-    aliases.sort();
     let shards = match likeness {
         Likeness::Standby => c.shards_num.to_string(),
         _ => "any".to_owned(),
     };
     format!(
-        "{:?} dynamic {} shards {} consistency {} properties {} aliases {:?} fields [{}]",
+        "{:?} dynamic {} shards {} consistency {} fields [{}]",
         schema.description,
         schema.enable_dynamic_field,
         shards,
         c.consistency_level,
-        pairs(&c.properties),
-        aliases,
         fields.join("; ")
     )
 }

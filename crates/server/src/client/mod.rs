@@ -3,7 +3,7 @@
 pub(crate) mod http;
 mod quarantine;
 mod table;
-mod task;
+pub(crate) mod task;
 mod watch;
 
 use std::io::Write;

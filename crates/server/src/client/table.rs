@@ -28,10 +28,7 @@ pub(super) fn tasks(tasks: &[Value]) -> String {
         let names = task["collections"]
             .as_array()
             .map_or(&[][..], Vec::as_slice);
-        let names: Vec<String> = names
-            .iter()
-            .map(|c| format!("{}.{}", text(&c["database"]), text(&c["name"])))
-            .collect();
+        let names: Vec<String> = names.iter().map(step).collect();
         out.add_row([
             text(&task["id"]),
             text(&task["state"]),
@@ -41,6 +38,52 @@ pub(super) fn tasks(tasks: &[Value]) -> String {
         ]);
     }
     out.to_string()
+}
+
+/// A step of a selection: a name, or the patterns of a rule, with ! before those that it excludes.
+fn step(step: &Value) -> String {
+    let patterns = |key: &str, before: &str| {
+        let all = step[key].as_array()?.iter();
+        let all: Vec<String> = all.map(|p| format!("{before}{}", text(p))).collect();
+        Some(all.join(","))
+    };
+    patterns("include", "")
+        .or_else(|| patterns("exclude", "!"))
+        .unwrap_or_else(|| format!("{}.{}", text(&step["database"]), text(&step["name"])))
+}
+
+/// What a task would carry.
+pub(super) fn plan(plan: &Value) -> String {
+    let list = |of: &Value| of.as_array().cloned().unwrap_or_default();
+    let mut out = table(&["COLLECTION", "ON THE TARGET", "RULE", "PROBLEMS"]);
+    for c in list(&plan["collections"]) {
+        let problems: Vec<String> = list(&c["problems"]).iter().map(text).collect();
+        out.add_row([
+            text(&c["source"]),
+            text(&c["target"]),
+            text(&c["rule"]),
+            match problems.is_empty() {
+                true => "-".to_owned(),
+                false => problems.join("; "),
+            },
+        ]);
+    }
+    for c in list(&plan["left_out"]) {
+        let why = match c["rule"].is_null() {
+            true => "(left out: no rule has it)",
+            false => "(left out by this rule)",
+        };
+        out.add_row([
+            text(&c["source"]),
+            why.to_owned(),
+            text(&c["rule"]),
+            "-".to_owned(),
+        ]);
+    }
+    let mut lines = vec![out.to_string()];
+    let problems = list(&plan["problems"]);
+    lines.extend(problems.iter().map(|p| format!("problem: {}", text(p))));
+    lines.join("\n")
 }
 
 /// One task with its collections.

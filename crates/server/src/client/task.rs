@@ -6,8 +6,10 @@ use ureq::http::Method;
 
 use super::http::{Client, secret};
 use super::{Failure, quarantine, say, table, watch};
+use cdc_core::select::Operation;
+
 use crate::cli::{
-    Create, Edit, Initial, Mode, NamedAnswer, OnConflict, Output, Start, TaskCommand,
+    Create, Edit, Initial, Mode, NONE, NamedAnswer, OnConflict, Output, Rules, Start, TaskCommand,
 };
 use crate::http::v1::body;
 
@@ -19,6 +21,14 @@ pub(super) fn run(client: &Client, command: &TaskCommand) -> Result<(), Failure>
                 table::tasks(std::slice::from_ref(task))
             });
             Ok(())
+        }
+        TaskCommand::Plan(create) => {
+            let plan = client.ask(Method::POST, "/api/v1/plan", Some(&new_task(create)?))?;
+            show(client, &plan, table::plan);
+            match plan["ok"] == true {
+                true => Ok(()),
+                false => Err(Failure::new(7, "something speaks against it, as shown")),
+            }
         }
         TaskCommand::List => {
             let tasks = all(client, "/api/v1/tasks")?;
@@ -91,7 +101,7 @@ pub(super) fn part(given: &str) -> String {
 }
 
 /// A task and all its collections.
-pub(super) fn whole(client: &Client, id: &str) -> Result<(Value, Vec<Value>), Failure> {
+pub(crate) fn whole(client: &Client, id: &str) -> Result<(Value, Vec<Value>), Failure> {
     let task = client.get(&path(id))?;
     let collections = match task["state"] == "unreadable" {
         true => Vec::new(),
@@ -120,7 +130,14 @@ fn new_task(create: &Create) -> Result<Value, Failure> {
     let token = create.target_token.as_deref().filter(|t| !t.is_empty());
     let token = token.map(|t| secret(t, "--target-token")).transpose()?;
     let named = |given: &String| body::NewStep::Named(selected(given));
-    let collections = create.collections.iter().map(named);
+    let mut collections = steps(&create.rules);
+    match collections.first() {
+        None => collections.extend(create.collections.iter().map(named)),
+        Some(_) if create.rules.include.is_empty() => {
+            collections.insert(0, rule(Some(vec!["*.*".to_owned()]), None))
+        }
+        Some(_) => {}
+    }
     let task = body::NewTask {
         id: create.id.clone(),
         target: body::NewTarget {
@@ -131,7 +148,7 @@ fn new_task(create: &Create) -> Result<Value, Failure> {
             connect_timeout: None,
             dial_config: None,
         },
-        collections: collections.collect(),
+        collections,
         start: create.start.map(|start| match start {
             Start::Created => body::Start::Created,
             Start::Earliest => body::Start::Earliest,
@@ -151,10 +168,55 @@ fn new_task(create: &Create) -> Result<Value, Failure> {
         load_for_snapshot: create.load_for_snapshot.then_some(true),
         rows_per_second: create.rows_per_second,
         bytes_per_second: create.bytes_per_second,
-        mapping: None,
-        skip_operations: None,
+        mapping: mapping(&create.rules.mapping)?,
+        skip_operations: skipped(&create.rules.skip),
     };
     to_json(task)
+}
+
+/// The patterns of the command line as rules; excludes come last, so they count.
+fn steps(rules: &Rules) -> Vec<body::NewStep> {
+    let some = |given: &[String]| (!given.is_empty()).then(|| given.to_vec());
+    let include = some(&rules.include).map(|all| rule(Some(all), None));
+    let exclude = some(&rules.exclude).map(|all| rule(None, Some(all)));
+    include.into_iter().chain(exclude).collect()
+}
+
+fn rule(include: Option<Vec<String>>, exclude: Option<Vec<String>>) -> body::NewStep {
+    body::NewStep::Rule(body::NewRule {
+        include: include.map(body::Patterns::Several),
+        exclude: exclude.map(body::Patterns::Several),
+        database: None,
+    })
+}
+
+fn mapping(given: &[String]) -> Result<Option<Vec<body::NewMapping>>, Failure> {
+    if given.is_empty() {
+        return Ok(None);
+    }
+    if given == [NONE] {
+        return Ok(Some(Vec::new()));
+    }
+    // A regex may have a '=', a name has none.
+    let one = |text: &String| match text.rsplit_once('=') {
+        Some((from, to)) if !from.is_empty() && !to.is_empty() => Ok(body::NewMapping {
+            from: from.to_owned(),
+            to: to.to_owned(),
+        }),
+        _ => {
+            let what = format!("--map: FROM=TO expected, like 'db1.*=db2.*', not {text:?}");
+            Err(Failure::new(2, what))
+        }
+    };
+    given.iter().map(one).collect::<Result<_, _>>().map(Some)
+}
+
+fn skipped(given: &[String]) -> Option<Vec<body::Operation>> {
+    let known = |name: &String| {
+        let found = Operation::ALL.iter().find(|(known, _)| known == name);
+        found.map(|(_, operation)| body::Operation::from(*operation))
+    };
+    (!given.is_empty()).then(|| given.iter().filter_map(known).collect())
 }
 
 fn selected(given: &str) -> body::NewSelected {
@@ -209,6 +271,8 @@ fn edited(client: &Client, edit: &Edit) -> Result<body::Patch, Failure> {
         target: given.then_some(target),
         collections: all_with(client, edit)?,
         on_conflict: edit.on_conflict.map(on_conflict),
+        mapping: mapping(&edit.rules.mapping)?,
+        skip_operations: skipped(&edit.rules.skip),
         ..body::Patch::default()
     })
 }
@@ -217,10 +281,11 @@ fn edited(client: &Client, edit: &Edit) -> Result<body::Patch, Failure> {
 fn all_with(client: &Client, edit: &Edit) -> Result<Option<Vec<body::NewStep>>, Failure> {
     let added: Vec<_> = edit.collections.iter().map(|c| selected(c)).collect();
     let any = |s: &body::NewSelected| s.database.as_deref() == Some("*") && s.name == "*";
-    if added.is_empty() {
+    let steps = steps(&edit.rules);
+    if added.is_empty() && steps.is_empty() {
         return Ok(None);
     }
-    if added.iter().any(any) {
+    if added.iter().any(any) && steps.is_empty() {
         // It stands for all of them.
         return Ok(Some(added.into_iter().map(body::NewStep::Named).collect()));
     }
@@ -255,6 +320,7 @@ fn all_with(client: &Client, edit: &Edit) -> Result<Option<Vec<body::NewStep>>, 
             all.push(body::NewStep::Named(new));
         }
     }
+    all.extend(steps);
     Ok(Some(all))
 }
 

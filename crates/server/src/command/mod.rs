@@ -1,5 +1,6 @@
 //! The commands beside `server` and `task`.
 
+mod carried;
 pub mod doctor;
 pub mod import_go;
 pub mod promote;

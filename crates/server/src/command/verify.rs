@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cdc_core::tls::{
     ClientTls, FieldNames, Identity, NoChannel, TlsVersion, channel, is_server_name,
 };
 use cdc_verify::client::{Client, NoAnswer, Refused};
+use cdc_verify::names;
 use cdc_verify::objects::Likeness;
 use cdc_verify::report::Report;
 use cdc_verify::select::Selection;
@@ -15,6 +17,7 @@ use cdc_verify::{Again, Options, verify};
 use serde_json::json;
 use tonic::Code;
 
+use super::carried::Carried;
 use super::repair::{Repairer, Told};
 use crate::cli::{Connection, Output};
 use crate::client::http::secret;
@@ -77,9 +80,10 @@ pub struct Args {
     /// How often it is looked at again, at most. With 0 what is on its way is taken for a difference.
     #[arg(long, value_name = "ROUNDS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1000))]
     rounds: u32,
-    /// What the target is to the source. Of a Milvus of its own field ids, shards and who makes the keys may differ.
-    #[arg(long, value_enum, default_value = "standby")]
-    likeness: AsWhat,
+    /// What the target is to the source; standby if not given, or with --task what that takes it for. Of a Milvus of its own
+    /// field ids, shards and who makes the keys may differ.
+    #[arg(long, value_enum)]
+    likeness: Option<AsWhat>,
     /// Load on the source what is not loaded and has an index, flush it there, and wait until milvus-cdc has carried that
     /// to the target, up to so many seconds. It stays loaded.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "120", value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -94,10 +98,11 @@ pub struct Args {
     /// With --repair: say what would be copied or deleted, and change nothing.
     #[arg(long, requires = "repair")]
     dry_run: bool,
-    /// The task that writes to this target, on the server of --server.
-    #[arg(long, value_name = "ID", requires = "repair")]
+    /// The task that writes to this target, on the server of --server. What it carries is compared, and only that, under
+    /// the names it has on the target; what it leaves out makes no difference.
+    #[arg(long, value_name = "ID")]
     task: Option<String>,
-    /// Where the task is; of use only with --repair, but for --output.
+    /// Where the task is; of use only with --task, but for --output.
     #[command(flatten)]
     connection: Connection,
 }
@@ -163,12 +168,21 @@ struct Side<'a> {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let selection = Selection::parse(args.collections.iter().map(String::as_str))
         .map_err(|why| Failure::new(2, format!("--collections: {why}")))?;
+    let carried = args.task.as_ref();
+    let carried = carried.map(|task| Carried::ask(&args.connection, task));
+    let carried = carried.transpose()?.map(Arc::new);
+    let likeness = match (args.likeness, &carried) {
+        (Some(given), _) => given.into(),
+        (None, Some(carried)) => carried.likeness,
+        (None, None) => Likeness::Standby,
+    };
     let options = Options {
         settle: Duration::from_secs(args.settle),
         again: Again::Rounds(args.rounds),
         selection,
+        carried: carried.map(|carried| carried as Arc<dyn names::Carried>),
         range_rows: args.range_rows,
-        likeness: args.likeness.into(),
+        likeness,
         load: args.load.map(Duration::from_secs),
         keys: args.repair,
         ..Options::default()
@@ -176,13 +190,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let [source, target] = sides(&args);
     let (source, target) = futures::try_join!(connect(&source), connect(&target))?;
     let repairer = match &args.task {
-        Some(task) => Some(Repairer::new(
+        Some(task) if args.repair => Some(Repairer::new(
             &args.connection,
             task,
             &args.target,
             args.dry_run,
         )?),
-        None => None,
+        _ => None,
     };
     let report = compare(&source, &target, &options).await?;
     let output = args.connection.output;
@@ -405,8 +419,9 @@ mod tests {
         assert!(parse(&["--source-client-cert", "f"]).is_err());
         let repair = parse(&["--repair", "--task", "east", "--dry-run"]).unwrap();
         assert!(repair.repair && repair.dry_run && repair.task.as_deref() == Some("east"));
+        assert!(parse(&["--task", "east"]).is_ok());
         // Neither means anything alone.
-        for half in [&["--repair"][..], &["--dry-run"], &["--task", "east"]] {
+        for half in [&["--repair"][..], &["--dry-run"]] {
             assert!(parse(half).is_err(), "{half:?}");
         }
     }

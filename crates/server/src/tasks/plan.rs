@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cdc_core::ids::TaskId;
 use cdc_core::select::{Name, Verdict, mapping};
+use cdc_core::snapshot::Initial;
 use cdc_core::store::ObjectPhase;
 use cdc_core::task::OnConflict;
 
@@ -83,6 +84,28 @@ impl Tasks {
                 BTreeMap::new()
             }
         };
+        let initial = spec.snapshot.initial;
+        if initial != Initial::Incremental {
+            let sources = plan.carried.iter().map(|c| c.source.clone()).collect();
+            match inner.replication.not_loaded(&sources).await {
+                Err(problem) => plan.problems.push(problem.to_string()),
+                Ok(not_loaded) => {
+                    let waits = |c: &Planned| !spec.snapshot.load && not_loaded.contains(&c.source);
+                    for planned in plan.carried.iter_mut().filter(|c| waits(c)) {
+                        let when = match initial {
+                            Initial::Auto => {
+                                "if the queue does not hold its history, its copy waits"
+                            }
+                            _ => "its copy waits",
+                        };
+                        planned.problems.push(format!(
+                            "{} is not loaded on the source: {when} until somebody loads it, or with load_for_snapshot",
+                            planned.source
+                        ));
+                    }
+                }
+            }
+        }
         let others: Vec<_> = inner
             .tasks
             .read()

@@ -1,7 +1,10 @@
 //! The command line against a server.
 
+use std::collections::BTreeMap;
+
 use cdc_core::error::{ErrorClass, Problem};
 use cdc_core::secret::Secret;
+use cdc_core::select::Name;
 use cdc_core::task::{Choice, CollectionState, OnConflict};
 use milvus_cdc::config::access::{Access, ApiToken, Role};
 use serde_json::{Value, json};
@@ -336,5 +339,100 @@ async fn the_targets_etcd_is_given_whole_or_not_at_all() {
         args.extend(more);
         let done = run(&args, &[]).await;
         assert!(done.code == 2 && done.err.contains(part), "{}", done.err);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_names_and_what_is_left_out_are_flags() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir.path().join("s.db"), true).await;
+    *server.fake.present.lock() = ["a", "tmp_1", "b"].map(|n| Name::new("db", n)).to_vec();
+    let wanted = [
+        "--target",
+        "http://target:19530",
+        "--id",
+        "east",
+        "--include",
+        "db.*",
+        "--exclude",
+        "*.tmp_*",
+        "--exclude",
+        "db./b+/",
+        "--map",
+        "db.*=copy.{}_1",
+        "--skip",
+        "drop_collection,release",
+        "-o",
+        "json",
+    ];
+    let with = |command: &'static str| [&[command][..], &wanted].concat();
+    let plan = task(&server, &with("plan")).await.json();
+    assert_eq!(
+        plan["collections"],
+        json!([{"source": "db.a", "target": "copy.a_1", "rule": 0, "problems": []}])
+    );
+    assert_eq!(plan["left_out"][0]["source"], "db.b");
+    assert!(server.fake.running.lock().is_empty(), "it only looks");
+    let made = task(&server, &with("create")).await.json();
+    assert_eq!(
+        made["collections"],
+        json!([{"include": ["db.*"]}, {"exclude": ["*.tmp_*", "db./b+/"]}])
+    );
+    assert_eq!(
+        made["mapping"],
+        json!([{"from": "db.*", "to": "copy.{}_1"}])
+    );
+    assert_eq!(
+        made["skip_operations"],
+        json!(["drop_collection", "release"])
+    );
+    let list = task(&server, &["list"]).await;
+    assert!(list.out.contains("db.*,!*.tmp_*,!db./b+/"), "{}", list.out);
+    // An edit goes behind what is there; names and what is left out are replaced.
+    let edit = [
+        "edit",
+        "east",
+        "--include",
+        "db.tmp_7",
+        "--map",
+        "none",
+        "--skip",
+        "none",
+        "-o",
+        "json",
+    ];
+    let edited = task(&server, &edit).await.json();
+    assert_eq!(edited["collections"][2], json!({"include": ["db.tmp_7"]}));
+    assert_eq!(
+        (&edited["mapping"], &edited["skip_operations"]),
+        (&Value::Null, &Value::Null)
+    );
+    // Only excludes: all but these.
+    let but = [
+        "plan",
+        "--target",
+        "http://other:1",
+        "--exclude",
+        "db.a",
+        "-o",
+        "json",
+    ];
+    let plan = task(&server, &but).await.json();
+    assert_eq!(plan["left_out"], json!([{"source": "db.a", "rule": 1}]));
+    // What speaks against it has a code.
+    *server.fake.there.lock() = BTreeMap::from([(Name::new("db", "a"), true)]);
+    let table = task(&server, &["plan", "--target", "http://other:1"]).await;
+    assert_eq!(table.code, 7, "{}", table.err);
+    assert!(table.out.contains("with rows"), "{}", table.out);
+    for (bad, code, word) in [
+        (&["--map", "db.a"][..], 2, "FROM=TO"),
+        (&["--skip", "drop"], 2, "drop_collection"),
+        (&["-c", "a", "--include", "db.*"], 2, "--include"),
+        (&["--include", "db./(/"], 7, "is no regex"),
+    ] {
+        let all = [&["create", "--target", "http://t:1"][..], bad].concat();
+        let done = task(&server, &all).await;
+        assert_eq!(done.code, code, "{bad:?}: {}", done.err);
+        assert!(done.err.contains(word), "{bad:?}: {}", done.err);
     }
 }

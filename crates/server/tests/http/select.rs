@@ -1,8 +1,9 @@
 //! Which collections a task carries: rules, names on the target, what is left out, and what a plan says of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use cdc_core::error::{ErrorClass, Problem};
 use cdc_core::ids::{CollectionId, TaskId};
 use cdc_core::select::{Name, Operation};
 use cdc_core::store::{Change, CollectionObject, ObjectPhase, ProgressStore};
@@ -446,4 +447,37 @@ async fn a_running_task_is_edited_as_it_runs() {
     drop(server);
     let server = start(&path, true).await;
     assert_eq!(spec(&server), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_with_a_copy_says_what_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir.path().join("s.db"), true).await;
+    there(&server, &["db.a", "db.b", "other.x"]);
+    let cold = BTreeSet::from([Name::new("db", "b"), Name::new("other", "x")]);
+    *server.fake.not_loaded.lock() = Ok(cold);
+    let plan = async |more: Value| {
+        let mut wanted = body("t", json!([{"include": "db.*"}]));
+        let more = more.as_object().unwrap().clone();
+        wanted.as_object_mut().unwrap().extend(more);
+        let (status, plan) = server.rest("POST", "/plan", wanted).await;
+        assert_eq!(status, 200, "{plan}");
+        plan
+    };
+    let shown = plan(json!({"initial": "snapshot"})).await;
+    assert_eq!(shown["ok"], false, "{shown}");
+    assert_eq!(shown["collections"][0]["problems"], json!([]), "{shown}");
+    let problem = shown["collections"][1]["problems"][0].as_str().unwrap();
+    assert!(problem.contains("db.b is not loaded") && problem.contains("load_for_snapshot"));
+    for fine in [
+        json!({"initial": "snapshot", "load_for_snapshot": true}),
+        json!({}),
+    ] {
+        assert_eq!(plan(fine).await["ok"], true);
+    }
+    let away = Problem::new(ErrorClass::Transient, "source h: no answer", "is it up?");
+    *server.fake.not_loaded.lock() = Err(away);
+    let shown = plan(json!({"initial": "auto", "load_for_snapshot": true})).await;
+    assert!(shown["problems"][0].as_str().unwrap().contains("no answer"));
+    assert_eq!(plan(json!({})).await["ok"], true);
 }

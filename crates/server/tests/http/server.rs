@@ -62,6 +62,7 @@ pub(crate) struct Fake {
     pub(crate) refuse_try: Mutex<Option<Problem>>,
     pub(crate) lag: Mutex<Option<f64>>,
     pub(crate) held: Mutex<Option<Held>>,
+    pub(crate) not_loaded: Mutex<Result<BTreeSet<Name>, Problem>>,
 }
 
 /// The root path of an etcd from which the target takes no settings.
@@ -91,6 +92,7 @@ impl Default for Fake {
             present: Mutex::default(),
             there: Mutex::default(),
             changes: Mutex::default(),
+            not_loaded: Mutex::new(Ok(BTreeSet::new())),
         }
     }
 }
@@ -114,6 +116,10 @@ impl Replication for Fake {
         let mut there = self.there.lock().clone();
         there.retain(|name, _| names.contains(name));
         Ok(there)
+    }
+    async fn not_loaded(&self, names: &BTreeSet<Name>) -> Result<BTreeSet<Name>, Problem> {
+        let all = self.not_loaded.lock().clone()?;
+        Ok(all.intersection(names).cloned().collect())
     }
     fn change(&self, spec: TaskSpec) -> Result<(), Problem> {
         *self.changes.lock() += 1;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use cdc_core::select;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -145,6 +146,24 @@ pub(crate) enum Operation {
     RenameCollection,
     AlterCollection,
     Alias,
+}
+
+impl From<select::Operation> for Operation {
+    fn from(operation: select::Operation) -> Self {
+        match operation {
+            select::Operation::DropDatabase => Self::DropDatabase,
+            select::Operation::DropCollection => Self::DropCollection,
+            select::Operation::DropPartition => Self::DropPartition,
+            select::Operation::CreateIndex => Self::CreateIndex,
+            select::Operation::DropIndex => Self::DropIndex,
+            select::Operation::Load => Self::Load,
+            select::Operation::Release => Self::Release,
+            select::Operation::Flush => Self::Flush,
+            select::Operation::RenameCollection => Self::RenameCollection,
+            select::Operation::AlterCollection => Self::AlterCollection,
+            select::Operation::Alias => Self::Alias,
+        }
+    }
 }
 
 /// Collections by database and name.

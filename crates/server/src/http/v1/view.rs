@@ -7,7 +7,7 @@ use cdc_core::decode::header::Header;
 use cdc_core::error::Problem;
 use cdc_core::ids::{CollectionId, PChannel};
 use cdc_core::quarantine::{Kept, Record, State};
-use cdc_core::select::{self, Operation, Rule};
+use cdc_core::select::{self, Rule};
 use cdc_core::snapshot::Initial;
 use cdc_core::source::reach::Held;
 use cdc_core::store::TaskProgress;
@@ -60,7 +60,7 @@ pub(super) fn task(task: &tasks::Task, progress: Option<Progress>) -> Task {
                 to: rule.to().to_owned(),
             })
             .collect(),
-        skip_operations: spec.skip.iter().map(|o| operation(*o)).collect(),
+        skip_operations: spec.skip.iter().map(|o| (*o).into()).collect(),
         start: Some(start(spec.start)),
         initial: Some(match spec.snapshot.initial {
             Initial::Incremental => body::Initial::Incremental,
@@ -100,22 +100,6 @@ pub(super) fn unreadable(task: &Unreadable) -> Task {
         created_at: None,
         updated_at: None,
         progress: None,
-    }
-}
-
-fn operation(operation: Operation) -> body::Operation {
-    match operation {
-        Operation::DropDatabase => body::Operation::DropDatabase,
-        Operation::DropCollection => body::Operation::DropCollection,
-        Operation::DropPartition => body::Operation::DropPartition,
-        Operation::CreateIndex => body::Operation::CreateIndex,
-        Operation::DropIndex => body::Operation::DropIndex,
-        Operation::Load => body::Operation::Load,
-        Operation::Release => body::Operation::Release,
-        Operation::Flush => body::Operation::Flush,
-        Operation::RenameCollection => body::Operation::RenameCollection,
-        Operation::AlterCollection => body::Operation::AlterCollection,
-        Operation::Alias => body::Operation::Alias,
     }
 }
 
