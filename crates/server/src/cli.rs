@@ -6,8 +6,6 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use cdc_core::select::Operation;
-
 use crate::command::{doctor, import_go, promote, verify};
 
 /// In place of a list: an empty one.
@@ -17,7 +15,8 @@ pub(crate) const NONE: &str = "none";
 ///
 /// Exit codes: 0 done; 1 something else went wrong; 2 wrong arguments; 3 the server cannot be reached or is not able to;
 /// 4 no or a wrong token, or one that may only read; 5 no such task; 6 it contradicts what is there; 7 what was asked
-/// for cannot work; 8 `watch` ended before what it waited for; 9 `verify` found nothing wrong and did not compare everything.
+/// for cannot work, or `plan` found what speaks against it; 8 `watch` ended before what it waited for; 9 `verify` found
+/// nothing wrong and did not compare everything.
 #[derive(Parser)]
 #[command(name = "milvus-cdc", version)]
 pub struct Cli {
@@ -126,6 +125,9 @@ pub enum TaskCommand {
         answers: Vec<NamedAnswer>,
     },
     /// Gives a task another login, other certificates, more collections or other rules. One that runs goes on with them.
+    ///
+    /// --include and --exclude go behind the steps that the task has; --map and --skip replace what it has, and none
+    /// stands for nothing at all.
     Edit(Box<Edit>),
     /// Stops a task and forgets it.
     Delete { id: String },
@@ -218,7 +220,7 @@ pub struct Create {
 }
 
 /// docs/selection.md has the patterns and the names.
-#[derive(Args, Default)]
+#[derive(Args)]
 pub struct Rules {
     /// Collections by a pattern: DATABASE.NAME with * and ? in either part, DATABASE./REGEX/, or /REGEX/ over both.
     #[arg(long, value_name = "PATTERN")]
@@ -230,16 +232,8 @@ pub struct Rules {
     #[arg(long = "map", value_name = "FROM=TO")]
     pub mapping: Vec<String>,
     /// Operations that are not carried, like drop_collection.
-    #[arg(long, value_name = "OPERATION", value_delimiter = ',', value_parser = skipped)]
+    #[arg(long, value_name = "OPERATION", value_delimiter = ',')]
     pub skip: Vec<String>,
-}
-
-fn skipped(text: &str) -> Result<String, String> {
-    let known = Operation::ALL.map(|(name, _)| name);
-    if text == NONE || known.contains(&text) {
-        return Ok(text.to_owned());
-    }
-    Err(format!("one of {} expected", known.join(", ")))
 }
 
 #[derive(Args)]
@@ -271,8 +265,6 @@ pub struct Edit {
     /// A collection to add, DATABASE.NAME, either of which may be *; a name alone is in default, * alone is everything.
     #[arg(short, long = "collection", value_name = "COLLECTION")]
     pub collections: Vec<String>,
-    /// With --include and --exclude: steps behind those that the task has. --map and --skip replace all that it has, none
-    /// stands for an empty list.
     #[command(flatten)]
     pub rules: Rules,
     /// What to do with collections that are on the target already and not empty.

@@ -26,6 +26,17 @@ fn is_streaming(state: &CollectionState) -> bool {
     matches!(state, CollectionState::Streaming { .. })
 }
 
+/// A world, changed by `set` before it begins, in which collection "a" is carried and has rows.
+async fn with_one(seed: u64, set: impl FnOnce(&mut World)) -> (World, CollectionId) {
+    let mut world = World::new(seed, 2, 2);
+    set(&mut world);
+    let id = world.source.create("a", 2);
+    world.start();
+    world.until("a", is_streaming).await;
+    world.run(1_000, writes(&[id])).await;
+    (world, id)
+}
+
 /// Until the call that is to come late was made, with rows of these meanwhile.
 async fn until_called(world: &mut World, ids: &[CollectionId]) {
     for _ in 0..PATIENCE / 20 {
@@ -369,12 +380,7 @@ fn properties_are_as_on_the_source() {
 /// The call that renames is carried out three seconds after its answer was lost. Meanwhile the source has given its old
 /// name to a new collection, and it another one.
 async fn late(seed: u64, mode: Mode) {
-    let mut world = World::new(seed, 2, 2);
-    world.tasks[0].target.mode = mode;
-    let id = world.source.create("a", 2);
-    world.start();
-    world.until("a", is_streaming).await;
-    world.run(1_000, writes(&[id])).await;
+    let (mut world, id) = with_one(seed, |world| world.tasks[0].target.mode = mode).await;
     let by = Duration::from_secs(3);
     world.target.delay_call("RenameCollection", by);
     assert!(world.source.rename(id, DEFAULT, "b"));
@@ -398,12 +404,10 @@ fn a_rename_that_is_carried_out_late_finds_its_own_collection() {
 
 /// The same, of a collection that the source drops meanwhile: none of its names is free before.
 async fn late_and_dropped(seed: u64) {
-    let mut world = World::new(seed, 2, 2);
-    world.target.set_latency(Duration::from_millis(200));
-    let id = world.source.create("a", 2);
-    world.start();
-    world.until("a", is_streaming).await;
-    world.run(1_000, writes(&[id])).await;
+    let (mut world, id) = with_one(seed, |world| {
+        world.target.set_latency(Duration::from_millis(200))
+    })
+    .await;
     let by = Duration::from_millis(world.rng.random_range(300..3_000));
     world.target.delay_call("RenameCollection", by);
     assert!(world.source.rename(id, DEFAULT, "b"));
@@ -421,12 +425,7 @@ fn a_rename_that_is_carried_out_late_finds_nobody_where_it_was_dropped() {
 
 /// In plain mode rows go by name: an insert that is carried out late must not find what has the old name by then.
 async fn late_rows(seed: u64) {
-    let mut world = World::new(seed, 2, 2);
-    world.tasks[0].target.mode = Mode::Plain;
-    let id = world.source.create("a", 2);
-    world.start();
-    world.until("a", is_streaming).await;
-    world.run(1_000, writes(&[id])).await;
+    let (mut world, id) = with_one(seed, |world| world.tasks[0].target.mode = Mode::Plain).await;
     world.equal().await;
     world
         .target
@@ -531,11 +530,7 @@ fn a_creation_that_is_carried_out_late_leaves_nothing_under_the_old_name() {
 
 /// An alias that is made late, when the source has none any more.
 async fn aliased_late(seed: u64) {
-    let mut world = World::new(seed, 2, 2);
-    let id = world.source.create("a", 2);
-    world.start();
-    world.until("a", is_streaming).await;
-    world.run(1_000, writes(&[id])).await;
+    let (mut world, id) = with_one(seed, |_| {}).await;
     world
         .target
         .delay_call("AlterAlias", Duration::from_secs(3));

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use cdc_lab::cdc::command;
 use cdc_lab::client::{Client, Query, Row, Value as Field};
 use milvus::proto::common::ConsistencyLevel;
 use rand::rngs::StdRng;
@@ -240,9 +241,49 @@ async fn edited_twenty_times_under_load(lab: &mut Lab, random: &mut StdRng) -> R
         Ok(items.len() == pairs.len() && items.iter().all(|c| c["state"] == "Streaming"))
     })
     .await?;
+    compared_by_task(lab).await?;
     say(&format!(
         "{} rounds, {PATIENCE:?} at most for each comparison",
         rounds.load(Ordering::Relaxed)
     ));
     lab.cdc.delete("selected").await
+}
+
+/// `milvus-cdc verify --task` knows the names on the target and what is not carried; without it, all of that differs.
+async fn compared_by_task(lab: &Lab) -> Result<()> {
+    let (source, target, server) = (
+        lab.source.uri(),
+        lab.target.uri(),
+        format!("http://{}", lab.cdc.address()),
+    );
+    let both = [
+        "verify", "--source", &source, "--target", &target, "-o", "json",
+    ];
+    let with = async |more: &[&str]| {
+        let said = command(&[&both[..], more].concat(), PATIENCE).await?;
+        let report: Value = serde_json::from_str(&said.stdout)
+            .with_context(|| format!("{more:?}: {}", said.stderr))?;
+        anyhow::Ok((said.code, report))
+    };
+    let task = ["--task", "selected", "--server", &server];
+    let (code, report) = with(&task).await?;
+    ensure!(code == Some(0), "by the task: {report:#}");
+    let lines = report["lines"].as_array().into_iter().flatten();
+    let rows: Vec<_> = lines
+        .filter(|l| l["object"].as_str().is_some_and(|o| o.starts_with("rows ")))
+        .collect();
+    ensure!(
+        rows.len() == 4 && rows.iter().all(|l| l["source"].as_u64() > Some(0)),
+        "{report:#}"
+    );
+    let one = [&task[..], &["--collections", "db1.tmp_1"]].concat();
+    let (code, report) = with(&one).await?;
+    let open = report["open"][0].as_str().unwrap_or_default();
+    ensure!(
+        code == Some(9) && open.contains("does not carry"),
+        "{report:#}"
+    );
+    let (code, report) = with(&["--settle", "1", "--rounds", "1"]).await?;
+    ensure!(code == Some(1), "by equal names: {report:#}");
+    Ok(())
 }

@@ -1,13 +1,12 @@
 //! The commands.
 
+use cdc_core::select::Operation;
 use serde::Serialize;
 use serde_json::{Value, json};
 use ureq::http::Method;
 
 use super::http::{Client, secret};
 use super::{Failure, quarantine, say, table, watch};
-use cdc_core::select::Operation;
-
 use crate::cli::{
     Create, Edit, Initial, Mode, NONE, NamedAnswer, OnConflict, Output, Rules, Start, TaskCommand,
 };
@@ -169,7 +168,7 @@ fn new_task(create: &Create) -> Result<Value, Failure> {
         rows_per_second: create.rows_per_second,
         bytes_per_second: create.bytes_per_second,
         mapping: mapping(&create.rules.mapping)?,
-        skip_operations: skipped(&create.rules.skip),
+        skip_operations: skipped(&create.rules.skip)?,
     };
     to_json(task)
 }
@@ -211,12 +210,22 @@ fn mapping(given: &[String]) -> Result<Option<Vec<body::NewMapping>>, Failure> {
     given.iter().map(one).collect::<Result<_, _>>().map(Some)
 }
 
-fn skipped(given: &[String]) -> Option<Vec<body::Operation>> {
-    let known = |name: &String| {
+fn skipped(given: &[String]) -> Result<Option<Vec<body::Operation>>, Failure> {
+    if given.is_empty() {
+        return Ok(None);
+    }
+    if given == [NONE] {
+        return Ok(Some(Vec::new()));
+    }
+    let one = |name: &String| {
         let found = Operation::ALL.iter().find(|(known, _)| known == name);
-        found.map(|(_, operation)| body::Operation::from(*operation))
+        let known = Operation::ALL.map(|(known, _)| known).join(", ");
+        let what = format!("--skip: {NONE} alone, or some of {known} expected, not {name:?}");
+        found
+            .map(|(_, operation)| body::Operation::from(*operation))
+            .ok_or(Failure::new(2, what))
     };
-    (!given.is_empty()).then(|| given.iter().filter_map(known).collect())
+    given.iter().map(one).collect::<Result<_, _>>().map(Some)
 }
 
 fn selected(given: &str) -> body::NewSelected {
@@ -272,7 +281,7 @@ fn edited(client: &Client, edit: &Edit) -> Result<body::Patch, Failure> {
         collections: all_with(client, edit)?,
         on_conflict: edit.on_conflict.map(on_conflict),
         mapping: mapping(&edit.rules.mapping)?,
-        skip_operations: skipped(&edit.rules.skip),
+        skip_operations: skipped(&edit.rules.skip)?,
         ..body::Patch::default()
     })
 }

@@ -1,24 +1,27 @@
 //! What a task carries, asked of its server, for a comparison of just this.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use cdc_core::select::mapping::MapRule;
-use cdc_core::select::{BadPattern, Glob, Mapping, Name, Pattern, Rule, Rules};
+use cdc_core::position::QueueKind;
+use cdc_core::select::{Name, Operation};
 use cdc_verify::names;
 use cdc_verify::objects::Likeness;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::cli::Connection;
 use crate::client::Failure;
 use crate::client::http::Client;
 use crate::client::task::whole;
+use crate::fields::{Errors, Fields};
+use crate::request::{self, CreateTask, Limits};
+
+/// What of a task's answer a creation takes as it is shown.
+const SHOWN: [&str; 4] = ["target", "collections", "mapping", "skip_operations"];
 
 /// A task's selection, names, and what it leaves out.
 #[derive(Debug)]
 pub(super) struct Carried {
-    rules: Rules,
-    mapping: Mapping,
-    skipped: BTreeSet<String>,
+    task: CreateTask,
     /// Where the collections are that it carries now, if under other names: those may not follow the mapping yet, or ever.
     now: BTreeMap<Name, Name>,
     /// What its target is to its source.
@@ -37,38 +40,30 @@ impl Carried {
     }
 
     fn read(task: &Value, collections: &[Value]) -> Result<Self, String> {
-        if task["state"] == "unreadable" {
-            return Err("it is unreadable for its server".to_owned());
-        }
-        let list = |of: &Value| of.as_array().cloned().unwrap_or_default();
-        let text = |of: &Value| of.as_str().unwrap_or_default().to_owned();
-        let wrong = |e: BadPattern| e.to_string();
-        let rules = list(&task["collections"])
-            .iter()
-            .map(step)
-            .collect::<Result<_, _>>();
-        let mapping = list(&task["mapping"])
-            .iter()
-            .map(|rule| MapRule::new(MapRule::source(&text(&rule["from"]))?, &text(&rule["to"])))
-            .collect::<Result<_, _>>();
-        let mut now = BTreeMap::new();
-        for c in collections {
-            let gone = ["Dropped", "Excluded"].contains(&c["state"].as_str().unwrap_or_default());
-            if let (Some(database), Some(name), Some(target), false) = (
-                c["database"].as_str(),
-                c["name"].as_str(),
-                c["target"].as_str(),
-                gone,
-            ) && let Some((db, as_name)) = target.split_once('.')
-            {
-                now.insert(Name::new(database, name), Name::new(db, as_name));
-            }
-        }
+        let shown = SHOWN.iter().filter_map(|key| {
+            let value = task.get(key)?;
+            Some(((*key).to_owned(), value.clone()))
+        });
+        let shown: Map<String, Value> = shown.collect();
+        // Its server has judged it by its own limits.
+        let limits = Limits {
+            max_name_length: usize::MAX,
+            queue: QueueKind::Natsmq,
+            replicate_channel: String::new(),
+            rows: true,
+        };
+        let errors = Errors::default();
+        let read = request::task(Fields::root(&shown, &errors), &limits);
+        errors.check().map_err(|all| all.join("; "))?;
+        let named = |c: &Value| {
+            let gone = ["Dropped", "Excluded"].contains(&c["state"].as_str()?);
+            let (database, name) = (c["database"].as_str()?, c["name"].as_str()?);
+            let (to, as_name) = c["target"].as_str()?.split_once('.')?;
+            (!gone).then(|| (Name::new(database, name), Name::new(to, as_name)))
+        };
         Ok(Self {
-            rules: Rules(rules.map_err(wrong)?),
-            mapping: Mapping(mapping.map_err(wrong)?),
-            skipped: list(&task["skip_operations"]).iter().map(text).collect(),
-            now,
+            task: read.ok_or("incomplete")?,
+            now: collections.iter().filter_map(named).collect(),
             likeness: match task["mode"].as_str() {
                 Some("plain") => Likeness::Plain,
                 _ => Likeness::Standby,
@@ -76,72 +71,51 @@ impl Carried {
         })
     }
 
-    fn skips(&self, operation: &str) -> bool {
-        self.skipped.contains(operation)
+    fn skips(&self, operation: Operation) -> bool {
+        self.task.skip.contains(&operation)
     }
-}
-
-/// One step of the task's list, as its server shows it.
-fn step(step: &Value) -> Result<Rule, BadPattern> {
-    let patterns = |of: &Value| {
-        let all = of.as_array()?.iter().filter_map(Value::as_str);
-        Some(all.map(Pattern::new).collect::<Result<Vec<_>, _>>())
-    };
-    if let Some(all) = patterns(&step["include"]) {
-        return Ok(Rule::Include(all?));
-    }
-    if let Some(all) = patterns(&step["exclude"]) {
-        return Ok(Rule::Exclude(all?));
-    }
-    let part = |key: &str| match step[key].as_str() {
-        Some("*") | None => Ok(Glob::any()),
-        Some(name) => Glob::new(name),
-    };
-    Ok(Rule::Include(vec![Pattern::of(
-        part("database")?,
-        part("name")?,
-    )]))
 }
 
 impl names::Carried for Carried {
     fn collection(&self, database: &str, name: &str) -> Option<(String, String)> {
-        if !self.rules.contains(database, name) {
+        if !self.task.selection.contains(database, name) {
             return None;
         }
         let now = self.now.get(&Name::new(database, name)).cloned();
-        let at = now.unwrap_or_else(|| self.mapping.apply(database, name));
+        let at = now.unwrap_or_else(|| self.task.mapping.apply(database, name));
         Some((at.database, at.name))
     }
 
     fn database(&self, database: &str) -> Option<String> {
-        self.rules
+        self.task
+            .selection
             .whole_database(database)
-            .then(|| self.mapping.database(database))?
+            .then(|| self.task.mapping.database(database))?
     }
 
     fn is_extra(&self, database: &str, name: &str) -> bool {
         // Under other names it cannot be told what else is of the source.
-        self.mapping.is_empty()
+        self.task.mapping.is_empty()
             && self.now.is_empty()
             && self.drops("collection")
-            && self.rules.contains(database, name)
+            && self.task.selection.contains(database, name)
     }
 
     fn has_kind(&self, kind: &str) -> bool {
         match kind {
-            "properties" => !self.skips("alter_collection"),
-            "aliases" => !self.skips("alias"),
-            "load state" => !self.skips("load") && !self.skips("release"),
-            "index" => !self.skips("create_index") && !self.skips("drop_index"),
+            "properties" => !self.skips(Operation::AlterCollection),
+            "aliases" => !self.skips(Operation::Alias),
+            "load state" => !self.skips(Operation::Load) && !self.skips(Operation::Release),
+            "index" => !self.skips(Operation::CreateIndex) && !self.skips(Operation::DropIndex),
             _ => true,
         }
     }
 
     fn drops(&self, kind: &str) -> bool {
         match kind {
-            "database" => !self.skips("drop_database"),
-            "collection" => !self.skips("drop_collection"),
-            "partition" => !self.skips("drop_partition"),
+            "database" => !self.skips(Operation::DropDatabase),
+            "collection" => !self.skips(Operation::DropCollection),
+            "partition" => !self.skips(Operation::DropPartition),
             _ => true,
         }
     }
@@ -161,6 +135,7 @@ mod tests {
     #[test]
     fn a_tasks_answer_becomes_what_it_carries() {
         let task = json!({
+            "id": "t", "state": "running", "target": {"uri": "http://t:1", "connect_timeout": 10},
             "mode": "plain",
             "collections": [{"include": ["shop.*"]}, {"exclude": ["shop./tmp_[0-9]+/"]},
                 {"database": "default", "name": "a"}],
@@ -197,14 +172,17 @@ mod tests {
 
     #[test]
     fn under_the_same_names_more_than_the_source_has_is_extra() {
-        let task = json!({"mode": "replicate", "collections": [{"database": "*", "name": "*"}]});
+        let of = |collections: Value| json!({"mode": "replicate", "target": {"uri": "http://t:1"}, "collections": collections});
+        let task = of(json!([{"database": "*", "name": "*"}]));
         let carried = Carried::read(&task, &[]).unwrap();
         assert!(carried.is_extra("any", "thing"));
         assert_eq!(carried.collection("any", "thing"), to("any", "thing"));
         assert_eq!(carried.database("any").as_deref(), Some("any"));
-        let other = json!({"collections": [{"include": ["a.*"]}]});
-        assert!(!Carried::read(&other, &[]).unwrap().is_extra("b", "c"));
+        let other = of(json!([{"include": "a.*"}]));
+        let other = Carried::read(&other, &[]).unwrap();
+        assert!(other.is_extra("a", "c") && !other.is_extra("b", "c"));
+        // One that its server cannot read shows nothing.
         assert!(Carried::read(&json!({"state": "unreadable"}), &[]).is_err());
-        assert!(Carried::read(&json!({"collections": [{"include": ["("]}]}), &[]).is_err());
+        assert!(Carried::read(&of(json!([{"include": "("}])), &[]).is_err());
     }
 }

@@ -427,6 +427,8 @@ async fn rules_names_and_what_is_left_out_are_flags() {
     for (bad, code, word) in [
         (&["--map", "db.a"][..], 2, "FROM=TO"),
         (&["--skip", "drop"], 2, "drop_collection"),
+        (&["--skip", "none,load"], 2, "none alone"),
+        (&["--map", "none", "--map", "a=b"], 2, "FROM=TO"),
         (&["-c", "a", "--include", "db.*"], 2, "--include"),
         (&["--include", "db./(/"], 7, "is no regex"),
     ] {
