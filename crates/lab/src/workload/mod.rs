@@ -282,6 +282,16 @@ impl<'a> Workload<'a> {
             .collect()
     }
 
+    /// Of these, the rows of collections with a partition key.
+    pub fn rows_by_partition_key(&self) -> usize {
+        self.collections
+            .iter()
+            .filter(|c| c.keyed_partitions())
+            .flat_map(|c| &c.partitions)
+            .map(|p| p.keys.len())
+            .sum()
+    }
+
     fn tell(&mut self, what: String) {
         self.done.operations += 1;
         (self.say)(&what, self.done);
