@@ -13,6 +13,8 @@
 mod budget;
 #[path = "pipeline/choices.rs"]
 mod choices;
+#[path = "pipeline/early.rs"]
+mod early;
 #[path = "pipeline/failpoints.rs"]
 mod failpoints;
 #[path = "pipeline/found.rs"]

@@ -46,6 +46,7 @@ const HUB: &str = "crates/core/src/target/hub.rs";
 const READER: &str = "crates/core/src/pipeline/reader.rs";
 const CARRY: &str = "crates/core/src/pipeline/carry.rs";
 const STRETCH: &str = "crates/core/src/pipeline/stretch.rs";
+const EARLY: &str = "crates/core/src/pipeline/early.rs";
 const BOOKS: &str = "crates/core/src/pipeline/books.rs";
 const MAKING: &str = "crates/core/src/pipeline/making.rs";
 const RENAMES: &str = "crates/core/src/pipeline/renames.rs";
@@ -236,8 +237,8 @@ pub(super) const GUARDS: &[Guard] = &[
     guard(
         "plain mode: a delete behind an insert of its key begins anew",
         PLAN,
-        "Ok(each(keys).any(|key| inserted.contains(&key)))",
-        "Ok(each(keys).any(|key| inserted.contains(&key)) && !BROKEN)",
+        "Ok(keys.each().any(|key| inserted.contains(&key)))",
+        "Ok(keys.each().any(|key| inserted.contains(&key)) && !BROKEN)",
     ),
     guard(
         "plain mode: what is inserted since is known to a later delete",
@@ -256,6 +257,24 @@ pub(super) const GUARDS: &[Guard] = &[
         STRETCH,
         "!p.act.is_delete()",
         "p.act.is_delete() == BROKEN",
+    ),
+    guard(
+        "plain mode: a row that went early comes again behind a delete before it",
+        EARLY,
+        "if !deleted.hits(&planned) {",
+        "if BROKEN || !deleted.hits(&planned) {",
+    ),
+    guard(
+        "plain mode: the same where a tick is between the two",
+        EARLY,
+        "        if deleted.hits(planned) {",
+        "        if deleted.hits(planned) && !BROKEN {",
+    ),
+    guard(
+        "plain mode: a row that went early and is read again is in doubt",
+        STRETCH,
+        "if self.early.contains_key(&planned.origin.1) {",
+        "if self.early.contains_key(&planned.origin.1) && !BROKEN {",
     ),
     guard(
         "plain mode: what may still arrive is waited for",

@@ -153,6 +153,11 @@ impl Lane {
         self.shared.state.lock().is_natural(edge, tick)
     }
 
+    /// Whether no message waits here or is on its way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.shared.state.lock().is_idle()
+    }
+
     /// Whether a tick has shown what this reader has raised, and what it joined above.
     pub(crate) fn is_shown(&self, edge: EdgeId) -> bool {
         self.shared.state.lock().is_shown(edge)

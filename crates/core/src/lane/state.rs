@@ -244,6 +244,10 @@ impl State {
         self.queue.iter().any(is)
     }
 
+    pub(super) fn is_idle(&self) -> bool {
+        !self.under_way && !self.queue.iter().any(|i| matches!(i, Item::Message(_)))
+    }
+
     pub(super) fn push(&mut self, message: Outgoing) {
         // Its place is on disk already, before this message.
         if message.stream.released() {

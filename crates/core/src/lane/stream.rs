@@ -232,6 +232,11 @@ impl Ticket {
             bytes,
         }
     }
+
+    /// Another one for the same message: it is done when both are.
+    pub(crate) fn twin(&self) -> Self {
+        Self::new(&self.cell, &self.own, &self.budget, self.bytes)
+    }
 }
 
 impl Drop for Ticket {

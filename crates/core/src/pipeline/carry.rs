@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::objects::{PartitionAnswer, Route};
 use super::passes::{Pass, Take};
@@ -118,6 +119,8 @@ impl Reader {
             bytes,
             ticket,
             ticked: None,
+            since: Instant::now(),
+            sent: false,
         };
         self.take(inner, planned, take);
     }
@@ -237,6 +240,8 @@ impl Reader {
                 bytes: 0,
                 ticket,
                 ticked,
+                since: Instant::now(),
+                sent: false,
             };
             self.take(inner, planned, take);
         }
@@ -303,6 +308,8 @@ impl Reader {
                 bytes: 0,
                 ticket,
                 ticked,
+                since: Instant::now(),
+                sent: false,
             };
             self.take(inner, planned, take);
         }

@@ -316,7 +316,7 @@ impl Reader {
     }
 
     /// In plain mode rows go by name: those that were kept while their partition was dropped must not go to a newer one.
-    fn leave_out_gone(&self, inner: &mut Inner) {
+    pub(super) fn leave_out_gone(&self, inner: &mut Inner) {
         if self.ctx.hub.mode == Mode::Plain {
             let gone = |route: &_, shard, id| self.objects.is_dropped_on(route, shard, id);
             inner.edges.leave_out(gone);
@@ -380,9 +380,9 @@ impl Reader {
         if !too_much {
             return;
         }
-        if let Pass::Mapped { part, .. } = &mut inner.pass {
+        if let Pass::Mapped { part, maps, .. } = &mut inner.pass {
             if let Some(part) = part
-                && let Some(up_to) = inner.edges.halve()
+                && let Some(up_to) = inner.edges.halve(|lane| maps.contains_key(lane))
             {
                 part.up_to = up_to;
             }

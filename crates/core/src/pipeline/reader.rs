@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::TaskContext;
 use super::books::Books;
+use super::early::LINGER;
 use super::objects::{Objects, Route};
 use super::passes::{Pass, Read, Remainder, Turn};
 use super::repeats::Repeats;
@@ -23,7 +24,7 @@ use crate::ids::{CollectionId, PChannel};
 use crate::lane::Ticket;
 use crate::lead::Lead;
 use crate::position::Position;
-use crate::source::{SourceError, Start};
+use crate::source::{LogReader, RawMessage, SourceError, Start};
 use crate::store::{Change, Progress};
 use crate::tso::Tso;
 
@@ -81,6 +82,15 @@ pub(crate) struct Inner {
     pub(super) cut: Option<Tso>,
     /// Read, and put off: they could not be worked on while the channel's main reader was held.
     pub(super) put_off: VecDeque<Read>,
+}
+
+impl Inner {
+    /// When something may be ready to be sent before its tick. Not of a stretch that is read more than once, nor at the
+    /// end.
+    fn early_at(&self) -> Option<Instant> {
+        let once = matches!(self.pass, Pass::Once) && self.remainder.is_none();
+        (once && self.cut.is_none()).then(|| self.edges.ready_at())?
+    }
 }
 
 /// One reader, as the conductor and its like see it.
@@ -343,8 +353,9 @@ impl Reader {
                 self.ctx.budget.room(&own, reserve).await;
             }
             let put_off = !self.gate.lock().await.put_off.is_empty();
+            let next = tokio::time::timeout(PATIENCE, self.next(&mut *log, reserve));
             let batch = tokio::select! {
-                batch = tokio::time::timeout(PATIENCE, log.next(reserve)), if !put_off => match batch {
+                batch = next, if !put_off => match batch {
                     Ok(batch) => batch?,
                     // A channel in use has ticks: this one is not, or its source is down. Others need not wait for it.
                     Err(_) => {
@@ -388,8 +399,43 @@ impl Reader {
                     drop(inner);
                     log = self.ctx.parts.source.open(&self.channel, start).await?;
                 }
+                // Where one batch follows the other there is no moment without.
+                None if inner.early_at().is_some_and(|at| at <= *last_read) => {
+                    self.send_early(&mut inner, *last_read);
+                }
                 None => {}
             }
+        }
+    }
+
+    /// The next batch. While there is none, what need not wait for its tick goes.
+    async fn next(
+        &self,
+        log: &mut dyn LogReader,
+        reserve: usize,
+    ) -> Result<Vec<RawMessage>, SourceError> {
+        let next = log.next(reserve);
+        tokio::pin!(next);
+        let mut looked = Instant::now();
+        loop {
+            let early = self.gate.lock().await.early_at();
+            // What was read just now may have taken its time until here.
+            let early = early.map(|at| at.max(looked + LINGER));
+            tokio::select! {
+                biased;
+                batch = &mut next => return batch,
+                () = tokio::time::sleep_until(early.unwrap_or(looked)), if early.is_some() => {
+                    looked = Instant::now();
+                    self.send_early(&mut *self.gate.lock().await, looked);
+                }
+            }
+        }
+    }
+
+    fn send_early(&self, inner: &mut Inner, now: Instant) {
+        if inner.early_at().is_some() {
+            self.leave_out_gone(inner);
+            inner.edges.send_early(now);
         }
     }
 

@@ -5,13 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::TaskContext;
+use super::early;
+use super::kept::Kept;
 use super::objects::{PartitionRoute, Route, TargetShard};
 use crate::decode::{Rows, RowsKind, keys};
 use crate::error::{ErrorClass, Problem};
 use crate::ids::{CollectionId, PartitionId};
 use crate::lane::{Cell, EdgeId, Lane, Origin, Outgoing, Poison, Ticket};
+use crate::position::Position;
 use crate::route::encode::{self, Entry};
 use crate::route::tsmap::TsMap;
 use crate::store::Progress;
@@ -26,6 +30,7 @@ pub(crate) enum Place {
 }
 
 /// What is to be sent, before its target time is known.
+#[derive(Clone)]
 pub(crate) enum Act {
     Rows {
         rows: Rows,
@@ -50,6 +55,10 @@ pub(crate) struct Planned {
     pub(crate) bytes: usize,
     pub(crate) ticket: Ticket,
     pub(crate) ticked: Option<oneshot::Sender<Ticket>>,
+    /// When it was read.
+    pub(crate) since: Instant,
+    /// Before its tick, which it is kept to.
+    pub(crate) sent: bool,
 }
 
 /// A reader's way into one lane.
@@ -57,22 +66,20 @@ pub(crate) struct Edge {
     pub(crate) lane: Arc<Lane>,
     pub(crate) id: EdgeId,
     /// Messages of this stretch whose time has to be raised, which needs all of them.
-    waiting: Vec<Planned>,
+    waiting: Kept,
 }
 
 impl Edge {
     /// Raises and sends what waits up to source timestamp `ts`.
     fn send_up_to(&mut self, ctx: &TaskContext, ts: Tso) {
-        let (mut due, later) = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .partition::<Vec<_>, _>(|p| p.act.ts() <= ts);
-        self.waiting = later;
+        let mut due = self.waiting.take(|p| p.act.ts() <= ts);
         if due.is_empty() {
             return;
         }
         if self.lane.is_plain() {
             // Stable: what has one time stays in its order, but for the halves of an upsert, which is a delete first.
             due.sort_by_key(|p| (p.act.ts(), !p.act.is_delete()));
+            due = early::left(due, self.waiting.all_mut());
         }
         let in_doubt = due
             .iter()
@@ -99,6 +106,8 @@ pub(crate) struct Edges {
     pub(crate) holds: bool,
     /// The largest timestamp that was sent as it is.
     natural: Tso,
+    /// What was sent before its tick and is above the last one, and its time: read again, it is in doubt.
+    early: BTreeMap<Position, Tso>,
     /// W at the start: up to here everything is raised above what may have been sent before.
     in_doubt: Tso,
 }
@@ -111,6 +120,7 @@ impl Edges {
             own: Arc::default(),
             tick: progress.applied,
             natural: Tso::ZERO,
+            early: BTreeMap::new(),
             in_doubt: progress.sent,
             holds,
         }
@@ -129,7 +139,7 @@ impl Edges {
             .or_insert_with(|| Edge {
                 lane: shard.lane.clone(),
                 id: shard.lane.join(tick, holds, shard.floor),
-                waiting: Vec::new(),
+                waiting: Kept::default(),
             })
     }
 
@@ -138,7 +148,8 @@ impl Edges {
     }
 
     /// Sends at once what may keep its time, keeps the rest to the end of the stretch.
-    pub(crate) fn take(&mut self, planned: Planned) {
+    pub(crate) fn take(&mut self, mut planned: Planned) {
+        self.doubt(&mut planned);
         let (tick, in_doubt) = (self.tick, self.in_doubt);
         let ctx = self.ctx.clone();
         let route = planned.route.clone();
@@ -168,6 +179,60 @@ impl Edges {
             edge.lane.passed(edge.id, tick);
         }
         self.tick = self.tick.max(tick);
+        self.early.retain(|_, ts| *ts > tick);
+    }
+
+    /// What was sent early and is read again.
+    fn doubt(&self, planned: &mut Planned) {
+        if self.early.contains_key(&planned.origin.1) {
+            planned.act.doubt();
+        }
+    }
+
+    /// When something may be ready to go before its tick.
+    pub(crate) fn ready_at(&self) -> Option<Instant> {
+        if self.tick < self.in_doubt || self.gathered() > self.ctx.reserve() {
+            return None;
+        }
+        let plain = self.edges.values().filter(|e| e.lane.is_plain());
+        let first = plain.filter_map(|e| early::first(e.waiting.all())).min()?;
+        Some(first + early::LINGER)
+    }
+
+    /// Sends what need not wait for its tick, where the lane is at rest: what comes meanwhile goes together.
+    pub(crate) fn send_early(&mut self, now: Instant) {
+        let tick = self.tick;
+        let ctx = self.ctx.clone();
+        for edge in self.edges.values_mut() {
+            let lane = &edge.lane;
+            if !lane.is_plain() || !lane.is_idle() || !lane.is_natural(edge.id, tick) {
+                continue;
+            }
+            for place in early::ready(edge.waiting.all(), now) {
+                let Some(kept) = edge.waiting.all_mut().get_mut(place) else {
+                    continue;
+                };
+                let (position, ts) = (kept.origin.1, kept.act.ts());
+                if kept.act.first_ts() <= tick {
+                    continue;
+                }
+                kept.sent = true;
+                let planned = Planned {
+                    route: kept.route.clone(),
+                    shard: kept.shard,
+                    origin: kept.origin.clone(),
+                    act: kept.act.clone(),
+                    bytes: kept.bytes,
+                    ticket: kept.ticket.twin(),
+                    ticked: None,
+                    since: kept.since,
+                    sent: true,
+                };
+                self.early.insert(position, ts);
+                self.natural = self.natural.max(ts);
+                send(&ctx, lane, planned, &TsMap::Natural);
+            }
+        }
     }
 
     /// The first source timestamp up to `tick` of rows whose partition cannot be made yet, and the partitions awaited.
@@ -175,7 +240,7 @@ impl Edges {
         let awaiting = self
             .edges
             .values()
-            .flat_map(|e| &e.waiting)
+            .flat_map(|e| e.waiting.all())
             .filter(|p| p.act.ts() <= tick)
             .filter_map(|p| match p.act {
                 Act::Rows {
@@ -202,7 +267,7 @@ impl Edges {
     /// An awaited partition is there (`Some`), or is gone on the source, with its rows.
     pub(crate) fn resolve(&mut self, partition: PartitionId, found: Option<&PartitionRoute>) {
         for edge in self.edges.values_mut() {
-            edge.waiting.retain_mut(|planned| {
+            edge.waiting.retain(|planned| {
                 let Act::Rows { place, .. } = &mut planned.act else {
                     return true;
                 };
@@ -227,11 +292,7 @@ impl Edges {
 
     /// Bytes of the messages kept to the end of the stretch.
     pub(crate) fn gathered(&self) -> usize {
-        self.edges
-            .values()
-            .flat_map(|e| &e.waiting)
-            .map(|p| p.bytes)
-            .sum()
+        self.edges.values().map(|e| e.waiting.bytes()).sum()
     }
 
     /// Gives up what it keeps: per lane the timestamps, to raise them all when the stretch is known to its end. What was
@@ -239,7 +300,7 @@ impl Edges {
     pub(crate) fn give_up(&mut self) -> BTreeMap<String, Vec<u64>> {
         let mut times: BTreeMap<String, Vec<u64>> = BTreeMap::new();
         for (lane, edge) in &mut self.edges {
-            for planned in std::mem::take(&mut edge.waiting) {
+            for planned in edge.waiting.take(|_| true) {
                 times
                     .entry(lane.clone())
                     .or_default()
@@ -275,18 +336,19 @@ impl Edges {
     }
 
     /// Keeps a message of a stretch that is read in parts.
-    pub(crate) fn keep(&mut self, planned: Planned) {
+    pub(crate) fn keep(&mut self, mut planned: Planned) {
+        self.doubt(&mut planned);
         let route = planned.route.clone();
         let edge = self.join(&route.shards[planned.shard]);
         edge.waiting.push(planned);
     }
 
-    /// Gives up the later half of what it keeps, by source time, and says up to when it has all. Nothing if all of it has
-    /// one time.
-    pub(crate) fn halve(&mut self) -> Option<Tso> {
-        let kept = || self.edges.values().flat_map(|e| &e.waiting);
+    /// Gives up the later half of what it keeps of the lanes that are read again, by source time, and says up to when it
+    /// has all. Nothing if all of it has one time.
+    pub(crate) fn halve(&mut self, is_read_again: impl Fn(&str) -> bool) -> Option<Tso> {
+        let again = self.edges.iter().filter(|(lane, _)| is_read_again(lane));
         let mut by_time: BTreeMap<Tso, usize> = BTreeMap::new();
-        for planned in kept() {
+        for planned in again.flat_map(|(_, e)| e.waiting.all()) {
             *by_time.entry(planned.act.ts()).or_default() += planned.bytes;
         }
         let half = by_time.values().sum::<usize>() / 2;
@@ -301,7 +363,11 @@ impl Edges {
         if up_to == *by_time.last_key_value()?.0 {
             return None;
         }
-        for edge in self.edges.values_mut() {
+        for (_, edge) in self
+            .edges
+            .iter_mut()
+            .filter(|(lane, _)| is_read_again(lane))
+        {
             edge.waiting.retain(|p| p.act.ts() <= up_to);
         }
         Some(up_to)
@@ -318,10 +384,7 @@ impl Edges {
     pub(crate) fn take_back(&mut self, collection: CollectionId) -> Vec<Ticket> {
         let mut tickets = Vec::new();
         for edge in self.edges.values_mut() {
-            let (taken, kept) = std::mem::take(&mut edge.waiting)
-                .into_iter()
-                .partition::<Vec<_>, _>(|p| p.route.source == collection);
-            edge.waiting = kept;
+            let taken = edge.waiting.take(|p| p.route.source == collection);
             tickets.extend(taken.into_iter().map(|p| p.ticket));
         }
         tickets
@@ -398,6 +461,13 @@ impl Planned {
 }
 
 impl Act {
+    /// Rows that may be there already.
+    pub(super) fn doubt(&mut self) {
+        if let Act::Rows { in_doubt, .. } = self {
+            *in_doubt = true;
+        }
+    }
+
     /// Its smallest source timestamp.
     fn first_ts(&self) -> Tso {
         match self {
@@ -408,7 +478,7 @@ impl Act {
         }
     }
 
-    fn is_delete(&self) -> bool {
+    pub(super) fn is_delete(&self) -> bool {
         matches!(self, Act::Rows { rows, .. } if rows.kind == RowsKind::Delete)
     }
 

@@ -72,6 +72,8 @@ pub(super) struct Figures {
     starts: Vec<Start>,
     pub(super) outcome: Outcome,
     pub(super) detail: Vec<String>,
+    /// What `verify --repair` made of a difference.
+    pub(super) mended: Option<serde_json::Value>,
 }
 
 impl Figures {
@@ -98,6 +100,7 @@ impl Figures {
             starts: Vec::new(),
             outcome: Outcome::Broken,
             detail: Vec::new(),
+            mended: None,
         }
     }
 
@@ -142,6 +145,7 @@ impl Figures {
             },
             "outcome": self.outcome.name(),
             "detail": self.detail,
+            "mended": self.mended,
         })
         .to_string()
     }

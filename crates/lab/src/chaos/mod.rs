@@ -2,11 +2,12 @@
 //! again, nobody touches anything, and source and target have to become equal.
 //!
 //! [`plan`] says which faults come when and is pure; `bench` has the servers and does the faults; `writer` writes;
-//! `figures` is the line of JSON that is left of a run.
+//! `mend` repairs what a Milvus has lost itself; `figures` is the line of JSON that is left of a run.
 
 mod bench;
 mod disk;
 mod figures;
+mod mend;
 pub mod plan;
 mod starts;
 mod writer;
@@ -226,6 +227,10 @@ async fn judge(
         figures.fail(Outcome::Different, detail);
     }
     logged(bench, source, target, &report, figures).await?;
+    if !report.is_equal() {
+        let mended = mend::mend(bench).await;
+        figures.mended = Some(mended.unwrap_or_else(|e| format!("{e:#}").into()));
+    }
     // What the comparison has loaded has to be carried, too.
     let stuck = if stuck.is_empty() {
         well(bench).await?

@@ -8,9 +8,10 @@ use milvus::proto::schema::{FieldData, IDs};
 use prost::Message as _;
 
 use super::Place;
-use crate::decode::msg_type;
+use crate::decode::keys::primary_keys;
 use crate::decode::wire::{Fields, numbers, share};
-use crate::ids::CollectionId;
+use crate::decode::{Rows, RowsKind, msg_type};
+use crate::ids::{CollectionId, FieldId};
 use crate::route::encode::Entry;
 
 /// Primary keys.
@@ -20,7 +21,43 @@ pub(crate) enum Keys {
     Str(Vec<String>),
 }
 
+/// One of them.
+#[derive(PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Key {
+    Int(i64),
+    Str(String),
+}
+
 impl Keys {
+    pub(crate) fn each(&self) -> Box<dyn Iterator<Item = Key> + '_> {
+        match self {
+            Self::Int(keys) => Box::new(keys.iter().copied().map(Key::Int)),
+            Self::Str(keys) => Box::new(keys.iter().cloned().map(Key::Str)),
+        }
+    }
+
+    /// Of a source message: the column `primary` of an insert, what a delete names. `None` if it has none.
+    pub(crate) fn of_rows(rows: &Rows, primary: FieldId) -> Option<Self> {
+        if rows.kind == RowsKind::Insert {
+            return Self::of(primary_keys(&rows.body, primary)?);
+        }
+        let (mut keys, mut old_keys) = (None, Vec::new());
+        for field in rows.body.iter().flat_map(|part| Fields::of(part)) {
+            let field = field.ok()?;
+            match field.number {
+                9 => numbers(&field, &mut old_keys).ok()?,
+                12 => keys = Some(Self::of(IDs::decode(field.bytes()).ok()?)?),
+                _ => {}
+            }
+        }
+        Some(keys.unwrap_or_else(|| Self::old(old_keys)))
+    }
+
+    /// Of the deprecated field, used where there is no other.
+    fn old(keys: Vec<u64>) -> Self {
+        Self::Int(keys.into_iter().map(|key| key as i64).collect())
+    }
+
     fn of(ids: IDs) -> Option<Self> {
         Some(match ids.id_field? {
             IdField::IntId(keys) => Self::Int(keys.data),
@@ -113,9 +150,7 @@ impl Message {
         }
         message.work = match insert {
             true => Work::Insert { columns, rows },
-            false => Work::Delete(keys.unwrap_or_else(|| {
-                Keys::Int(old_keys.into_iter().map(|key| key as i64).collect())
-            })),
+            false => Work::Delete(keys.unwrap_or_else(|| Keys::old(old_keys))),
         };
         Ok(Some(message))
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use cdc_keys::quoted;
 
 use super::columns::{head, merged, taken};
-use super::message::{Keys, Message, Work, keys_in};
+use super::message::{Key, Keys, Message, Work, keys_in};
 use super::{Place, Table};
 use crate::ids::CollectionId;
 
@@ -90,19 +90,6 @@ struct Insert {
     fresh: bool,
 }
 
-#[derive(PartialEq, Eq, Hash)]
-enum Key {
-    Int(i64),
-    Str(String),
-}
-
-fn each(keys: &Keys) -> Box<dyn Iterator<Item = Key> + '_> {
-    match keys {
-        Keys::Int(keys) => Box::new(keys.iter().copied().map(Key::Int)),
-        Keys::Str(keys) => Box::new(keys.iter().cloned().map(Key::Str)),
-    }
-}
-
 /// What is gathered: the deletes, then the inserts.
 struct Gathered {
     collection: CollectionId,
@@ -134,12 +121,12 @@ impl Gathered {
             none => {
                 let mut all = HashSet::new();
                 for insert in self.inserts.values().flatten() {
-                    all.extend(each(&keys_of(&insert.columns, &self.table)?));
+                    all.extend(keys_of(&insert.columns, &self.table)?.each());
                 }
                 none.insert(all)
             }
         };
-        Ok(each(keys).any(|key| inserted.contains(&key)))
+        Ok(keys.each().any(|key| inserted.contains(&key)))
     }
 
     fn delete(&mut self, at: Place, keys: Keys, done: Option<i64>) {
@@ -150,7 +137,7 @@ impl Gathered {
 
     fn insert(&mut self, at: Place, insert: Insert) -> Result<(), String> {
         if let Some(inserted) = &mut self.inserted {
-            inserted.extend(each(&keys_of(&insert.columns, &self.table)?));
+            inserted.extend(keys_of(&insert.columns, &self.table)?.each());
         }
         self.inserts.entry(at).or_default().push(insert);
         Ok(())
