@@ -10,6 +10,8 @@ use cdc_sim::plan::Plan;
 use cdc_sim::run::{Outcome, run};
 use cdc_sim::shrink::shrink;
 use clap::Parser;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 #[derive(Parser)]
 #[command(about = "Runs the corelib between models of a source and a target, one run a seed")]
@@ -70,7 +72,18 @@ fn say() {
     if std::env::var("RUST_LOG").is_ok() {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let subscriber = tracing_subscriber::fmt().with_env_filter(filter);
-        let _ = subscriber.without_time().with_ansi(false).try_init();
+        let subscriber = subscriber.with_timer(Virtual(Instant::now()));
+        let _ = subscriber.with_ansi(false).try_init();
+    }
+}
+
+/// The time of the run, from a moment shortly before it.
+struct Virtual(Instant);
+
+impl FormatTime for Virtual {
+    fn format_time(&self, w: &mut Writer<'_>) -> std::fmt::Result {
+        let since = tokio::time::Instant::now().into_std() - self.0;
+        write!(w, "{:9.3}", since.as_secs_f64())
     }
 }
 

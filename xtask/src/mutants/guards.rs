@@ -40,12 +40,13 @@ const fn guard(
     }
 }
 
-const LANE: &str = "crates/core/src/lane/mod.rs";
+const SENDER: &str = "crates/core/src/lane/sender.rs";
 const STATE: &str = "crates/core/src/lane/state.rs";
 const HUB: &str = "crates/core/src/target/hub.rs";
 const READER: &str = "crates/core/src/pipeline/reader.rs";
 const CARRY: &str = "crates/core/src/pipeline/carry.rs";
 const STRETCH: &str = "crates/core/src/pipeline/stretch.rs";
+const PASSES: &str = "crates/core/src/pipeline/passes.rs";
 const EARLY: &str = "crates/core/src/pipeline/early.rs";
 const BOOKS: &str = "crates/core/src/pipeline/books.rs";
 const MAKING: &str = "crates/core/src/pipeline/making.rs";
@@ -80,7 +81,7 @@ pub(super) const GUARDS: &[Guard] = &[
     ),
     guard(
         "F is on disk before a send",
-        LANE,
+        SENDER,
         "self.reserve(call.max_ts()).await;",
         "if !BROKEN { self.reserve(call.max_ts()).await; }",
     ),
@@ -128,7 +129,7 @@ pub(super) const GUARDS: &[Guard] = &[
     ),
     guard(
         "no tick while a call of unknown outcome may arrive",
-        LANE,
+        SENDER,
         "let may_tick = Instant::now() >= quiet_until;",
         "let may_tick = Instant::now() >= quiet_until || BROKEN;",
     ),
@@ -146,7 +147,7 @@ pub(super) const GUARDS: &[Guard] = &[
     ),
     guard(
         "inserts wait for the target's clock",
-        LANE,
+        SENDER,
         "self.until_near(messages).await?;",
         "if !BROKEN { self.until_near(messages).await?; }",
     ),
@@ -230,7 +231,7 @@ pub(super) const GUARDS: &[Guard] = &[
     ),
     guard(
         "what follows a refused message waits behind it",
-        LANE,
+        SENDER,
         "if behind || message.stream.failed() ||",
         "if (behind && !BROKEN) || message.stream.failed() ||",
     ),
@@ -277,8 +278,14 @@ pub(super) const GUARDS: &[Guard] = &[
         "if self.early.contains_key(&planned.origin.1) && !BROKEN {",
     ),
     guard(
+        "plain mode: what is not read again is not given up",
+        PASSES,
+        "inner.edges.halve(|lane| maps.contains_key(lane))",
+        "inner.edges.halve(|lane| BROKEN || maps.contains_key(lane))",
+    ),
+    guard(
         "plain mode: what may still arrive is waited for",
-        LANE,
+        SENDER,
         "self.until_ended().await;",
         "if !BROKEN { self.until_ended().await; }",
     ),

@@ -79,10 +79,15 @@ impl Reader {
         if route.stream.failed() || self.cancel.is_cancelled() {
             return Ok(None);
         }
+        let progress = main.books.lock().progress();
+        if !self.may_go_on_from(main, inner, progress.applied) {
+            return Ok(None);
+        }
         let (task, channel) = (self.ctx.spec.id.clone(), self.channel.clone());
         let sent = self.books.lock().sent;
         self.ctx
             .commit(vec![
+                main.put(progress, false),
                 Change::RaiseSent {
                     task: task.clone(),
                     channel: channel.clone(),
@@ -105,6 +110,20 @@ impl Reader {
         inner.edges.leave();
         drop(guard);
         Ok(Some(Turn::End(End::Joined)))
+    }
+
+    /// Whether the collection can go on from where the main reader would go on after a restart, if that is done up to
+    /// `applied`.
+    ///
+    /// Where that reader began, the two halves of an upsert may stand on both sides: the delete would be replayed without
+    /// its insert. So this reader notes a tick behind that place below which all of the collection is that it has read:
+    /// an upsert above it is behind it as a whole, and the main reader has seen its first half.
+    fn may_go_on_from(&self, main: &Reader, inner: &Inner, applied: Tso) -> bool {
+        let mut whole = self.whole.lock();
+        if whole.is_none() && inner.at.is_some_and(|at| at >= main.start) {
+            *whole = Some(inner.edges.tick);
+        }
+        whole.is_some_and(|tick| tick <= applied)
     }
 
     pub(super) fn hold(&self, inner: &mut Inner, near: bool) {

@@ -110,6 +110,8 @@ pub(crate) struct Reader {
     pub(super) applied: Tso,
     pub(super) in_doubt: Tso,
     pub(super) start: Position,
+    /// Of a collection's own reader: see [`Reader::may_go_on_from`].
+    pub(super) whole: Mutex<Option<Tso>>,
     lead: Mutex<Lead>,
     /// The largest timestamp for which W had to be on disk.
     used: AtomicU64,
@@ -166,6 +168,7 @@ impl Reader {
             raised: Mutex::default(),
             applied: progress.applied,
             start: progress.position,
+            whole: Mutex::default(),
             in_doubt: progress.sent,
             lead: Mutex::new(Lead::new(SENT_LEAD)),
             used: AtomicU64::new(0),

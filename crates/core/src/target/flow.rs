@@ -10,8 +10,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::task::Mode;
+
 /// Sixteen lanes with a whole call each.
 const WIDEST: usize = 64 << 20;
+/// In plain mode the bytes of a call are there three times: as they were read, as the columns of several messages, and as
+/// a request.
+const WIDEST_PLAIN: usize = 16 << 20;
 /// What a target begins with.
 const FIRST: usize = 16 << 20;
 const NARROWEST: usize = 256 << 10;
@@ -23,6 +28,7 @@ const LARGEST_CALL: usize = 4 << 20;
 const SMALLEST_CALL: usize = 64 << 10;
 
 pub(crate) struct Flow {
+    widest: usize,
     state: Mutex<State>,
     /// Told when something is no longer under way.
     less: Notify,
@@ -37,9 +43,13 @@ struct State {
     narrowed: Option<Instant>,
 }
 
-impl Default for Flow {
-    fn default() -> Self {
+impl Flow {
+    pub(crate) fn new(mode: Mode) -> Self {
         Self {
+            widest: match mode {
+                Mode::Replicate => WIDEST,
+                Mode::Plain => WIDEST_PLAIN,
+            },
             state: Mutex::new(State {
                 window: FIRST,
                 under_way: 0,
@@ -49,9 +59,7 @@ impl Default for Flow {
             turn: tokio::sync::Mutex::default(),
         }
     }
-}
 
-impl Flow {
     /// The most bytes that a call of several messages should have.
     pub(crate) fn call_limit(&self) -> usize {
         self.state.lock().call_limit()
@@ -115,7 +123,7 @@ impl Place<'_> {
         let mut state = self.flow.state.lock();
         if answered {
             if took < deadline / 4 {
-                state.window = (state.window + self.bytes / 2).min(WIDEST);
+                state.window = (state.window + self.bytes / 2).min(self.flow.widest);
             }
         } else if took >= deadline && state.narrowed.is_none_or(|at| at <= self.begun) {
             state.window = (state.window.min(state.under_way) / 2).max(NARROWEST);
@@ -144,7 +152,10 @@ mod tests {
     /// A target that takes so many bytes a second, divided among the calls that are under way; one that meets its
     /// deadline has taken its share for nothing. How many bytes got through in 120 s.
     async fn carried(rate: usize, lanes: usize, message: usize) -> usize {
-        let (flow, sharing) = (Arc::new(Flow::default()), Arc::new(AtomicUsize::new(0)));
+        let (flow, sharing) = (
+            Arc::new(Flow::new(Mode::Replicate)),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let through = Arc::new(AtomicUsize::new(0));
         let mut tasks = Vec::new();
         for _ in 0..lanes {
@@ -201,7 +212,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn ticks_wait_for_nobody_and_a_large_call_is_not_overtaken() {
-        let flow = Arc::new(Flow::default());
+        let flow = Arc::new(Flow::new(Mode::Replicate));
         let first = flow.enter(|_| FIRST).await;
         let _tick = tokio::time::timeout(Duration::from_millis(1), flow.enter(|_| 200))
             .await

@@ -114,7 +114,7 @@ impl Hubs {
             // could send: starting at it, ids of two runs never overlap, and nothing has to be written for them.
             message_id: AtomicI64::new(FIRST_MESSAGE_ID + now.0 as i64),
             lanes: Mutex::default(),
-            flow: Flow::default(),
+            flow: Flow::new(spec.mode),
             claims: Claims::default(),
             begun: Instant::now(),
             unanswered: Arc::default(),
