@@ -1,7 +1,22 @@
 //! Seeds that failed once, and what was wrong.
 
+use cdc_core::task::Mode;
+
+/// All of them.
+pub fn found() -> impl Iterator<Item = (u64, Mode, &'static str)> {
+    let of = |mode| move |(seed, what): &(u64, &'static str)| (*seed, mode, *what);
+    let plain = FOUND_PLAIN.iter().map(of(Mode::Plain));
+    FOUND.iter().map(of(Mode::Replicate)).chain(plain)
+}
+
+/// With a target that is a Milvus of its own.
+const FOUND_PLAIN: &[(u64, &str)] = &[(
+    31_014_639,
+    "a channel's reader had begun between the halves of an upsert of a collection that joined it, and replayed the delete alone",
+)];
+
 /// Each failed before its fix, in the build that repeats a run call by call.
-pub const FOUND: &[(u64, &str)] = &[
+const FOUND: &[(u64, &str)] = &[
     (
         21,
         "ticks that only wake the target's readers kept the real ones back, without end",
