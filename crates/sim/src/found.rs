@@ -10,10 +10,17 @@ pub fn found() -> impl Iterator<Item = (u64, Mode, &'static str)> {
 }
 
 /// With a target that is a Milvus of its own.
-const FOUND_PLAIN: &[(u64, &str)] = &[(
-    31_014_639,
-    "a channel's reader had begun between the halves of an upsert of a collection that joined it, and replayed the delete alone",
-)];
+const FOUND_PLAIN: &[(u64, &str)] = &[
+    (
+        31_014_639,
+        "a channel's reader had begun between the halves of an upsert of a collection that joined it, and replayed the delete alone",
+    ),
+    (
+        35_021_516,
+        "rows that were sent once more after a rename waited while their partition was dropped, and went to the newer one of its name",
+    ),
+    (35_051_484, "the same"),
+];
 
 /// Each failed before its fix, in the build that repeats a run call by call.
 const FOUND: &[(u64, &str)] = &[
@@ -116,5 +123,9 @@ const FOUND: &[(u64, &str)] = &[
     (
         20_006_855,
         "a collection that was taken off its readers for its name had sent one half of an upsert",
+    ),
+    (
+        36_059_296,
+        "a collection joined a reader before a tick had shown what it had raised, and was not said to be raised any more",
     ),
 ];

@@ -190,8 +190,8 @@ pub(super) const GUARDS: &[Guard] = &[
     guard(
         "a partition is dropped by its id",
         PARTITIONS,
-        "found.iter().any(|(_, found)| Some(*found) == object.target)",
-        "found.iter().any(|(name, found)| if BROKEN { *name == object.name } else { Some(*found) == object.target })",
+        "found.iter().find(|(_, id)| Some(*id) == object.target)",
+        "found.iter().find(|(name, id)| if BROKEN { *name == object.name } else { Some(*id) == object.target })",
     ),
     guard(
         "a name that an older one has is not taken",
@@ -282,6 +282,18 @@ pub(super) const GUARDS: &[Guard] = &[
         PASSES,
         "inner.edges.halve(|lane| maps.contains_key(lane))",
         "inner.edges.halve(|lane| BROKEN || maps.contains_key(lane))",
+    ),
+    guard(
+        "plain mode: no rows wait when their partition is dropped",
+        PARTITIONS,
+        "self.ctx.hub.drop_rows(to.collection, *found).await;",
+        "if !BROKEN { self.ctx.hub.drop_rows(to.collection, *found).await; }",
+    ),
+    guard(
+        "a collection joins a reader that has both halves of its upserts",
+        "crates/core/src/pipeline/join.rs",
+        "if !self.may_go_on_from(main, inner, progress.applied) {",
+        "if !BROKEN && !self.may_go_on_from(main, inner, progress.applied) {",
     ),
     guard(
         "plain mode: what may still arrive is waited for",

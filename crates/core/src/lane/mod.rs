@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::Problem;
-use crate::ids::PChannel;
+use crate::ids::{PChannel, PartitionId};
 use crate::route::tsmap::TsMap;
 use crate::target::hub::Hub;
 use crate::task::Mode;
@@ -202,6 +202,12 @@ impl Lane {
         let taken = self.shared.state.lock().purge(stream);
         drop(taken);
         self.shared.wake.notify_one();
+    }
+
+    /// Leaves out the rows of a partition of the target that wait here: it is about to be dropped.
+    pub(crate) fn drop_rows(&self, partition: PartitionId) {
+        let taken = self.shared.state.lock().drop_rows(partition);
+        drop(taken);
     }
 
     /// Waits until the call with messages that is under way is done, if there is one.

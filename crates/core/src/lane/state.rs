@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::stream::{Origin, StreamCtl, Ticket};
+use crate::ids::PartitionId;
 use crate::route::encode::Entry;
 use crate::route::tsmap::TsMap;
 use crate::tso::Tso;
@@ -35,6 +36,8 @@ pub struct Outgoing {
     pub ts: Tso,
     pub rows: u64,
     pub is_insert: bool,
+    /// Whose rows they are, if of one partition: the target's id.
+    pub partition: Option<PartitionId>,
     /// The source message it was made of: what a person may say skip to.
     pub origin: Option<Origin>,
     pub ticket: Option<Ticket>,
@@ -283,6 +286,18 @@ impl State {
         for item in std::mem::take(&mut self.queue) {
             match item {
                 Item::Message(m) if Arc::ptr_eq(&m.stream, stream) => taken.push(m),
+                other => self.queue.push_back(other),
+            }
+        }
+        taken
+    }
+
+    /// Takes out the rows of a partition that wait here.
+    pub(super) fn drop_rows(&mut self, partition: PartitionId) -> Vec<Outgoing> {
+        let mut taken = Vec::new();
+        for item in std::mem::take(&mut self.queue) {
+            match item {
+                Item::Message(m) if m.partition == Some(partition) => taken.push(m),
                 other => self.queue.push_back(other),
             }
         }

@@ -35,6 +35,7 @@ fn message(stream: &Arc<StreamCtl>, ts: Tso) -> Outgoing {
         ts,
         rows: 1,
         is_insert: true,
+        partition: None,
         origin: None,
         ticket: None,
         ticked: None,

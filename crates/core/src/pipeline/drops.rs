@@ -255,6 +255,7 @@ impl Objects {
             ts,
             rows: 0,
             is_insert: false,
+            partition: None,
             origin: None,
             ticket: Some(Ticket::new(&cell, &own, &self.ctx.budget, 0)),
             ticked: Some(ticked),

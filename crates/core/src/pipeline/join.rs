@@ -35,7 +35,9 @@ impl Reader {
         // What waits for a partition needs its lanes' ticks soon.
         let near = near && inner.edges.awaited(Tso::MAX).is_none();
         self.hold(inner, near);
-        near && inner.remainder.is_none() && inner.edges.is_natural() && self.at_tick(inner)
+        // What it has raised is shown before: the main reader would not say so of this collection.
+        let natural = inner.edges.is_natural() && inner.edges.raised().is_empty();
+        near && inner.remainder.is_none() && natural && self.at_tick(inner)
     }
 
     /// Hands the collection over to the main reader, at one message for both.

@@ -344,8 +344,8 @@ impl Objects {
             }
             Err(e) => return Err(e.problem()),
         };
-        if found.iter().any(|(_, found)| Some(*found) == object.target) {
-            self.ctx.hub.until_ended(to.collection).await;
+        if let Some((_, found)) = found.iter().find(|(_, id)| Some(*id) == object.target) {
+            self.ctx.hub.drop_rows(to.collection, *found).await;
             let now = self.ctx.hub.now().await.map_err(|e| e.problem())?;
             // A loaded partition cannot be dropped.
             target

@@ -511,6 +511,13 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
         ..
     } = planned;
     let to = &route.shards[shard].to;
+    let partition = match &act {
+        Act::Rows {
+            place: Place::Known(partition),
+            ..
+        } => Some(partition.target),
+        _ => None,
+    };
     let push = |bytes: Entry, ts: Tso, rows: u64, is_insert: bool, ticket, ticked| {
         lane.push(Outgoing {
             stream: route.stream.clone(),
@@ -518,6 +525,7 @@ fn send(ctx: &TaskContext, lane: &Lane, planned: Planned, map: &TsMap) {
             ts,
             rows,
             is_insert,
+            partition,
             origin: Some(origin.clone()),
             ticket,
             ticked,

@@ -71,6 +71,7 @@ pub(super) async fn send(hub: &Arc<Hub>, of: CollectionId, plan: &Plan) -> Resul
                 ts,
                 rows,
                 is_insert,
+                partition: None,
                 origin: None,
                 ticket: Some(ticket),
                 // A lane keeps the order: with the last one all of them are acknowledged.

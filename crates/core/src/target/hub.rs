@@ -12,7 +12,7 @@ use super::claims::Claims;
 use super::flow::Flow;
 use super::{LATE, Target, TargetConnector, TargetError, plain};
 use crate::error::{ErrorClass, Problem};
-use crate::ids::{CollectionId, PChannel, TargetKey};
+use crate::ids::{CollectionId, PChannel, PartitionId, TargetKey};
 use crate::lane::Lane;
 use crate::store::{Change, SharedStore, StoreError};
 use crate::task::{Mode, TargetSpec};
@@ -279,23 +279,36 @@ impl Hub {
         }
     }
 
+    /// Before a partition of the target is dropped by its name: the same, and no rows of it are on their way. What a
+    /// collection that was taken off its readers has sent once more may still wait, with the drop behind it done.
+    pub(crate) async fn drop_rows(&self, collection: CollectionId, partition: PartitionId) {
+        if self.mode != Mode::Plain {
+            return;
+        }
+        for lane in self.plain_lanes(collection) {
+            lane.drop_rows(partition);
+        }
+        self.until_silent(collection).await;
+    }
+
     /// Before a collection that is taken off its readers gets another name: the same, and nothing of it is on its way.
     pub(crate) async fn until_silent(&self, collection: CollectionId) {
         if self.mode != Mode::Plain {
             return;
         }
-        let prefix = plain::channel_prefix(collection);
-        let lanes: Vec<_> = {
-            let lanes = self.lanes.lock();
-            let ours = lanes
-                .iter()
-                .filter(|(channel, _)| channel.as_str().starts_with(&prefix));
-            ours.filter_map(|(_, lane)| lane.upgrade()).collect()
-        };
-        for lane in lanes {
+        for lane in self.plain_lanes(collection) {
             lane.until_idle().await;
         }
         self.until_ended(collection).await;
+    }
+
+    fn plain_lanes(&self, collection: CollectionId) -> Vec<Arc<Lane>> {
+        let prefix = plain::channel_prefix(collection);
+        let lanes = self.lanes.lock();
+        let ours = lanes
+            .iter()
+            .filter(|(channel, _)| channel.as_str().starts_with(&prefix));
+        ours.filter_map(|(_, lane)| lane.upgrade()).collect()
     }
 
     /// Of calls to these channels; `now` if there is none.

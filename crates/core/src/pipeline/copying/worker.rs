@@ -152,6 +152,7 @@ impl Worker {
                     ts,
                     rows,
                     is_insert,
+                    partition: None,
                     origin: None,
                     ticket: Some(ticket),
                     ticked: None,
