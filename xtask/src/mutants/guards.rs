@@ -69,7 +69,7 @@ pub(super) const GUARDS: &[Guard] = &[
     ),
     guard(
         "window form: a delete beside an insert in doubt",
-        STRETCH,
+        "crates/core/src/pipeline/encoded.rs",
         "push(delete.into(), ts, 0, false, None, None);",
         "if !BROKEN { push(delete.into(), ts, 0, false, None, None); }",
     ),

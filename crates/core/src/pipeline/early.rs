@@ -60,7 +60,7 @@ impl Planned {
         }
     }
 
-    /// An insert that nobody has sent before, nor has to wait for its partition.
+    /// An insert that no earlier process may have sent, and whose partition is there.
     fn is_free(&self) -> bool {
         let Act::Rows {
             rows,

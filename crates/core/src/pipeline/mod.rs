@@ -5,7 +5,7 @@
 //! of it, [`quarantine`] keeps the messages it stopped at. [`reader`] carries one source channel to its lanes, for all
 //! collections attached to it or for one that catches up by itself: [`passes`] is how it reads from tick to tick,
 //! [`carry`] what it does with one message, [`repeats`] which ones their producer wrote twice, [`join`] how it hands a
-//! collection over; [`stretch`] is what it sends between two ticks, [`kept`] what waits for the second, [`early`] what need not, [`books`] what of that may be stored. [`objects`]
+//! collection over; [`stretch`] is what it sends between two ticks, [`kept`] what waits for the second, [`early`] what need not, [`encoded`] makes the messages, [`books`] what of that may be stored. [`objects`]
 //! knows which target object stands for which source object and makes them, [`partitions`] the same for partitions,
 //! [`drops`] ends them, [`selected`] lets collections go that the task is asked to carry no longer. [`converge`] brings indexes, load states and databases in line with the source; [`flushes`]
 //! carries flush requests. [`copying`] carries the rows that were there before, [`pulse`] brings ticks meanwhile. [`durable`] is up to where the target has everything on disk, [`settle`] moves it and watches
@@ -22,6 +22,7 @@ pub(crate) mod copying;
 pub(crate) mod drops;
 pub(crate) mod durable;
 mod early;
+mod encoded;
 pub(crate) mod flushes;
 mod join;
 mod kept;
