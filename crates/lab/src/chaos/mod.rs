@@ -291,7 +291,7 @@ async fn logged(
     }
     if !report.is_equal() {
         let servers = (&bench.source, &bench.target);
-        let verdict = verdict::verdict(source, target, servers, report).await?;
+        let verdict = verdict::verdict(source, target, servers, report, true).await?;
         let of = match verdict.downcast_ref::<verdict::TheirFault>() {
             Some(fault) if fault.by_source => Outcome::SourceLost,
             Some(_) => Outcome::TargetLost,
