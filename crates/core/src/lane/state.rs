@@ -282,22 +282,19 @@ impl State {
 
     pub(super) fn purge(&mut self, stream: &Arc<StreamCtl>) -> Vec<Outgoing> {
         stream.release();
-        let mut taken = Vec::new();
-        for item in std::mem::take(&mut self.queue) {
-            match item {
-                Item::Message(m) if Arc::ptr_eq(&m.stream, stream) => taken.push(m),
-                other => self.queue.push_back(other),
-            }
-        }
-        taken
+        self.take_out(|m| Arc::ptr_eq(&m.stream, stream))
     }
 
     /// Takes out the rows of a partition that wait here.
     pub(super) fn drop_rows(&mut self, partition: PartitionId) -> Vec<Outgoing> {
+        self.take_out(|m| m.partition == Some(partition))
+    }
+
+    fn take_out(&mut self, is: impl Fn(&Outgoing) -> bool) -> Vec<Outgoing> {
         let mut taken = Vec::new();
         for item in std::mem::take(&mut self.queue) {
             match item {
-                Item::Message(m) if m.partition == Some(partition) => taken.push(m),
+                Item::Message(m) if is(&m) => taken.push(m),
                 other => self.queue.push_back(other),
             }
         }

@@ -18,6 +18,7 @@ use crate::lane::{Cell, EdgeId, Lane, Origin, Ticket};
 use crate::position::Position;
 use crate::route::tsmap::TsMap;
 use crate::store::Progress;
+use crate::task::Mode;
 use crate::tso::Tso;
 
 /// Where rows go within their collection.
@@ -190,21 +191,23 @@ impl Edges {
 
     /// When something may be ready to go before its tick.
     pub(crate) fn ready_at(&self) -> Option<Instant> {
-        if self.tick < self.in_doubt || self.gathered() > self.ctx.reserve() {
+        let plain = self.ctx.hub.mode == Mode::Plain;
+        if !plain || self.tick < self.in_doubt || self.gathered() > self.ctx.reserve() {
             return None;
         }
-        let plain = self.edges.values().filter(|e| e.lane.is_plain());
-        let first = plain.filter_map(|e| early::first(e.waiting.all())).min()?;
+        let all = self.edges.values().map(|e| e.waiting.all());
+        let first = all.filter_map(early::first).min()?;
         Some(first + early::LINGER)
     }
 
-    /// Sends what need not wait for its tick, where the lane is at rest: what comes meanwhile goes together.
+    /// Sends what need not wait for its tick, where the lane is at rest: what comes meanwhile goes together. Only where
+    /// [`Self::ready_at`] says that there may be something.
     pub(crate) fn send_early(&mut self, now: Instant) {
         let tick = self.tick;
         let ctx = self.ctx.clone();
         for edge in self.edges.values_mut() {
             let lane = &edge.lane;
-            if !lane.is_plain() || !lane.is_idle() || !lane.is_natural(edge.id, tick) {
+            if !lane.is_idle() || !lane.is_natural(edge.id, tick) {
                 continue;
             }
             for place in early::ready(edge.waiting.all(), now) {
