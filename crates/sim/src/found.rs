@@ -128,4 +128,16 @@ const FOUND: &[(u64, &str)] = &[
         36_059_296,
         "a collection joined a reader before a tick had shown what it had raised, and was not said to be raised any more",
     ),
+    (
+        100_000_004,
+        "a collection was to be copied anew, and the source dropped it before: what the target had of it stayed",
+    ),
+    (
+        100_000_007,
+        "the same, and it got another name before: what the target had under the old one stayed",
+    ),
+    (
+        100_000_680,
+        "a collection that had moved to another database was shown in the old one, and a person's word for it was refused",
+    ),
 ];

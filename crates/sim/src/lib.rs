@@ -21,7 +21,7 @@ pub mod messages;
 pub mod plan;
 pub mod points;
 pub mod retries;
-mod rows;
+pub mod rows;
 pub mod run;
 pub mod shrink;
 pub mod source;

@@ -93,6 +93,9 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
         "{:?} {:?} {:?} latency {:?}",
         plan.setup, plan.weather, plan.disk, plan.latency
     );
+    if let Some(copies) = &plan.copies {
+        println!("{copies:?}");
+    }
     let outcome = run(&plan, true);
     println!("{outcome:#?}");
     if outcome.failure.is_none() {
@@ -122,6 +125,9 @@ fn tell(plan: &Plan, outcome: &Outcome, arguments: &Arguments) {
         small.weather,
         small.disk
     );
+    if let Some(copies) = &small.copies {
+        println!("    before the task: {copies:?}");
+    }
     for (gap, act) in &small.acts {
         println!("    +{gap:>4} ms {act:?}");
     }
@@ -144,6 +150,7 @@ fn many(arguments: &Arguments) -> Result<ExitCode> {
     };
     let (mut counted, mut failures, mut ran) = (0u64, 0usize, 0u64);
     let (mut kills, mut cut, mut ms, mut compared, mut untold, mut exposed) = (0, 0, 0, 0, 0, 0);
+    let mut read = 0;
     let mut next = from;
     while next < to && failures < arguments.failures && !over(&begun) {
         let plan = Plan::of(next, arguments.mode());
@@ -156,6 +163,7 @@ fn many(arguments: &Arguments) -> Result<ExitCode> {
         compared += outcome.compared;
         untold += outcome.untold;
         exposed += outcome.exposed;
+        read += outcome.read;
         if outcome.failure.is_some() {
             failures += 1;
             tell(&plan, &outcome, arguments);
@@ -163,7 +171,7 @@ fn many(arguments: &Arguments) -> Result<ExitCode> {
     }
     let seconds = begun.elapsed().as_secs_f64();
     println!(
-        "seeds {from}..{next}: {ran} runs, {counted} count, {failures} failed; {kills} kills, {cut} calls cut, {compared} shards compared at ticks, {untold} raised windows not told, {exposed} keys seen twice in told windows, {} s simulated; {seconds:.1} s, {:.1} seeds/s",
+        "seeds {from}..{next}: {ran} runs, {counted} count, {failures} failed; {kills} kills, {cut} calls cut, {compared} shards compared at ticks, {untold} raised windows not told, {exposed} keys seen twice in told windows, {read} rows read for copies, {} s simulated; {seconds:.1} s, {:.1} seeds/s",
         ms / 1000,
         ran as f64 / seconds
     );
@@ -180,6 +188,7 @@ fn many(arguments: &Arguments) -> Result<ExitCode> {
             "counted": counted,
             "violations": failures,
             "mode": arguments.mode(),
+            "rows_read": read,
         });
         let file = std::fs::File::options()
             .create(true)

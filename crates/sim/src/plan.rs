@@ -1,7 +1,9 @@
 //! What happens in one run: chosen by a seed beforehand, so that parts of it can be left out.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
+use cdc_core::snapshot::Initial;
 use cdc_core::target::memory::Weather;
 use cdc_core::task::Mode;
 use cdc_core::tso::Tso;
@@ -129,6 +131,16 @@ pub enum Act {
         behind: bool,
         down: u64,
     },
+    /// The queue lets go of all that is in a source channel by now, read or not.
+    Purge {
+        channel: usize,
+    },
+    /// The source does not answer those who read its rows.
+    RowsDown {
+        ms: u64,
+    },
+    /// A person lets all be copied whose place in the queue is lost.
+    CopyLost,
     /// Ended in good order, and started again.
     Stop {
         down: u64,
@@ -169,6 +181,21 @@ pub struct Plan {
     pub mode: Mode,
     /// Each after so many ms.
     pub acts: Vec<(u64, Act)>,
+    /// What the source had before the task, if the task begins with it.
+    pub copies: Option<Copies>,
+}
+
+/// A source that is older than its task, whose queue does not hold all of it any more.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Copies {
+    pub initial: Initial,
+    /// Before the task.
+    pub acts: Vec<(u64, Act)>,
+    /// Of each channel, whether the queue has let go of what was in it then.
+    pub purged: Vec<bool>,
+    pub rows_per_second: Option<NonZeroU64>,
+    /// The source shows no more rows than that at a time, if not 0.
+    pub most: u64,
 }
 
 impl Plan {
@@ -249,6 +276,11 @@ impl Plan {
             let at = rng.random_range(acts.len() / 4..acts.len());
             acts.insert(at, (20, act));
         }
+        let copies = copies(seed, &setup);
+        for act in copies.iter().flat_map(|_| lost(seed)) {
+            let at = rng.random_range(0..acts.len());
+            acts.insert(at, (20, act));
+        }
         Self {
             seed,
             setup,
@@ -257,6 +289,7 @@ impl Plan {
             mode,
             latency,
             acts,
+            copies,
         }
     }
 }
@@ -367,6 +400,68 @@ fn names(seed: u64) -> Vec<Act> {
     };
     let count = rng.random_range(1..10);
     (0..count).map(|_| one(&mut rng)).collect()
+}
+
+/// Courses of smaller seeds are as they were before there were copies.
+const COPIES: u64 = 100_000_000;
+
+/// What was before the task, in courses that begin with it.
+fn copies(seed: u64, setup: &Setup) -> Option<Copies> {
+    if seed < COPIES {
+        return None;
+    }
+    let rng = &mut StdRng::seed_from_u64(seed ^ 0x2545_f491_4f6c_dd1d);
+    let mut acts = Vec::new();
+    for name in 0..rng.random_range(1..=3) {
+        let shards = rng.random_range(1..=3);
+        let db = 0;
+        acts.push((20, Act::Create { name, db, shards }));
+    }
+    for _ in 0..rng.random_range(5..40) {
+        let (of, part) = (rng.random_range(0..8), rng.random_range(0..3));
+        let rows = rng.random_range(2..24);
+        let act = match rng.random_range(0..20) {
+            0..9 => Act::Insert { of, part, rows },
+            9..12 => Act::Upsert { of, part, rows },
+            12..14 => Act::Delete { of, rows },
+            14..17 => Act::CreatePartition { of, name: part },
+            17 => Act::PartitionAgain { of, part },
+            18 => Act::Index { of },
+            _ => Act::Load { of },
+        };
+        acts.push((*pick(rng, &[0, 20, 60]), act));
+    }
+    let all = rng.random_bool(0.7);
+    let purged = (0..setup.source_channels).map(|_| all || rng.random());
+    Some(Copies {
+        purged: purged.collect(),
+        initial: *pick(rng, &[Initial::Snapshot, Initial::Snapshot, Initial::Auto]),
+        acts,
+        rows_per_second: *pick(
+            rng,
+            &[None, None, NonZeroU64::new(20), NonZeroU64::new(100)],
+        ),
+        most: *pick(rng, &[0, 4, 16]),
+    })
+}
+
+/// What makes a copy necessary once more, or stops one; nothing in a third of the courses.
+fn lost(seed: u64) -> Vec<Act> {
+    let rng = &mut StdRng::seed_from_u64(seed ^ 0x6c62_272e_07bb_0142);
+    if rng.random_bool(0.33) {
+        return Vec::new();
+    }
+    let one = |rng: &mut StdRng| match rng.random_range(0..8) {
+        0..3 => Act::Purge {
+            channel: rng.random_range(0..4),
+        },
+        3 => Act::RowsDown {
+            ms: rng.random_range(20..2000),
+        },
+        _ => Act::CopyLost,
+    };
+    let count = rng.random_range(1..8);
+    (0..count).map(|_| one(rng)).collect()
 }
 
 /// How many messages come twice: none in most courses. By the seed itself, so that nothing else of a plan depends on it.

@@ -2,17 +2,20 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cdc_core::catalog::{CatalogError, LoadState, ObjectState};
 use cdc_core::ids::{CollectionId, DbId, PartitionId};
+use cdc_core::source::LogSource;
 use cdc_core::target::memory::{Shown, Weather, Wrongs};
-use cdc_core::task::{CollectionState, Mode, TaskStatus};
+use cdc_core::task::{Choice, CollectionState, Mode, TaskStatus};
 use parking_lot::Mutex;
 
 use crate::gate::{DiskWeather, Trap};
 use crate::judge::{Failure, Judge, Steady};
-use crate::plan::{Act, Plan};
+use crate::plan::{Act, Copies, Plan};
+use crate::rows::ShownRows;
 use crate::world::{STEP, World};
 
 /// A tick, and, where it shows keys twice, which collections were said to be steady at that moment.
@@ -43,6 +46,8 @@ pub struct Outcome {
     pub untold: u64,
     /// Keys that were there twice for a while, in a window that was told of.
     pub exposed: u64,
+    /// Rows that were read from the source, beside its queue.
+    pub read: u64,
     /// In the run's own time.
     pub ms: u64,
 }
@@ -96,6 +101,7 @@ struct Run {
     now: u64,
     etcd_back: u64,
     released: u64,
+    rows_back: u64,
     say: bool,
     outcome: Outcome,
 }
@@ -129,12 +135,13 @@ impl Run {
             now: 0,
             etcd_back: 0,
             released: 0,
+            rows_back: 0,
             say,
             outcome: Outcome::default(),
         };
-        run.start();
         let result = run.all(plan).await;
         let source = &run.world.source;
+        let read = run.world.rows.as_ref();
         Outcome {
             failure: result.err(),
             trace: run.world.target.trace(),
@@ -144,13 +151,23 @@ impl Run {
             compared: run.judge.compared,
             untold: run.judge.untold,
             exposed: run.judge.exposed,
+            read: read.map_or(0, |rows| rows.shown.load(Ordering::Relaxed)),
             ms: run.now,
             ..run.outcome
         }
     }
 
     async fn all(&mut self, plan: &Plan) -> Result<(), Failure> {
-        for (gap, act) in &plan.acts {
+        if let Some(copies) = &plan.copies {
+            self.before(plan.seed, copies).await?;
+        }
+        self.start();
+        self.acts(&plan.acts).await?;
+        self.settle().await
+    }
+
+    async fn acts(&mut self, acts: &[(u64, Act)]) -> Result<(), Failure> {
+        for (gap, act) in acts {
             self.pass(*gap).await?;
             if self.say {
                 println!("{:>6} ms  {act:?}", self.now);
@@ -160,7 +177,54 @@ impl Run {
                 self.apply(act).await?;
             }
         }
-        self.settle().await
+        Ok(())
+    }
+
+    /// What the source did before there was a task.
+    async fn before(&mut self, seed: u64, copies: &Copies) -> Result<(), Failure> {
+        let rows = ShownRows::new(seed);
+        rows.most.store(copies.most, Ordering::Relaxed);
+        self.world.rows = Some(Arc::new(rows));
+        self.world.source.hashes = true;
+        self.acts(&copies.acts).await?;
+        for (channel, purged) in copies.purged.iter().enumerate() {
+            if *purged {
+                self.purge(channel).await;
+            }
+        }
+        let task = &mut self.world.tasks[0];
+        task.snapshot.initial = copies.initial;
+        task.snapshot.rows_per_second = copies.rows_per_second;
+        task.created = self.world.source.now();
+        Ok(())
+    }
+
+    async fn purge(&mut self, channel: usize) {
+        let source = &mut self.world.source;
+        let channel = source.channel(channel);
+        if let Ok(Some(bounds)) = source.log.bounds(&channel).await {
+            source.log.purge_to(&channel, bounds.last);
+        }
+    }
+
+    /// A person has all copied whose place is lost.
+    async fn copy_lost(&mut self) {
+        let Some(engine) = self.world.running() else {
+            return;
+        };
+        let task = &self.world.tasks[0].id;
+        let status = engine.status(task);
+        for c in status.into_iter().flat_map(|s| s.collections) {
+            if matches!(c.state, CollectionState::PositionLost { .. }) {
+                let chosen = engine
+                    .choose(task, &c.database, &c.name, Choice::Snapshot)
+                    .await;
+                if let (Err(problem), true) = (chosen, self.say) {
+                    // It is asked for again.
+                    println!("{:>6} ms  no copy of {}: {problem}", self.now, c.name);
+                }
+            }
+        }
     }
 
     fn start(&mut self) {
@@ -184,14 +248,17 @@ impl Run {
             self.released = 0;
             self.world.target.release();
         }
-        self.world.source.step(STEP);
+        if self.rows_back != 0 && self.now >= self.rows_back {
+            self.set_rows_down(false);
+        }
+        self.world.step_source();
         self.now += STEP;
         tokio::time::sleep(Duration::from_millis(STEP)).await;
         self.look()?;
         if self.world.gate.is_dead() && self.world.running().is_some() {
             self.crash();
             for _ in 0..self.down / STEP {
-                self.world.source.step(STEP);
+                self.world.step_source();
                 self.now += STEP;
                 tokio::time::sleep(Duration::from_millis(STEP)).await;
                 self.look()?;
@@ -373,6 +440,12 @@ impl Run {
                     behind: *behind,
                 });
             }
+            Act::Purge { channel } => self.purge(*channel).await,
+            Act::RowsDown { ms } => {
+                self.set_rows_down(true);
+                self.rows_back = self.now + ms;
+            }
+            Act::CopyLost => self.copy_lost().await,
             Act::Stop { down } => {
                 self.stop().await?;
                 self.pass(*down).await?;
@@ -380,6 +453,13 @@ impl Run {
             }
         }
         Ok(true)
+    }
+
+    fn set_rows_down(&mut self, down: bool) {
+        self.rows_back = 0;
+        if let Some(rows) = &self.world.rows {
+            rows.set_down(down);
+        }
     }
 
     /// A collection's living partitions, with their names.
@@ -433,9 +513,13 @@ impl Run {
         self.world.source.catalog.fail(None);
         self.world.source.log.fail_next(0);
         (self.etcd_back, self.released) = (0, 0);
+        self.set_rows_down(false);
         let since = self.now;
         loop {
             self.pass(5 * STEP).await?;
+            if self.world.rows.is_some() {
+                self.copy_lost().await;
+            }
             let Some(difference) = self.difference() else {
                 return Ok(());
             };

@@ -35,8 +35,24 @@ pub fn shrink(plan: &Plan, outcome: &Outcome, within: Duration) -> (Plan, Outcom
             (part / 2).max(1)
         };
     }
+    if let Some(copies) = &best.copies {
+        // What was before the task, one by one.
+        for at in (0..copies.acts.len()).rev() {
+            let mut less = best.clone();
+            let acts = less.copies.as_mut().map(|c| &mut c.acts);
+            if Instant::now() >= until || acts.map(|acts| acts.remove(at)).is_none() {
+                break;
+            }
+            let outcome = run(&less, false);
+            if kind(&outcome) == wanted {
+                (best, came) = (less, outcome);
+            }
+        }
+    }
     // Without the weather, if that has nothing to do with it.
     for calm in [
+        |p: &mut Plan| p.copies.iter_mut().for_each(|c| c.most = 0),
+        |p: &mut Plan| p.copies.iter_mut().for_each(|c| c.rows_per_second = None),
         |p: &mut Plan| p.weather = Default::default(),
         |p: &mut Plan| p.disk = Default::default(),
         |p: &mut Plan| p.setup.ahead = 0,

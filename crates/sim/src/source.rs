@@ -64,6 +64,12 @@ impl History {
         states.iter().rev().find(|(at, _)| *at <= ts)?.1
     }
 
+    /// Keys and versions there were at `ts`.
+    pub fn rows(&self, ts: Tso) -> impl Iterator<Item = (i64, i64)> {
+        let keys = self.keys.keys();
+        keys.filter_map(move |key| Some((*key, self.at(*key, ts)?)))
+    }
+
     /// What changed on a shard in (`from`, `to`].
     pub fn changed(&self, shard: usize, from: Tso, to: Tso) -> impl Iterator<Item = i64> {
         let first = self.changes.partition_point(|(ts, ..)| *ts <= from);
@@ -180,6 +186,26 @@ impl Source {
         self.clock = self.clock.next();
         self.catalog.set_tso(self.clock);
         self.clock
+    }
+
+    /// The last time it gave out, or later.
+    pub fn now(&self) -> Tso {
+        self.clock
+    }
+
+    /// What a client means by a name.
+    pub fn named(&self, database: &str, name: &str) -> Option<CollectionId> {
+        let (db, _) = self.databases.iter().find(|(_, n)| *n == database)?;
+        let is = |l: &&Live| l.catalog.db == *db && l.catalog.name == name;
+        let found = self.live.values().find(is).map(|l| l.catalog.id);
+        let alias = || {
+            let view = self.catalog.view();
+            let alias = view.aliases.get(&(*db, name.to_owned()))?;
+            self.live
+                .contains_key(&alias.collection)
+                .then_some(alias.collection)
+        };
+        found.or_else(alias)
     }
 
     /// Moves the source's clock on.

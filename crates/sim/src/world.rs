@@ -9,7 +9,6 @@ use cdc_core::engine::{Engine, Parts};
 use cdc_core::ids::{CollectionId, PChannel, TaskId};
 use cdc_core::secret::Secret;
 use cdc_core::snapshot::SourceRows;
-use cdc_core::snapshot::memory::MemoryRows;
 use cdc_core::store::memory::MemoryStore;
 use cdc_core::target::TargetConnector;
 use cdc_core::target::memory::MemoryTarget;
@@ -23,6 +22,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::gate::{self, Gate, Gated, Kind, Trap};
+use crate::rows::ShownRows;
 use crate::source::{Live, Source};
 
 /// Source time between two looks at the world.
@@ -103,7 +103,7 @@ pub struct World {
     pub tasks: Vec<TaskSpec>,
     pub kills: usize,
     /// Where the engines that are started read the source's rows, if anywhere.
-    pub rows: Option<Arc<MemoryRows>>,
+    pub rows: Option<Arc<ShownRows>>,
     engine: Option<Engine>,
     /// The one that was started last, for who has to ask it at the moment something is shown.
     pub last_engine: Arc<Mutex<Option<Engine>>>,
@@ -236,8 +236,7 @@ impl World {
             let gate = self.gate.clone();
             for _ in 0..100 {
                 work(&mut self.source);
-                self.source.step(STEP);
-                self.show_rows();
+                self.step_source();
                 let step = Duration::from_millis(STEP);
                 if tokio::time::timeout(step, gate.died()).await.is_ok() {
                     break;
@@ -259,9 +258,11 @@ impl World {
         assert!(waited < 30_000, "a clean stop took {waited} ms");
     }
 
-    fn show_rows(&self) {
+    /// A step of the source; who asks for its rows is answered.
+    pub fn step_source(&mut self) {
+        self.source.step(STEP);
         if let Some(rows) = &self.rows {
-            crate::rows::show(&self.source, rows);
+            rows.answer(&self.source);
         }
     }
 
@@ -269,8 +270,7 @@ impl World {
     pub async fn run(&mut self, ms: u64, mut work: impl FnMut(&mut Source)) {
         for _ in 0..ms.div_ceil(STEP) {
             work(&mut self.source);
-            self.source.step(STEP);
-            self.show_rows();
+            self.step_source();
             tokio::time::sleep(Duration::from_millis(STEP)).await;
         }
     }

@@ -109,11 +109,11 @@ impl Conductor<'_> {
                 if self.ctx.parts.rows.is_none() {
                     return Err(unreadable());
                 }
-                let (records, _) = self.records(id, None);
-                answer.on_conflict = Some(OnConflict::Recreate);
+                // Of one that we made, that one is dropped, whatever it is called by then; see [`Conductor::taken_down`].
+                if self.objects.get(id).is_none_or(|o| o.target.is_none()) {
+                    answer.on_conflict = Some(OnConflict::Recreate);
+                }
                 answer.snapshot = true;
-                changes.extend(self.deletes(id, &records));
-                forget = true;
             }
             (Phase::Held(Held::Lost(lost)), choice @ (Choice::Start(_) | Choice::At(_))) => {
                 let (records, sent) = self.records(id, Some(lost));

@@ -156,6 +156,8 @@ struct Staying {
 
 pub(super) enum Outcome {
     Opened(CollectionId, Result<Box<Ready>, Stop>),
+    /// What stood for it on the target is gone, to be copied anew.
+    TakenDown(CollectionId, Result<(), Problem>),
     Dropped(CollectionId, Result<(), Problem>),
     /// A source timestamp above everything of a collection that the source has dropped.
     End(CollectionId, Result<Tso, CatalogError>),
@@ -559,6 +561,13 @@ impl<'a> Conductor<'a> {
                 start.push((*id, None));
                 continue;
             }
+            if self.first_round && entry.answer.takes_down() {
+                // The drop's tick would show what the others have to send anew.
+                if let Some(first) = &mut self.first {
+                    first.remove(id);
+                }
+                continue;
+            }
             under_way.insert(key);
             entry.phase = Phase::Opening;
             let opening = Opening {
@@ -572,7 +581,13 @@ impl<'a> Conductor<'a> {
         }
         for (id, opening) in start {
             let (ctx, objects) = (self.ctx.clone(), self.objects.clone());
+            let made = || objects.look(id, |o| o.target.is_some()) == Some(true);
             match opening {
+                Some(opening) if opening.answer.snapshot && made() => {
+                    self.start_job(id, async move {
+                        Outcome::TakenDown(id, objects.take_down(id).await)
+                    });
+                }
                 Some(opening) => self.start_job(id, async move {
                     Outcome::Opened(id, opening::open(ctx, objects, opening).await.map(Box::new))
                 }),

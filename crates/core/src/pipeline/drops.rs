@@ -136,6 +136,21 @@ impl Objects {
         Ok(empty.then_some((at, found)))
     }
 
+    /// Drops what stands for a collection on the target, to be made anew.
+    pub(crate) async fn take_down(&self, id: CollectionId) -> Result<(), Problem> {
+        let Some(object) = self.get(id) else {
+            return Ok(());
+        };
+        let shards = object.target_vchannels.len();
+        // Until it is gone: a rename whose answer was not seen may come between the look and the drop.
+        while let Some((at, found)) = self.whereabouts(&object).await.map_err(|e| e.problem())? {
+            let found = found.with_channels(self.ctx.hub.mode, shards);
+            self.drop_on_target(&at.database, &found, &object.dropped_shards)
+                .await?;
+        }
+        Ok(())
+    }
+
     /// Drops a collection as the target describes it, whatever it was made for; its shards in `done` have had their
     /// message.
     pub(super) async fn drop_on_target(

@@ -52,6 +52,11 @@ pub(super) enum Reset {
 }
 
 impl Answer {
+    /// Something is dropped on the target first.
+    pub(super) fn takes_down(&self) -> bool {
+        self.snapshot || self.on_conflict == Some(OnConflict::Recreate)
+    }
+
     /// What is left to keep once it is carried out.
     pub(super) fn done(&self) -> Self {
         Self {

@@ -154,8 +154,12 @@ impl Board {
             target: None,
             note: None,
         });
+        // A name may be a new one, also in another database.
         if line.name != name {
             line.name = name.to_owned();
+        }
+        if line.database != database {
+            line.database = database.to_owned();
         }
         if let Some(problem) = unequal
             && line

@@ -22,6 +22,55 @@ pub struct Table {
     pub rows: BTreeMap<String, Vec<Vec<FieldData>>>,
 }
 
+impl Table {
+    fn found(&self, of: &Of, part: &Part) -> Result<Vec<(Key, &Vec<FieldData>)>, RowsError> {
+        if !self.loaded {
+            return Err(refused(101, "not loaded"));
+        }
+        let rows = self.rows.iter();
+        let rows = rows.filter(|(name, _)| part.partition.as_ref().is_none_or(|p| p == *name));
+        let keyed = rows.flat_map(|(_, rows)| rows).filter_map(|row| {
+            let key = keys(row, &of.primary)?.into_iter().next()?;
+            part.range.contains(&key).then_some((key, row))
+        });
+        Ok(keyed.collect())
+    }
+
+    /// As [`SourceRows::count`] says.
+    pub fn count(&self, of: &Of, part: &Part) -> Result<u64, RowsError> {
+        Ok(self.found(of, part)?.len() as u64)
+    }
+
+    /// As [`SourceRows::read`] says; an answer of more rows than `most` is too large, if that is not 0.
+    pub fn read(&self, of: &Of, part: &Part, most: u64) -> Result<Vec<FieldData>, RowsError> {
+        let rows = self.found(of, part)?;
+        if most > 0 && rows.len() as u64 > most {
+            return Err(RowsError::TooLarge {
+                address: "memory".to_owned(),
+                call: "Query",
+                cause: format!("{} rows", rows.len()),
+            });
+        }
+        let mut shown: Vec<&Vec<FieldData>> = Vec::new();
+        let mut seen = std::collections::BTreeSet::new();
+        let mut hides = false;
+        for (key, row) in rows {
+            if !seen.insert(key) {
+                hides = true;
+            } else if std::mem::take(&mut hides) {
+                // Behind a copy.
+            } else {
+                shown.push(row);
+            }
+        }
+        let column = |name: &String| {
+            let of_row = |row: &Vec<FieldData>| row.iter().find(|c| c.field_name == *name).cloned();
+            appended(shown.iter().map(|row| of_row(row).unwrap_or_default()))
+        };
+        Ok(of.fields.iter().filter_map(column).collect())
+    }
+}
+
 /// The twin of [`super::grpc::GrpcRows`]: shows what it holds at the moment, whatever time is asked for. A key that is
 /// there more than once is shown once, and hides the row behind it.
 #[derive(Debug, Default)]
@@ -64,20 +113,6 @@ impl MemoryRows {
         let key = (database.to_owned(), name.to_owned());
         let found = self.tables.lock().get(&key).cloned();
         found.ok_or_else(|| refused(100, "no such collection"))
-    }
-
-    fn found(&self, of: &Of, part: &Part) -> Result<Vec<(Key, Vec<FieldData>)>, RowsError> {
-        let table = self.table(&of.database, &of.name)?;
-        if !table.loaded {
-            return Err(refused(101, "not loaded"));
-        }
-        let rows = table.rows.into_iter();
-        let rows = rows.filter(|(name, _)| part.partition.as_ref().is_none_or(|p| p == name));
-        let keyed = rows.flat_map(|(_, rows)| rows).filter_map(|row| {
-            let key = keys(&row, &of.primary)?.into_iter().next()?;
-            part.range.contains(&key).then_some((key, row))
-        });
-        Ok(keyed.collect())
     }
 }
 
@@ -127,7 +162,7 @@ impl SourceRows for MemoryRows {
     }
 
     async fn count(&self, of: &Of, part: &Part, _: Tso) -> Result<u64, RowsError> {
-        let rows = self.found(of, part)?.len() as u64;
+        let rows = self.table(&of.database, &of.name)?.count(of, part)?;
         // Not all take as long, so others come between.
         asked(1 + rows % 8).await;
         Ok(rows)
@@ -135,32 +170,8 @@ impl SourceRows for MemoryRows {
 
     async fn read(&self, of: &Of, part: &Part, _: Tso) -> Result<Vec<FieldData>, RowsError> {
         asked(5).await;
-        let rows = self.found(of, part)?;
-        let most = self.most.load(Ordering::Relaxed);
-        if most > 0 && rows.len() as u64 > most {
-            return Err(RowsError::TooLarge {
-                address: "memory".to_owned(),
-                call: "Query",
-                cause: format!("{} rows", rows.len()),
-            });
-        }
-        let mut shown: Vec<Vec<FieldData>> = Vec::new();
-        let mut seen = std::collections::BTreeSet::new();
-        let mut hides = false;
-        for (key, row) in rows {
-            if !seen.insert(key) {
-                hides = true;
-            } else if std::mem::take(&mut hides) {
-                // Behind a copy.
-            } else {
-                shown.push(row);
-            }
-        }
-        let column = |name: &String| {
-            let of_row = |row: &Vec<FieldData>| row.iter().find(|c| c.field_name == *name).cloned();
-            appended(shown.iter().map(|row| of_row(row).unwrap_or_default()))
-        };
-        Ok(of.fields.iter().filter_map(column).collect())
+        let table = self.table(&of.database, &of.name)?;
+        table.read(of, part, self.most.load(Ordering::Relaxed))
     }
 }
 

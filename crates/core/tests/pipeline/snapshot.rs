@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cdc_core::ids::{CollectionId, PChannel};
+use cdc_core::ids::{CollectionId, DbId, PChannel};
 use cdc_core::snapshot::Initial;
-use cdc_core::snapshot::memory::MemoryRows;
 use cdc_core::source::LogSource;
 use cdc_core::target::memory::Weather;
 use cdc_core::task::{Choice, CollectionState, Mode};
@@ -14,12 +13,13 @@ use rand::Rng;
 
 use crate::writes;
 use cdc_sim::gate::{Kind, Trap};
+use cdc_sim::rows::ShownRows;
 use cdc_sim::world::{World, seeds};
 
 /// A source with rows, of which its queue knows nothing any more.
 async fn before(seed: u64, mode: Mode) -> (World, Vec<CollectionId>) {
     let mut world = World::new(seed, 3, 2);
-    world.rows = Some(Arc::new(MemoryRows::default()));
+    world.rows = Some(Arc::new(ShownRows::new(seed)));
     world.source.hashes = true;
     world.tasks[0].target.mode = mode;
     world.tasks[0].snapshot.initial = Initial::Snapshot;
@@ -155,7 +155,7 @@ fn a_copy_whose_place_in_the_queue_is_lost_begins_anew() {
 /// A task without a copy, whose place is lost while it is stopped; a person asks for one.
 async fn answered(seed: u64) {
     let mut world = World::new(seed, 3, 2);
-    world.rows = Some(Arc::new(MemoryRows::default()));
+    world.rows = Some(Arc::new(ShownRows::new(seed)));
     world.source.hashes = true;
     let ids: Vec<CollectionId> = (0..2)
         .map(|i| world.source.create(&format!("c{i}"), 1 + i))
@@ -185,6 +185,59 @@ async fn answered(seed: u64) {
 #[test]
 fn a_lost_position_is_answered_with_a_copy() {
     seeds(3, answered);
+}
+
+/// A person asks for a copy of what has lost its place, and its name changes, or it is dropped, before that is made.
+async fn asked_for_and_changed(seed: u64, mode: Mode) {
+    let mut world = World::new(seed, 3, 2);
+    world.rows = Some(Arc::new(ShownRows::new(seed)));
+    world.source.hashes = true;
+    world.tasks[0].target.mode = mode;
+    let ids: Vec<CollectionId> = (0..3)
+        .map(|i| world.source.create(&format!("c{i}"), 1 + i))
+        .collect();
+    let other = world.source.create_database("d0");
+    world.start();
+    world.run(2_000, writes(&ids)).await;
+    world.kill();
+    world.run(500, writes(&ids)).await;
+    purge(&mut world).await;
+    world.source.rename(ids[0], other, "c0");
+    world.start();
+    for i in 0..3 {
+        let lost = |state: &CollectionState| matches!(state, CollectionState::PositionLost { .. });
+        world.until(&format!("c{i}"), lost).await;
+        let status = world.status(&format!("c{i}")).unwrap();
+        assert_eq!(status.database, world.source.database_of(ids[i]));
+    }
+    for i in 0..3 {
+        let task = world.tasks[0].id.clone();
+        let engine = world.engine().clone();
+        let database = world.source.database_of(ids[i]);
+        let name = format!("c{i}");
+        let choice = engine.choose(&task, &database, &name, Choice::Snapshot);
+        choice.await.unwrap();
+        if i == 1 {
+            world.source.rename(ids[1], DbId(1), "other");
+        }
+        if i == 2 {
+            world.source.drop_collection(ids[2]);
+        }
+    }
+    let left = &ids[..2];
+    if world.rng.random() {
+        world.kill_somewhere(writes(left)).await;
+        world.start();
+    }
+    world.run(1_000, writes(left)).await;
+    // With nothing left under the old names.
+    world.equal().await;
+}
+
+#[test]
+fn a_copy_that_is_asked_for_is_of_the_collection_not_of_its_name() {
+    seeds(3, |seed| asked_for_and_changed(seed, Mode::Replicate));
+    seeds(3, |seed| asked_for_and_changed(seed, Mode::Plain));
 }
 
 /// Where the rows cannot be read it says so, and goes on when they can.

@@ -1,5 +1,7 @@
 //! A collection of an Int64 key, a number and a vector, with the keys that it has.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use cdc_lab::client::{Client, CollectionOptions, Key, Row, Value, key_expr};
 use milvus::proto::common::{ConsistencyLevel, KeyValuePair};
@@ -16,6 +18,8 @@ pub(crate) struct Plain {
     db: String,
     schema: CollectionSchema,
     pub(crate) keys: Vec<i64>,
+    /// Of writes that were refused, of which nobody knows what came of them.
+    pub(crate) doubted: BTreeSet<i64>,
     next: i64,
 }
 
@@ -64,6 +68,7 @@ impl Plain {
             db: DB.to_owned(),
             schema,
             keys: Vec::new(),
+            doubted: BTreeSet::new(),
             next: 0,
         }
     }
@@ -107,9 +112,17 @@ impl Plain {
     ) -> Result<()> {
         let new: Vec<i64> = (self.next..).take(count).collect();
         self.next += new.len() as i64;
-        self.write(client, partition, &new, random).await?;
+        let written = self.write(client, partition, &new, random).await;
+        self.unless_known(written, &new)?;
         self.keys.extend(new);
         Ok(())
+    }
+
+    fn unless_known<T>(&mut self, answer: Result<T>, keys: &[i64]) -> Result<T> {
+        if answer.is_err() {
+            self.doubted.extend(keys);
+        }
+        answer
     }
 
     /// Rows with these keys, without a note of them.
@@ -152,7 +165,8 @@ impl Plain {
         self.next += new.len() as i64;
         keys.extend(&new);
         let rows: Vec<Row> = keys.iter().map(|k| row(*k, random)).collect();
-        client.upsert(&self.db, &self.schema, "", &rows).await?;
+        let written = client.upsert(&self.db, &self.schema, "", &rows).await;
+        self.unless_known(written, &keys)?;
         self.keys.extend(new);
         Ok(())
     }
@@ -164,7 +178,8 @@ impl Plain {
         random: &mut StdRng,
     ) -> Result<()> {
         let gone: Vec<i64> = self.keys.choose_multiple(random, count).copied().collect();
-        self.erase(client, "", &gone).await?;
+        let erased = self.erase(client, "", &gone).await;
+        self.unless_known(erased, &gone)?;
         self.keys.retain(|k| !gone.contains(k));
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::pipeline::copying::{self, Stopped};
 use crate::pipeline::pulse::Pulse;
 use crate::source::SourceError;
 use crate::store::Change;
-use crate::task::{Mode, OnConflict};
+use crate::task::Mode;
 use crate::tso::Tso;
 
 /// Collections copied at the same time.
@@ -180,21 +180,11 @@ impl Conductor<'_> {
         let mut answer = entry.answer.clone();
         answer.snapshot = true;
         answer.release |= entry.snapshot.as_ref().is_some_and(|s| s.release);
-        answer.on_conflict = Some(OnConflict::Recreate);
-        let mut changes = vec![
+        let changes = vec![
             note(&self.ctx, id, &answer),
             copying::note(&self.ctx, id, None),
         ];
-        let task = &self.ctx.spec.id;
-        for (channel, of) in self.stored.detached.keys().filter(|(_, of)| *of == id) {
-            changes.push(Change::DeleteDetached {
-                task: task.clone(),
-                channel: channel.clone(),
-                collection: *of,
-            });
-        }
-        self.objects.forget(id, changes).await;
-        self.stored.detached.retain(|(_, of), _| *of != id);
+        self.ctx.commit(changes).await;
         let mut board = self.board.lock();
         for error in lost {
             board.error(id, error.problem());
@@ -204,6 +194,27 @@ impl Conductor<'_> {
             entry.answer = answer;
             entry.snapshot = None;
             entry.phase = Phase::Retry(Instant::now());
+        }
+    }
+
+    /// The target's collection that is to be copied anew is gone: from now on it is one that is met for the first time.
+    /// Until then it was known as ours, so that it is found under whatever name it had, and goes if the source drops it.
+    pub(super) async fn taken_down(&mut self, id: CollectionId) {
+        let records: Vec<_> = self
+            .stored
+            .detached
+            .keys()
+            .filter(|(_, of)| *of == id)
+            .map(|(channel, _)| Change::DeleteDetached {
+                task: self.ctx.spec.id.clone(),
+                channel: channel.clone(),
+                collection: id,
+            })
+            .collect();
+        self.objects.forget(id, records).await;
+        self.stored.detached.retain(|(_, of), _| *of != id);
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.phase = Phase::Due;
         }
     }
 

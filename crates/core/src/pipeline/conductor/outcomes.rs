@@ -23,6 +23,7 @@ impl Conductor<'_> {
     pub(super) async fn outcome(&mut self, outcome: Outcome) {
         let id = match &outcome {
             Outcome::Opened(id, _)
+            | Outcome::TakenDown(id, _)
             | Outcome::Dropped(id, _)
             | Outcome::Read(id, _)
             | Outcome::End(id, _)
@@ -33,8 +34,11 @@ impl Conductor<'_> {
             Outcome::Opened(_, Err(Stop::Lost(lost))) => self.lost(id, &lost),
             Outcome::Opened(_, Err(Stop::Unread(error))) => self.failed(id, error.problem()),
             Outcome::Opened(_, Err(Stop::Target(obstacle))) => self.obstacle(id, obstacle).await,
+            Outcome::TakenDown(_, Ok(())) => self.taken_down(id).await,
             Outcome::Dropped(_, Ok(())) => self.forget_entry(id).await,
-            Outcome::Dropped(_, Err(problem)) => self.failed(id, problem),
+            Outcome::TakenDown(_, Err(problem)) | Outcome::Dropped(_, Err(problem)) => {
+                self.failed(id, problem);
+            }
             Outcome::End(_, end) => {
                 if let Some(staying) = self.entries.get_mut(&id).and_then(|e| e.staying.as_mut()) {
                     // Asked again by the next look, if there was no answer.
