@@ -141,6 +141,12 @@ pub enum Act {
     },
     /// A person lets all be copied whose place in the queue is lost.
     CopyLost,
+    /// The target's nodes end and read their log again, or, if it `loses`, come back with what they had flushed alone.
+    Restart {
+        loses: bool,
+    },
+    /// Nothing.
+    Rest,
     /// Ended in good order, and started again.
     Stop {
         down: u64,
@@ -183,6 +189,8 @@ pub struct Plan {
     pub acts: Vec<(u64, Act)>,
     /// What the source had before the task, if the task begins with it.
     pub copies: Option<Copies>,
+    /// How often the target is asked to flush, where it restarts.
+    pub durable_every: Option<Duration>,
 }
 
 /// A source that is older than its task, whose queue does not hold all of it any more.
@@ -281,6 +289,11 @@ impl Plan {
             let at = rng.random_range(0..acts.len());
             acts.insert(at, (20, act));
         }
+        let restarts = seed >= RESTARTS && mode == Mode::Replicate;
+        for act in restarts.then(|| restarts_of(seed)).into_iter().flatten() {
+            let at = rng.random_range(0..=acts.len());
+            acts.insert(at, act);
+        }
         Self {
             seed,
             setup,
@@ -290,6 +303,7 @@ impl Plan {
             latency,
             acts,
             copies,
+            durable_every: restarts.then(|| Duration::from_millis(1000 + seed % 3000)),
         }
     }
 }
@@ -407,10 +421,10 @@ const COPIES: u64 = 100_000_000;
 
 /// What was before the task, in courses that begin with it.
 fn copies(seed: u64, setup: &Setup) -> Option<Copies> {
-    if seed < COPIES {
+    let rng = &mut StdRng::seed_from_u64(seed ^ 0x2545_f491_4f6c_dd1d);
+    if seed < COPIES || seed >= RESTARTS && rng.random_bool(0.6) {
         return None;
     }
-    let rng = &mut StdRng::seed_from_u64(seed ^ 0x2545_f491_4f6c_dd1d);
     let mut acts = Vec::new();
     for name in 0..rng.random_range(1..=3) {
         let shards = rng.random_range(1..=3);
@@ -462,6 +476,23 @@ fn lost(seed: u64) -> Vec<Act> {
     };
     let count = rng.random_range(1..8);
     (0..count).map(|_| one(rng)).collect()
+}
+
+/// Courses of smaller seeds are as they were before the target restarted.
+const RESTARTS: u64 = 200_000_000;
+
+/// Restarts of the target, and time in which they may be seen.
+fn restarts_of(seed: u64) -> Vec<(u64, Act)> {
+    let rng = &mut StdRng::seed_from_u64(seed ^ 0x1f83_d9ab_fb41_bd6b);
+    let mut acts = Vec::new();
+    for _ in 0..rng.random_range(1..4) {
+        let loses = rng.random_bool(0.7);
+        acts.push((20, Act::Restart { loses }));
+    }
+    for _ in 0..rng.random_range(0..4) {
+        acts.push((rng.random_range(0..400) * 20, Act::Rest));
+    }
+    acts
 }
 
 /// How many messages come twice: none in most courses. By the seed itself, so that nothing else of a plan depends on it.

@@ -23,6 +23,8 @@ type Seen = (Shown, Option<Steady>);
 
 /// Within so many ms after the last fault, source and target are equal, or it is stuck.
 const SETTLED: u64 = 120_000;
+/// A restart of the target is seen by then.
+const SEEN: u64 = 15_000;
 /// A clean stop takes no longer.
 const STOPPED: u64 = 60_000;
 /// More collections than that are not made.
@@ -102,6 +104,9 @@ struct Run {
     etcd_back: u64,
     released: u64,
     rows_back: u64,
+    /// The target has restarted.
+    restarts: bool,
+    unseen_until: u64,
     say: bool,
     outcome: Outcome,
 }
@@ -110,6 +115,9 @@ impl Run {
     async fn of(plan: &Plan, say: bool) -> Outcome {
         let mut world = World::of(plan.seed, &plan.setup);
         world.tasks[0].target.mode = plan.mode;
+        if let Some(every) = plan.durable_every {
+            world.tasks[0].durable_every = every;
+        }
         let shown: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let seen = shown.clone();
         if plan.mode == Mode::Replicate {
@@ -136,6 +144,8 @@ impl Run {
             etcd_back: 0,
             released: 0,
             rows_back: 0,
+            restarts: false,
+            unseen_until: 0,
             say,
             outcome: Outcome::default(),
         };
@@ -207,8 +217,8 @@ impl Run {
         }
     }
 
-    /// A person has all copied whose place is lost.
-    async fn copy_lost(&mut self) {
+    /// A person has all copied whose place is lost. Nobody waits for an answer: its process may die before.
+    fn copy_lost(&self) {
         let Some(engine) = self.world.running() else {
             return;
         };
@@ -216,13 +226,15 @@ impl Run {
         let status = engine.status(task);
         for c in status.into_iter().flat_map(|s| s.collections) {
             if matches!(c.state, CollectionState::PositionLost { .. }) {
-                let chosen = engine
-                    .choose(task, &c.database, &c.name, Choice::Snapshot)
-                    .await;
-                if let (Err(problem), true) = (chosen, self.say) {
-                    // It is asked for again.
-                    println!("{:>6} ms  no copy of {}: {problem}", self.now, c.name);
-                }
+                let (engine, task) = (engine.clone(), task.clone());
+                let (say, now) = (self.say, self.now);
+                tokio::spawn(async move {
+                    let chosen = engine.choose(&task, &c.database, &c.name, Choice::Snapshot);
+                    if let (Err(problem), true) = (chosen.await, say) {
+                        // It is asked for again.
+                        println!("{now:>6} ms  no copy of {}: {problem}", c.name);
+                    }
+                });
             }
         }
     }
@@ -285,7 +297,8 @@ impl Run {
     fn look(&mut self) -> Result<(), Failure> {
         let shown = std::mem::take(&mut *self.shown.lock());
         let (world, now) = (&self.world, self.now);
-        let mut known: Option<Steady> = None;
+        // What a restart has lost is missing until it is seen: nothing else is promised.
+        let mut known: Option<Steady> = (now < self.unseen_until).then(Steady::new);
         let mut steady = || {
             known
                 .get_or_insert_with(|| said_to_be_steady(world))
@@ -445,7 +458,17 @@ impl Run {
                 self.set_rows_down(true);
                 self.rows_back = self.now + ms;
             }
-            Act::CopyLost => self.copy_lost().await,
+            Act::CopyLost => self.copy_lost(),
+            Act::Restart { loses } => {
+                match loses {
+                    true => self.world.target.restart_losing(),
+                    false => self.world.target.restart(),
+                }
+                self.judge.restarted();
+                self.unseen_until = self.now + SEEN;
+                self.restarts = true;
+            }
+            Act::Rest => {}
             Act::Stop { down } => {
                 self.stop().await?;
                 self.pass(*down).await?;
@@ -518,9 +541,14 @@ impl Run {
         loop {
             self.pass(5 * STEP).await?;
             if self.world.rows.is_some() {
-                self.copy_lost().await;
+                self.copy_lost();
             }
             let Some(difference) = self.difference() else {
+                // What is not seen yet may still change it.
+                if std::mem::take(&mut self.restarts) {
+                    self.pass(SEEN).await?;
+                    continue;
+                }
                 return Ok(());
             };
             if self.now > since + SETTLED {

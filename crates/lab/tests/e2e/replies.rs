@@ -51,7 +51,7 @@ async fn under(lab: &mut Lab, random: &mut StdRng, faults: Faults) -> Result<()>
 
 async fn a_hundred_lost_replies(lab: &mut Lab, random: &mut StdRng) -> Result<()> {
     // Behind an Insert whose reply is lost nothing is sent before its deadline is over.
-    let limit = if lab.kind == Kind::Plain { 15 } else { 100 };
+    let limit = if lab.kind == Kind::Plain { 8 } else { 100 };
     let faults = Faults {
         lose_reply: 0.3,
         limit,

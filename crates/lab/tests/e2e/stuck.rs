@@ -28,7 +28,7 @@ fn stuck_for() -> Duration {
     let seconds = std::env::var("CDC_E2E_STUCK_SECONDS")
         .ok()
         .and_then(|s| s.parse().ok())
-        .unwrap_or(90);
+        .unwrap_or(45);
     Duration::from_secs(seconds)
 }
 
