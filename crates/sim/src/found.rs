@@ -140,4 +140,8 @@ const FOUND: &[(u64, &str)] = &[
         100_000_680,
         "a collection that had moved to another database was shown in the old one, and a person's word for it was refused",
     ),
+    (
+        200_014_002,
+        "the target could not be asked for its nodes at the start, and then nothing was thought of one that restarted while rows were copied",
+    ),
 ];

@@ -136,11 +136,11 @@ pub(super) async fn settle(ctx: Arc<TaskContext>, round: Round) -> Settled {
     }
 }
 
-/// Whether the target's nodes still are those that the durable places were found with; also if nothing is known of them.
-/// `wait`: behind what its proxies have kept of an earlier answer.
+/// Whether the target's nodes still are those that the durable places were found with; also if it names none. Where they
+/// could not be asked for then, they may be others by now. `wait`: behind what its proxies have kept of an earlier answer.
 async fn has_stayed(ctx: &TaskContext, wait: bool) -> bool {
     let Some(nodes) = ctx.durable.lock().nodes.clone() else {
-        return true;
+        return matches!(ctx.hub.target.nodes().await, Ok(None));
     };
     if wait {
         tokio::time::sleep(NODES_KEPT).await;
