@@ -1,7 +1,8 @@
 //! An engine between a model of a source and a model of a standby, killed at any instant: what the source holds is on
 //! the target, once, and nothing was done to the target that it would suffer from.
 //!
-//! `CDC_PIPELINE_SEED` repeats a run, `CDC_PIPELINE_TIMES` makes that many times as many. Time is the tests' own and passes as fast as the work is done.
+//! `CDC_PIPELINE_SEED` repeats a run, call by call where this is built as docs/reliability.md says ("Simulation");
+//! `CDC_PIPELINE_TIMES` makes that many times as many. Time is the tests' own and passes as fast as the work is done.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -16,7 +16,7 @@ use crate::world::Setup;
 /// Names of collections: few, so that one comes again.
 pub const NAMES: usize = 5;
 /// Source time at the begin of each run.
-const EPOCH: u64 = 1_750_000_000_000;
+pub(crate) const EPOCH: u64 = 1_750_000_000_000;
 
 /// Collections and partitions are named by a number that is taken modulo those there are: what is left out of a plan
 /// does not make the rest of it wrong.

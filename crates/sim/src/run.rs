@@ -16,7 +16,7 @@ use crate::gate::{DiskWeather, Trap};
 use crate::judge::{Failure, Judge, Steady};
 use crate::plan::{Act, Copies, Plan};
 use crate::rows::ShownRows;
-use crate::world::{STEP, World};
+use crate::world::{self, STEP, World};
 
 /// A tick, and, where it shows keys twice, which collections were said to be steady at that moment.
 type Seen = (Shown, Option<Steady>);
@@ -66,14 +66,7 @@ impl Outcome {
 
 /// Runs a plan in a time of its own. With `say` each act is printed.
 pub fn run(plan: &Plan, say: bool) -> Outcome {
-    cdc_core::backoff::seeded::seed(plan.seed);
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_time().start_paused(true);
-    #[cfg(tokio_unstable)]
-    builder.rng_seed(tokio::runtime::RngSeed::from_bytes(
-        &plan.seed.to_le_bytes(),
-    ));
-    let runtime = match builder.build() {
+    let runtime = match world::paused(plan.seed) {
         Ok(runtime) => runtime,
         Err(e) => return failed(Failure::new("no runtime", e.to_string())),
     };

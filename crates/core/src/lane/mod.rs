@@ -100,7 +100,8 @@ impl Lane {
     }
 
     /// A reader begins to feed this lane, having passed source tick `tick`. If it `holds`, no tick above what it passed
-    /// is sent. Rows of its collections that are there already have timestamps up to `floor`, or were sent here.
+    /// is sent. Rows of its collections that are there already have timestamps up to `floor`, or up to F when this lane
+    /// began, or were sent here.
     pub fn join(&self, tick: Tso, holds: bool, floor: Tso) -> EdgeId {
         self.shared.state.lock().join(tick, holds, floor)
     }

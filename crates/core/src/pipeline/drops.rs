@@ -260,7 +260,7 @@ impl Objects {
         stream: &Arc<StreamCtl>,
         encode: impl FnOnce(Tso, i64) -> Bytes,
     ) -> bool {
-        let edge = lane.join(Tso::ZERO, false, self.ctx.hub.floor(lane.channel()));
+        let edge = lane.join(Tso::ZERO, false, self.ctx.hub.of_others(lane.channel()));
         let ts = Tso(lane.raise(edge, vec![1], true).get(1));
         let (cell, own) = (Arc::default(), Arc::default());
         let (ticked, shown) = oneshot::channel();

@@ -294,7 +294,7 @@ impl Objects {
         for channel in &found.pchannels {
             self.ctx
                 .hub
-                .raise_floor(channel, source.max(target))
+                .others_wrote(channel, source.max(target))
                 .await
                 .map_err(store_problem)?;
         }
@@ -348,7 +348,7 @@ impl Objects {
                     name,
                 },
                 lane: self.ctx.hub.lane(pchannel),
-                floor: self.ctx.hub.floor(pchannel),
+                floor: self.ctx.hub.of_others(pchannel),
             });
         }
         let Some(primary_key) = source.primary_key() else {

@@ -27,7 +27,7 @@ pub(crate) struct TargetShard {
     pub(crate) source: PChannel,
     pub(crate) to: encode::Shard,
     pub(crate) lane: Arc<Lane>,
-    /// F when the way was found: no row of the collection that is on the target already is newer.
+    /// No row of the collection that is on the target already is newer, but for what the lane knows of.
     pub(crate) floor: Tso,
 }
 

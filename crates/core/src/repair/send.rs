@@ -40,7 +40,7 @@ pub(super) async fn send(hub: &Arc<Hub>, of: CollectionId, plan: &Plan) -> Resul
     for (channel, shards) in by_channel {
         let lane = hub.lane(channel);
         let stream = StreamCtl::new(of, wake.clone(), Arc::default());
-        let edge = lane.join(plan.time, false, now.max(hub.floor(channel)));
+        let edge = lane.join(plan.time, false, now.max(hub.of_others(channel)));
         let map = lane.raise(edge, vec![plan.time.0], true);
         let ts = crate::tso::Tso(map.get(plan.time.0));
         let mut messages = Vec::new();

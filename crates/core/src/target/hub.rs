@@ -109,6 +109,7 @@ impl Hubs {
             call_timeout: spec.call_timeout,
             first_floor: if used { now } else { Tso::ZERO },
             floors: Mutex::new(floors),
+            others: Mutex::default(),
             clock: Mutex::new((now, Instant::now())),
             // The target's clock is persisted and never goes back, and gives out more ids in a millisecond than we
             // could send: starting at it, ids of two runs never overlap, and nothing has to be written for them.
@@ -153,6 +154,8 @@ pub struct Hub {
     /// another writer may have sent ticks up to then.
     first_floor: Tso,
     floors: Mutex<BTreeMap<PChannel, Tso>>,
+    /// What others have written on a channel, as far as that was found out since.
+    others: Mutex<BTreeMap<PChannel, Tso>>,
     clock: Mutex<(Tso, Instant)>,
     message_id: AtomicI64,
     lanes: Mutex<HashMap<PChannel, Weak<Lane>>>,
@@ -332,6 +335,21 @@ impl Hub {
     pub fn floor(&self, channel: &PChannel) -> Tso {
         let floors = self.floors.lock();
         floors.get(channel).copied().unwrap_or(self.first_floor)
+    }
+
+    /// Others have written on a channel, up to `ts` perhaps. F is raised above it, on disk.
+    pub(crate) async fn others_wrote(&self, channel: &PChannel, ts: Tso) -> Result<(), StoreError> {
+        self.raise_floor(channel, ts).await?;
+        let mut others = self.others.lock();
+        let known = others.entry(channel.clone()).or_default();
+        *known = ts.max(*known);
+        Ok(())
+    }
+
+    /// What a lane to a channel does not know of what is there: it begins at F, and knows what it has sent since. F itself
+    /// is ahead of that by what is kept ready; who began above F would take the lane's time ahead, again and again.
+    pub(crate) fn of_others(&self, channel: &PChannel) -> Tso {
+        self.others.lock().get(channel).copied().unwrap_or_default()
     }
 
     /// Raises F of a channel, on disk, before anything up to `floor` is sent there; in the same commit F of others that

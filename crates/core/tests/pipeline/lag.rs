@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use cdc_core::catalog::{Catalog, CatalogError};
 use cdc_core::ids::CollectionId;
+use cdc_core::store::ProgressStore;
 use cdc_core::target::memory::Key;
 use cdc_core::task::{CollectionState, TaskStatus};
 use cdc_core::tso::Tso;
@@ -212,6 +213,35 @@ fn a_conflict_counts_from_the_creation() {
     seeds(1, conflict);
 }
 
+/// Collections that are made one right after the other do not take the target's time ahead: each is sent above what was
+/// sent before, not above F, which is kept ahead of that on disk. What is far ahead of the target's clock waits for it,
+/// with all that is sent on its channel.
+async fn made_in_a_row(seed: u64) {
+    let mut world = World::new(seed, 2, 1);
+    let clock = Clock::of(&world).await;
+    let mut ids = vec![world.source.create("old", 2)];
+    world.start();
+    world.run(1000, writes(&ids)).await;
+    world.equal().await;
+    clock.until_small(&mut world).await;
+    for i in 0..24 {
+        ids.push(world.source.create(&format!("c{i}"), 1 + i % 2));
+        for _ in 0..5 {
+            world.run(20, writes(&ids)).await;
+            let floors = world.store.floors(&world.tasks[0].target.key()).await;
+            let highest = floors.unwrap().into_values().max().unwrap();
+            let ahead = seconds(clock.now(), highest);
+            assert!(ahead < SOON, "with {i} of them F is {ahead} s ahead");
+        }
+    }
+    world.equal().await;
+}
+
+#[test]
+fn collections_that_are_made_in_a_row_do_not_take_the_time_ahead() {
+    seeds(3, made_in_a_row);
+}
+
 /// After a start with a backlog no collection says less than what it lacks, at no moment; also those that have to wait
 /// until others have caught up.
 async fn restarted(seed: u64, one_by_one: bool) {
@@ -365,7 +395,8 @@ async fn source_down(seed: u64) {
     assert!(said.contains("source etcd at http://etcd:2379"), "{said}");
     world.source.catalog.fail(None);
     world.equal().await;
-    world.run(1000, |_| {}).await;
+    // While nothing happens this is looked at once a second.
+    world.run(1500, |_| {}).await;
     assert_eq!(problems(&world, &clock), "[]");
 
     // All of it: no ticks, nobody can say that nothing is written.

@@ -10,7 +10,7 @@ use cdc_sim::world::{World, seeds};
 
 /// From a start to the first row that the target has acknowledged, in milliseconds: well before the calls of the process
 /// before have ended for sure (5.3 s), for which only ticks wait.
-const FIRST_ROW_WITHIN: u64 = 3_000;
+const FIRST_ROW_WITHIN: u64 = 1_000;
 
 /// Kills at any moment, with drops under way: at each start rows are acknowledged at once, those of a collection that was
 /// new last as well.
