@@ -127,11 +127,7 @@ impl Origin for Real {
     }
 
     async fn act(&self, act: &Act) -> Result<Answer, String> {
-        let done = self.carry_out(act).await;
-        if !matches!(act, Act::Write { .. }) {
-            println!("DBG {act:?}: {done:?}");
-        }
-        done.map_err(|e| format!("{e:#}"))
+        self.carry_out(act).await.map_err(|e| format!("{e:#}"))
     }
 
     async fn pass(&self) {

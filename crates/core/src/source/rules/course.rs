@@ -165,7 +165,7 @@ impl Course<'_> {
             acts.push(dropped.clone());
             acts.rotate_right(3);
             self.all.together(acts).await?;
-            // If it was still in use then.
+            // If the rows kept it, so that there can be another one.
             self.all.act(dropped.clone()).await?.ok();
         }
         self.all.surely(made).await?;
@@ -257,7 +257,7 @@ impl Course<'_> {
         self.all
             .by(used, true, Act::DropDatabase(OTHER.to_owned()))
             .await?;
-        // Loaded, which does not keep it; as it has no rows, nothing is waited for.
+        // Being loaded does not keep a collection.
         let l = name("l");
         self.all.surely(create(&l, 1)).await?;
         self.all.surely(Act::Index(l.clone())).await?;

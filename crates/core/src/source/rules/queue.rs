@@ -96,7 +96,7 @@ pub(super) fn one_id_one_message(_: Rule, trace: &Trace) -> Outcome<usize> {
 }
 
 /// How long ticks may go on behind the last drop.
-pub(super) const LINGERING: Duration = Duration::from_secs(3);
+const LINGERING: Duration = Duration::from_secs(3);
 
 /// A time in which no collection lives on a channel.
 pub(super) struct Silence {

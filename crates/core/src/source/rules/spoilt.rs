@@ -156,11 +156,14 @@ fn spoilt(rule: Rule, trace: &mut Trace) -> Option<()> {
             *entry.last()? = Some(ObjectState::Created);
         }
         Rule::DropOnEachShard => {
-            let is = |m: &Message| matches!(m.what, What::DropCollection { .. });
+            let dropped = |m: &Message| match m.what {
+                What::DropCollection { collection, .. } => Some(collection),
+                _ => None,
+            };
             let mut all = trace.channels.values_mut();
-            let all = all.find(|all| all.iter().any(is))?;
-            let at = all.iter().position(is)?;
-            all.remove(at);
+            let all = all.find(|all| all.iter().any(|m| dropped(m).is_some()))?;
+            let id = all.iter().find_map(dropped);
+            all.retain(|m| dropped(m).is_none() || dropped(m) != id);
         }
         Rule::NothingAboveDrop => {
             let drops = trace.messages();

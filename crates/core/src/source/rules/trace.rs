@@ -225,7 +225,7 @@ impl Trace {
     }
 
     /// Creations that came to nothing. A 2.3.5 writes one, and has its channels in use from then on, before it looks
-    /// whether there is a collection of that name (`createCollectionTask.Execute`): one of the same form is then
+    /// whether there is a collection of that name (`internal/rootcoord/create_collection_task.go`, `Execute`): one of the same form is then
     /// answered as if it had been made.
     pub fn ghosts(&self) -> impl Iterator<Item = (&PChannel, CollectionId)> {
         let known = self.collections();
