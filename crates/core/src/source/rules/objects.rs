@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::acts::{Act, Done};
-use super::trace::{Message, Trace, What};
+use super::trace::{Message, Rows, Trace, What};
 use super::{Broken, Outcome, Rule, ensure};
 use crate::catalog::{Collection, ObjectState};
 use crate::ids::{CollectionId, PChannel, PartitionId};
@@ -80,12 +80,14 @@ pub(super) fn created_is_complete(_: Rule, trace: &Trace) -> Outcome<usize> {
 }
 
 pub(super) fn entry_before_rows(_: Rule, trace: &Trace) -> Outcome<usize> {
+    let of_another: Vec<&Rows> = trace.of_another().collect();
     for (channel, rows, found) in &trace.first_rows {
         let found = found.as_ref();
         let is = |c: &Collection| {
             rows.partition == PartitionId(-1) || c.partitions.contains_key(&rows.partition)
         };
-        ensure(found.is_some_and(is), || {
+        let known = found.is_some_and(is) || found.is_some() && of_another.contains(&rows);
+        ensure(known, || {
             format!("{channel}: {rows:?}, and the entry {found:?}")
         })?;
     }

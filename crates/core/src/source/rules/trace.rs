@@ -236,6 +236,22 @@ impl Trace {
             })
     }
 
+    /// Rows that name one collection and a partition of another one: seen on a 2.3.5 where a name came to another
+    /// collection while rows were written to a partition under it.
+    pub fn of_another(&self) -> impl Iterator<Item = &Rows> {
+        let known = self.collections();
+        let owner: BTreeMap<PartitionId, CollectionId> = known
+            .values()
+            .flat_map(|c| c.partitions.keys().map(|p| (*p, c.id)))
+            .collect();
+        self.first_rows.iter().filter_map(move |(_, rows, _)| {
+            let owner = owner.get(&rows.partition);
+            owner
+                .is_some_and(|id| *id != rows.collection)
+                .then_some(rows)
+        })
+    }
+
     /// What no rule is about, each with how often it was seen: for people.
     pub fn notes(&self) -> Vec<(&'static str, usize)> {
         let drops = |all: &[Message]| {
@@ -272,6 +288,7 @@ impl Trace {
             ("ticks before anything else of a channel", early),
             ("creations with a lower tick next", below),
             ("creations that came to nothing", self.ghosts().count()),
+            ("rows of another one's partition", self.of_another().count()),
             ("rows behind the drop of their collection", behind),
             ("states Creating that were seen", creating.count()),
             ("answers that were ahead of the watch", late.count()),
