@@ -63,19 +63,6 @@ pub(super) fn one_time_one_request(_: Rule, trace: &Trace) -> Outcome<usize> {
             format!("{of} and {} have rows of {ts}", rows.collection)
         })?;
     }
-    for (ts, request) in requests(trace) {
-        for (shard, messages) in &request {
-            for kind in [RowsKind::Insert, RowsKind::Delete] {
-                let mut keys = keys(messages, kind);
-                let all = keys.len();
-                keys.sort_unstable();
-                keys.dedup();
-                ensure(keys.len() == all, || {
-                    format!("{shard}: a key twice at {ts}: {keys:?}")
-                })?;
-            }
-        }
-    }
     Ok(collections.len())
 }
 

@@ -39,7 +39,7 @@ fn spoilt(rule: Rule, trace: &mut Trace) -> Option<()> {
             let all = longest(trace)?;
             let mut rows = all.iter_mut().filter(|m| m.rows().is_some());
             let id = rows.next()?.id;
-            rows.next()?.id = id;
+            rows.find(|m| m.id != id)?.id = id;
         }
         Rule::UnusedSilent => {
             let silences = silences(trace);
@@ -203,19 +203,16 @@ fn spoilt(rule: Rule, trace: &mut Trace) -> Option<()> {
             last.find_map(|(found, _)| found.as_mut())?.create_ts.0 += 1;
         }
         Rule::StatesGoOn => {
-            let dropping = |view: &Arc<View>| {
+            let dropping = |view: &View| {
                 let mut all = view.collections.values();
                 let found = all.find(|c| c.state == ObjectState::Dropping);
                 found.map(|c| c.id)
             };
-            let id = trace.views.last().and_then(dropping)?;
-            let view = Arc::make_mut(trace.views.last_mut()?);
+            let mut view = View::clone(trace.views.last()?);
+            let id = dropping(&view)?;
             let collection = Arc::make_mut(view.collections.get_mut(&id)?);
             collection.state = ObjectState::Created;
-            // As it was before, all along but for this one.
-            trace.views.push(trace.views[trace.views.len() - 2].clone());
-            let last = trace.views.len() - 1;
-            trace.views.swap(last - 1, last);
+            trace.views.push(Arc::new(view));
         }
         Rule::WatchCatchesUp => trace.last.values_mut().next()?.1 = false,
         Rule::EntryShows => {
