@@ -347,16 +347,21 @@ impl Source {
         self.databases.get(&db).cloned().unwrap_or_default()
     }
 
+    /// Whether a living collection has this name, or an alias.
+    pub fn is_taken(&self, db: DbId, name: &str) -> bool {
+        let is = |l: &Live| l.catalog.db == db && l.catalog.name == name;
+        let aliases = &self.catalog.view().aliases;
+        self.live.values().any(is) || aliases.contains_key(&(db, name.to_owned()))
+    }
+
     /// Gives a collection another name, maybe in another database. `false` if a living one has it, or an alias.
     pub fn rename(&mut self, id: CollectionId, db: DbId, name: &str) -> bool {
-        let is = |l: &Live| l.catalog.db == db && l.catalog.name == name;
-        let taken = self.live.values().any(is);
+        let taken = self.is_taken(db, name);
         let view = self.catalog.view();
         let moves = self.live.get(&id).is_some_and(|l| l.catalog.db != db);
         // One that has aliases stays in its database.
         let bound = moves && view.aliases.values().any(|a| a.collection == id);
-        let named = view.aliases.contains_key(&(db, name.to_owned()));
-        if taken || bound || named || !self.databases.contains_key(&db) {
+        if taken || bound || !self.databases.contains_key(&db) {
             return false;
         }
         self.ts();
@@ -581,14 +586,15 @@ impl Source {
         keys
     }
 
-    fn write(
+    /// One request with rows of these keys; its time.
+    pub fn write(
         &mut self,
         id: CollectionId,
         partition: PartitionId,
         keys: &[i64],
         upsert: bool,
         padding: usize,
-    ) {
+    ) -> Tso {
         self.next_version += 1;
         let version = self.next_version;
         let ts = self.ts();
@@ -632,6 +638,7 @@ impl Source {
             let shard = shard_of(*key, shards.len(), self.hashes);
             history.put(ts, shard, *key, Some(version));
         }
+        ts
     }
 
     pub fn delete(&mut self, id: CollectionId, n: usize) {
@@ -640,10 +647,15 @@ impl Source {
         let mut keys = self.some_keys(id, of, n);
         // Of keys that are not there as well.
         keys.push(-1 - self.rng.random_range(0..100));
+        self.delete_keys(id, of, &keys);
+    }
+
+    /// One request that deletes these keys in a partition, or in all; its time.
+    pub fn delete_keys(&mut self, id: CollectionId, of: Option<PartitionId>, keys: &[i64]) -> Tso {
         let ts = self.ts();
         let shards = self.live[&id].catalog.shards.clone();
         for (i, shard) in shards.iter().enumerate() {
-            let here: Vec<i64> = self.shard_keys(&keys, shards.len(), i);
+            let here: Vec<i64> = self.shard_keys(keys, shards.len(), i);
             if here.is_empty() {
                 continue;
             }
@@ -660,13 +672,17 @@ impl Source {
                 messages: vec![message],
             });
         }
-        let history = self.history.entry(id).or_default();
-        for key in &keys {
-            let shard = shard_of(*key, shards.len(), self.hashes);
-            history.put(ts, shard, *key, None);
-        }
         let rows = &mut self.live.get_mut(&id).unwrap().rows;
-        rows.retain(|key, _| !keys.contains(key));
+        let history = self.history.entry(id).or_default();
+        for key in keys {
+            let place = rows.get(key).map(|(_, partition)| *partition);
+            if of.is_none() || place.is_none() || of == place {
+                let shard = shard_of(*key, shards.len(), self.hashes);
+                history.put(ts, shard, *key, None);
+                rows.remove(key);
+            }
+        }
+        ts
     }
 
     /// A message as it is, on a channel.

@@ -189,10 +189,11 @@ impl EtcdCatalog {
         Ok(found.map(Arc::unwrap_or_clone))
     }
 
-    /// The database below which the collection's key is now.
-    async fn find_database(&self, id: CollectionId) -> Result<Option<DbId>, CatalogError> {
+    /// The databases below which the collection has a key. Where it has moved away from, that holds a tombstone, which
+    /// is a value like others (2.3.5 to 2.6.15).
+    async fn find_databases(&self, id: CollectionId) -> Result<Vec<DbId>, CatalogError> {
         let meta = self.shared.link.config.meta_prefix();
-        let mut found = None;
+        let mut found = Vec::new();
         let options = GetOptions::new().with_keys_only();
         let all = format!("{meta}root-coord/database/collection-info/");
         self.shared
@@ -203,7 +204,7 @@ impl EtcdCatalog {
                     key.strip_prefix(&meta).and_then(MetaKey::parse)
                     && of == id
                 {
-                    found = Some(db);
+                    found.push(db);
                 }
             })
             .await?;
@@ -235,10 +236,16 @@ impl Catalog for EtcdCatalog {
             if found.is_some() {
                 break;
             }
-            let Some(db) = self.find_database(id).await? else {
+            let databases = self.find_databases(id).await?;
+            if databases.is_empty() {
                 break;
-            };
-            found = self.read_at(Some(db), id).await?;
+            }
+            for db in databases {
+                found = self.read_at(Some(db), id).await?;
+                if found.is_some() {
+                    break;
+                }
+            }
         }
         Ok(found)
     }

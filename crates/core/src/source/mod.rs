@@ -28,6 +28,8 @@ pub mod pulsar;
 pub mod reach;
 #[cfg(feature = "rocksmq")]
 pub mod rocksmq;
+#[cfg(feature = "testkit")]
+pub mod rules;
 
 pub use open::{PulsarAuth, PulsarConfig, PulsarLogin, PulsarTls, QueueConfig, open_source};
 

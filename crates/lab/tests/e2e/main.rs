@@ -34,6 +34,7 @@ mod schemas;
 mod secured;
 mod selected;
 mod snapshot;
+mod source_rules;
 mod starts;
 mod stuck;
 mod tasks;
@@ -68,6 +69,7 @@ const ONE: &[(&str, &[Test])] = &[
 const ALONE: &[(&str, &[Alone])] = &[
     ("lab", itself::TESTS),
     ("rules", rules::TESTS),
+    ("rules", source_rules::TESTS),
     ("refusals", refusals::TESTS),
     ("secured", secured::TESTS),
     ("owners", owners::TESTS),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
+use cdc_core::source::rules::Write;
 use cdc_lab::client::{Client, CollectionOptions, Key, Row, Value, key_expr};
 use milvus::proto::common::{ConsistencyLevel, KeyValuePair};
 use milvus::proto::schema::{CollectionSchema, DataType, FieldSchema};
@@ -149,6 +150,29 @@ impl Plain {
     ) -> Result<u64> {
         let rows: Vec<Row> = keys.iter().map(|k| row(*k, random)).collect();
         let answer = client.insert(&self.db, &self.schema, "", &rows).await?;
+        Ok(answer.timestamp)
+    }
+
+    /// One request, without a note of it; its time, if the source says it.
+    pub(crate) async fn request(
+        &self,
+        client: &Client,
+        partition: &str,
+        write: Write,
+        keys: &[i64],
+        random: &mut StdRng,
+    ) -> Result<u64> {
+        let rows: Vec<Row> = keys.iter().map(|k| row(*k, random)).collect();
+        let (db, schema) = (&self.db, &self.schema);
+        let answer = match write {
+            Write::Insert => client.insert(db, schema, partition, &rows).await?,
+            Write::Upsert => client.upsert(db, schema, partition, &rows).await?,
+            Write::Delete => {
+                let keys: Vec<Key> = keys.iter().copied().map(Key::Int).collect();
+                let expr = key_expr("pk", &keys);
+                client.delete(db, self.name(), partition, &expr).await?
+            }
+        };
         Ok(answer.timestamp)
     }
 
