@@ -6,7 +6,7 @@ use milvus::proto::schema::FieldSchema;
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
-use super::converge::note_made;
+use super::databases::note_made;
 use super::objects::{Objects, Obstacle, Opened, Route, TargetShard};
 use super::renames::LATE;
 use crate::catalog::Collection;
@@ -16,7 +16,7 @@ use crate::lane::StreamCtl;
 use crate::route::encode;
 use crate::select::Name;
 use crate::select::mapping::check as check_name;
-use crate::store::{CollectionObject, ObjectPhase};
+use crate::store::{CollectionObject, Held, HeldProperties, ObjectPhase};
 use crate::target::grpc::user_schema;
 use crate::target::hub::store_problem;
 use crate::target::{TargetCollection, TargetError};
@@ -139,6 +139,18 @@ impl Objects {
             target: None,
             target_vchannels: Vec::new(),
             dropped_shards: Vec::new(),
+            // It is made with them.
+            properties: HeldProperties {
+                own: Held {
+                    keys: source
+                        .own_properties()
+                        .into_iter()
+                        .map(|(key, _)| key)
+                        .collect(),
+                    calling: false,
+                },
+                indexes: Default::default(),
+            },
         };
         {
             let _naming = self.names.settling.lock().await;

@@ -19,14 +19,14 @@ mod needs;
 
 pub use needs::Need;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{CollectionId, PChannel, PartitionId, TargetKey, TaskId, VChannel};
+use crate::ids::{CollectionId, IndexId, PChannel, PartitionId, TargetKey, TaskId, VChannel};
 use crate::position::Position;
 use crate::quarantine::Record;
 use crate::select::Name;
@@ -57,6 +57,36 @@ pub enum ObjectPhase {
     Dropped,
 }
 
+/// Which properties that an object has on the target are the source's, by their keys: they go when they go there.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Held {
+    pub keys: BTreeSet<String>,
+    /// A call that changes them was begun, and may be carried out yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub calling: bool,
+}
+
+impl Held {
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && !self.calling
+    }
+}
+
+/// Those of a collection and of its indexes.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct HeldProperties {
+    #[serde(default, skip_serializing_if = "Held::is_empty")]
+    pub own: Held,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub indexes: BTreeMap<IndexId, Held>,
+}
+
+impl HeldProperties {
+    pub fn is_empty(&self) -> bool {
+        self.own.is_empty() && self.indexes.is_empty()
+    }
+}
+
 /// Which target collection stands for a source collection. The name is resolved once, at creation.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CollectionObject {
@@ -84,6 +114,8 @@ pub struct CollectionObject {
     pub target_vchannels: Vec<VChannel>,
     /// Shards on which the drop is applied (message and tick acknowledged).
     pub dropped_shards: Vec<usize>,
+    #[serde(default, skip_serializing_if = "HeldProperties::is_empty")]
+    pub properties: HeldProperties,
 }
 
 impl CollectionObject {
