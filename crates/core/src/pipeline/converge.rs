@@ -48,11 +48,17 @@ impl Try {
     }
 }
 
+/// A collection that is in line with what the source had then.
+struct Done {
+    source: Arc<Collection>,
+    route: Weak<Route>,
+    /// It is looked at again then, whatever the source does.
+    again: Option<Instant>,
+}
+
 pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
     let mut views = ctx.parts.catalog.subscribe();
-    // With the time at which it is looked at again, whatever the source does.
-    let mut done: HashMap<CollectionId, (Arc<Collection>, Weak<Route>, Option<Instant>)> =
-        HashMap::new();
+    let mut done: HashMap<CollectionId, Done> = HashMap::new();
     let mut skip = ctx.wanted().skip.clone();
     let mut tries: HashMap<CollectionId, Try> = HashMap::new();
     let mut databases = Databases::read(&ctx).await;
@@ -93,9 +99,10 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
             };
             let id = route.source;
             let identity = Arc::downgrade(&route);
-            let same = done.get(&id).is_some_and(|(seen, by, again)| {
-                let due = again.is_some_and(|at| at <= Instant::now());
-                Arc::ptr_eq(seen, source) && by.ptr_eq(&identity) && !due
+            let same = done.get(&id).is_some_and(|done| {
+                Arc::ptr_eq(&done.source, source)
+                    && done.route.ptr_eq(&identity)
+                    && done.again.is_none_or(|at| at > Instant::now())
             });
             if same || tries.get(&id).is_some_and(|t| t.at > Instant::now()) {
                 continue;
@@ -117,8 +124,12 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
             let done_so_far = done_so_far.and_then(|so_far| name.map(|_| so_far));
             match done_so_far {
                 Ok(so_far) => {
-                    let again = so_far.again.map(|after| Instant::now() + after);
-                    done.insert(id, (source.clone(), identity, again));
+                    let so_done = Done {
+                        source: source.clone(),
+                        route: identity,
+                        again: so_far.again.map(|after| Instant::now() + after),
+                    };
+                    done.insert(id, so_done);
                     tries.remove(&id);
                     objects.converged(id, so_far.cannot);
                 }
@@ -134,6 +145,7 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
         }
         done.retain(|id, _| view.collections.contains_key(id));
         tries.retain(|id, _| view.collections.contains_key(id));
+        properties.retain(|id| view.collections.contains_key(&id));
         tokio::select! {
             changed = views.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(LOOK_EVERY) => {}

@@ -139,18 +139,7 @@ impl Objects {
             target: None,
             target_vchannels: Vec::new(),
             dropped_shards: Vec::new(),
-            // It is made with them.
-            properties: HeldProperties {
-                own: Held {
-                    keys: source
-                        .own_properties()
-                        .into_iter()
-                        .map(|(key, _)| key)
-                        .collect(),
-                    calling: false,
-                },
-                indexes: Default::default(),
-            },
+            properties: Box::new(held_from_the_start(source)),
         };
         {
             let _naming = self.names.settling.lock().await;
@@ -445,6 +434,18 @@ fn on_target(
         found.name
     );
     Problem::new(ErrorClass::Conflict, why, hint)
+}
+
+/// It is made with its properties.
+fn held_from_the_start(source: &Collection) -> HeldProperties {
+    let own = source.own_properties().into_iter();
+    HeldProperties {
+        own: Held {
+            keys: own.map(|(key, _)| key).collect(),
+            calling: false,
+        },
+        indexes: Default::default(),
+    }
 }
 
 /// Whether rows of one fit the other: fields by id, name, type and parameters. In plain mode field ids are the target's

@@ -17,7 +17,7 @@ use super::objects::Objects;
 use super::renames::LATE;
 use crate::catalog::Collection;
 use crate::catalog::properties::{STATED_AGAIN, alterable};
-use crate::error::{ErrorClass, Problem};
+use crate::error::{ErrorClass, Problem, ProblemCode};
 use crate::ids::{CollectionId, DbId, IndexId};
 use crate::select::Operation;
 use crate::store::Held;
@@ -176,6 +176,14 @@ impl Properties {
             held.keys.extend(wanted.iter().map(|(key, _)| key.clone()));
             self.keep(of, held).await;
         }
+    }
+
+    /// What is known of collections that are gone.
+    pub(super) fn retain(&mut self, is_there: impl Fn(CollectionId) -> bool) {
+        self.looks.retain(|of, _| match of {
+            Of::Database(_) => true,
+            Of::Collection(id) | Of::Index(id, _) => is_there(*id),
+        });
     }
 
     /// An object is gone on the source, and on the target or not.
@@ -386,7 +394,7 @@ impl Of {
             "the rest goes on; change them there yourself, or leave them out (skip_operations: {})",
             skip.name()
         );
-        Problem::new(ErrorClass::Configuration, why, hint)
+        Problem::new(ErrorClass::Configuration, why, hint).with_code(ProblemCode::Unable)
     }
 }
 

@@ -64,8 +64,8 @@ fn collection(source: i64, name: &str, phase: ObjectPhase) -> CollectionObject {
             vec![]
         },
         properties: match phase {
-            ObjectPhase::Live => held(source),
-            _ => HeldProperties::default(),
+            ObjectPhase::Live => Box::new(held(source)),
+            _ => Box::default(),
         },
     }
 }

@@ -115,7 +115,7 @@ pub struct CollectionObject {
     /// Shards on which the drop is applied (message and tick acknowledged).
     pub dropped_shards: Vec<usize>,
     #[serde(default, skip_serializing_if = "HeldProperties::is_empty")]
-    pub properties: HeldProperties,
+    pub properties: Box<HeldProperties>,
 }
 
 impl CollectionObject {
@@ -275,3 +275,35 @@ pub trait ProgressStore: Send + Sync {
 }
 
 pub type SharedStore = Arc<dyn ProgressStore>;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn an_object_that_was_stored_without_properties_is_read() {
+        let stored = r#"{"source":7,"database":"default","name":"a","created":5,"phase":"live","target":9,
+            "target_vchannels":["dml_0_9v0"],"dropped_shards":[]}"#;
+        let mut object: CollectionObject = serde_json::from_str(stored).unwrap();
+        assert!(object.properties.is_empty());
+        // Nothing is written of none.
+        let again = serde_json::to_string(&object).unwrap();
+        assert_eq!(again, stored.replace(['\n', ' '], ""));
+        object.properties.own.keys.insert("mmap.enabled".to_owned());
+        let held = Held {
+            keys: BTreeSet::new(),
+            calling: true,
+        };
+        object.properties.indexes.insert(IndexId(3), held);
+        let stored = serde_json::to_string(&object).unwrap();
+        assert!(stored.ends_with(
+            r#""properties":{"own":{"keys":["mmap.enabled"]},"indexes":{"3":{"keys":[],"calling":true}}}}"#
+        ));
+        assert_eq!(
+            serde_json::from_str::<CollectionObject>(&stored).unwrap(),
+            object
+        );
+    }
+}

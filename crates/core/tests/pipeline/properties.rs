@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cdc_core::error::{ErrorClass, Problem};
+use cdc_core::error::{ErrorClass, Problem, ProblemCode};
 use cdc_core::ids::{CollectionId, DbId};
 use cdc_core::select::Operation;
 use cdc_core::target::memory::Lack;
@@ -192,6 +192,7 @@ async fn unable(seed: u64, mode: Mode, lacking: (&'static str, Lack)) {
     assert_eq!(said.len(), 1, "{said:?}");
     let problem = &said[0];
     assert_eq!(problem.class, ErrorClass::Configuration);
+    assert_eq!(problem.code, Some(ProblemCode::Unable));
     let named = format!("database shop are not as on the source: {MOST}=7");
     assert!(problem.message.contains(&named), "{problem}");
     assert!(problem.hint.contains("alter_database"), "{problem:?}");
