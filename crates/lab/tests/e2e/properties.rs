@@ -96,7 +96,7 @@ async fn says(cdc: &Cdc, id: &str, of_databases: &str, of_collection: &str) -> R
     let waited = until("it is said", async || {
         let path = format!("/api/v1/tasks/{id}/collections");
         let (_, collections) = cdc.rest(&path, None).await?;
-        said = json!([task(cdc, id).await?["problems"], collections]);
+        said = json!([task(cdc, id).await?, collections]);
         let [problems, last] = [&said[0], &said[1]].map(Value::to_string);
         let of_databases = match of_databases {
             "" => !problems.contains("properties of database"),
