@@ -36,6 +36,8 @@ impl std::fmt::Display for ErrorClass {
 pub enum ProblemCode {
     /// A source or target did not accept the login, or does not permit it what is needed.
     Login,
+    /// A target cannot do something of which everything else is independent: it stays so, and nothing waits for it.
+    Unable,
 }
 
 /// An error as a person sees it: the cause and the next step.

@@ -12,6 +12,7 @@ use cdc_core::catalog::{Catalog, CatalogError, View, decode};
 use cdc_core::ids::{CollectionId, DbId, PartitionId};
 use cdc_core::tso::Tso;
 use etcd_client::{Client, Txn, TxnOp};
+use milvus::proto::common::KeyValuePair;
 use milvus::proto::schema::{CollectionSchema, FieldSchema};
 use prost::Message;
 use tokio::net::{TcpListener, TcpStream};
@@ -423,6 +424,33 @@ async fn a_silent_line_is_noticed_and_survived() {
     })
     .await;
     wait_health(&catalog, "the end of the silence", LIMIT, false).await;
+}
+
+#[tokio::test]
+async fn properties_of_a_database_are_seen_to_change() {
+    let source = Source::new().await;
+    let catalog = EtcdCatalog::connect(source.config.clone());
+    let mut views = catalog.subscribe();
+    for properties in [&[("a", "1"), ("b", "2")][..], &[("b", "3")], &[]] {
+        let pair = |(key, value): &(&str, &str)| KeyValuePair {
+            key: (*key).to_owned(),
+            value: (*value).to_owned(),
+        };
+        let info = DatabaseInfo {
+            name: "shop".into(),
+            id: 12,
+            state: 1,
+            properties: properties.iter().map(pair).collect(),
+            ..Default::default()
+        };
+        let key = "root-coord/database/db-info/12";
+        source.put(key, info.encode_to_vec()).await;
+        wait_view(&mut views, "what was altered", |view| {
+            let shop = view.databases.get(&DbId(12));
+            shop.is_some_and(|shop| shop.properties == decode::pairs(&info.properties))
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

@@ -28,6 +28,8 @@ mod leaks;
 mod names;
 #[path = "pipeline/plain.rs"]
 mod plain;
+#[path = "pipeline/properties.rs"]
+mod properties;
 #[path = "pipeline/quarantine.rs"]
 mod quarantine;
 #[path = "pipeline/repair.rs"]

@@ -330,6 +330,8 @@ through! {
     (Read) databases() -> Vec<String>;
     (Ddl) create_database(name: &str) -> ();
     (Ddl) drop_database(name: &str) -> ();
+    (Read) describe_database(name: &str) -> Vec<(String, String)>;
+    (Ddl) alter_database(name: &str, set: &[(String, String)], gone: &[String]) -> ();
     (Read) collections(database: &str) -> Vec<String>;
     (Read) describe(database: &str, name: &str) -> Option<TargetCollection>;
     (Ddl) create_collection(database: &str, source: &Collection, ts: Tso) -> ();
@@ -346,6 +348,7 @@ through! {
     (Read) indexes(database: &str, name: &str) -> Vec<TargetIndex>;
     (Ddl) create_index(database: &str, name: &str, index: &TargetIndex) -> ();
     (Ddl) drop_index(database: &str, name: &str, index: &TargetIndex) -> ();
+    (Ddl) alter_index(database: &str, name: &str, index: &str, set: &[(String, String)], gone: &[String]) -> ();
     (Read) loaded(database: &str, name: &str, partitions: &[String]) -> Loaded;
     (Ddl) load(database: &str, name: &str, partitions: &[String], replicas: i32) -> ();
     (Ddl) release(database: &str, name: &str, partitions: &[String]) -> ();

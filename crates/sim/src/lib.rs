@@ -20,6 +20,7 @@ pub mod judge;
 pub mod messages;
 pub mod plan;
 pub mod points;
+mod properties;
 pub mod retries;
 pub mod rows;
 pub mod run;

@@ -40,6 +40,7 @@ pub fn of(change: &Change) -> &'static str {
             CollectionId(-4) => "note the durable places",
             CollectionId(-5) => "note a database before it is made",
             CollectionId(-6) => "note the aliases",
+            CollectionId(-7) => "note the properties of databases",
             CollectionId(-1000..0) => "note something of the task",
             CollectionId(i64::MIN..-1000) => "note how far a copy is",
             _ if note.is_empty() => "note that a collection waits for nothing",

@@ -283,7 +283,7 @@ impl Source {
     }
 
     /// For linearizable reads and for the watch, if that is not blind.
-    fn publish_now(&mut self, collection: Collection) {
+    pub(crate) fn publish_now(&mut self, collection: Collection) {
         let id = collection.id;
         self.catalog.put_collection_unseen(collection);
         if self.blind <= self.steps {
@@ -420,17 +420,6 @@ impl Source {
         let database = |db: DbId| self.databases.get(&db).cloned().unwrap_or_default();
         let shown = of_living.map(|a| (database(a.db), a.name.clone(), a.collection));
         shown.collect()
-    }
-
-    pub fn set_properties(&mut self, id: CollectionId, properties: &[(&str, &str)]) {
-        if let Some(live) = self.live.get_mut(&id) {
-            let pairs = properties
-                .iter()
-                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-            live.catalog.properties = pairs.collect();
-            let entry = live.catalog.clone();
-            self.publish_now(entry);
-        }
     }
 
     /// Makes the index of a collection, or drops it if it is there and the collection is not loaded.

@@ -188,6 +188,10 @@ impl World {
         self.engine.as_ref().unwrap()
     }
 
+    pub fn is_running(&self) -> bool {
+        self.engine.is_some()
+    }
+
     /// A new process on the same store.
     pub fn start(&mut self) {
         self.gate = Gate::new(StdRng::seed_from_u64(self.rng.random()));

@@ -50,7 +50,7 @@ pub(crate) async fn read_both(
             continue;
         }
         if let Some(to) = carried.database(&db) {
-            wanted.put_database(&db);
+            wanted.read_database(source, &db, &db).await?;
             databases.push((db.clone(), to));
         }
         for name in source.collections(&db).await? {
@@ -68,7 +68,15 @@ pub(crate) async fn read_both(
     let there: BTreeSet<String> = target.databases().await?.into_iter().collect();
     for (db, to) in &databases {
         if there.contains(to) {
-            found.put_database(db);
+            found.read_database(target, to, db).await?;
+        }
+    }
+    // One for which several stand has none of theirs.
+    for (db, to) in &databases {
+        if databases.iter().filter(|(_, other)| other == to).count() > 1 {
+            let of = ("database properties", db.clone());
+            wanted.described.remove(&of);
+            found.described.remove(&of);
         }
     }
     let mut on_target = BTreeSet::new();

@@ -86,7 +86,7 @@ impl Objects {
             if !selection.has_database(&db) {
                 continue;
             }
-            all.put_database(&db);
+            all.read_database(client, &db, &db).await?;
             for name in client.collections(&db).await? {
                 if selection.has(&db, &name) {
                     let own = (db.clone(), name);
@@ -97,9 +97,21 @@ impl Objects {
         Ok(all)
     }
 
-    pub(crate) fn put_database(&mut self, db: &str) {
+    /// Reads the database that is at `at` on this server, and is called `own`.
+    pub(crate) async fn read_database(
+        &mut self,
+        client: &Client,
+        at: &str,
+        own: &str,
+    ) -> Result<()> {
         self.described
-            .insert(("database", db.to_owned()), String::new());
+            .insert(("database", own.to_owned()), String::new());
+        let properties = carried(client.database_properties(at).await?);
+        if !properties.is_empty() {
+            self.described
+                .insert(("database properties", own.to_owned()), pairs(&properties));
+        }
+        Ok(())
     }
 
     /// Reads the collection that is at `at` on this server, and is called `own`.
@@ -115,7 +127,7 @@ impl Objects {
         self.described
             .insert(("collection", full.clone()), describe(&described, likeness));
         if likeness != Likeness::Lite {
-            let properties = pairs(&described.properties);
+            let properties = pairs(&carried(described.properties.clone()));
             self.described
                 .insert(("properties", full.clone()), properties);
             let mut aliases = described.aliases.clone();
@@ -291,6 +303,16 @@ fn field(f: &FieldSchema, likeness: Likeness) -> String {
         return text;
     }
     format!("{text} {} {:?}", pairs(&f.type_params), f.description)
+}
+
+/// Without what is a server's own matter: that it replicates, its keys for encryption, which of its nodes serve something,
+/// and what it refuses to its clients for now.
+fn carried(properties: Vec<KeyValuePair>) -> Vec<KeyValuePair> {
+    const OWN: [&str; 3] = ["replicate.", "cipher.", "database.force.deny."];
+    const GROUPS: &str = ".resource_groups";
+    let own = |key: &str| OWN.iter().any(|start| key.starts_with(start)) || key.ends_with(GROUPS);
+    let of = properties.into_iter();
+    of.filter(|p| !own(&p.key)).collect()
 }
 
 fn pairs(of: &[KeyValuePair]) -> String {

@@ -10,6 +10,7 @@ pub mod etcd;
 pub mod keys;
 #[cfg(feature = "testkit")]
 pub mod memory;
+pub mod properties;
 pub mod proto;
 
 use std::collections::{BTreeMap, HashMap};
@@ -77,12 +78,6 @@ impl Collection {
             .iter()
             .find(|f| f.is_primary_key)
             .map(|f| FieldId(f.field_id))
-    }
-
-    /// Without what says that it is replicated, which is no matter of its target.
-    pub fn own_properties(&self) -> Vec<(String, String)> {
-        let own = |(key, _): &&(String, String)| !key.starts_with("replicate.");
-        self.properties.iter().filter(own).cloned().collect()
     }
 
     /// Whether values of a field choose the partition; its partitions then exist from creation and are never dropped.

@@ -209,6 +209,7 @@ mod tests {
                 target: target.map(CollectionId),
                 target_vchannels: channels(&["p_5v0", "q_5v1"]),
                 dropped_shards: Vec::new(),
+                properties: Default::default(),
             }),
         }
     }

@@ -644,6 +644,7 @@ impl<'a> Conductor<'a> {
         let mut any_raised = false;
         let mut board = self.board.lock();
         board.source(&health);
+        board.databases(self.objects.unlike_databases());
         let unequal = self.objects.unequal();
         let mut detached: HashMap<CollectionId, BTreeMap<PChannel, Progress>> = HashMap::new();
         for ((channel, id), progress) in &self.stored.detached {

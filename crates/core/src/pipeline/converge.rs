@@ -1,4 +1,4 @@
-//! Brings databases, partitions, indexes and load states of the target in line with the source's etcd.
+//! Brings partitions, indexes, properties and load states of the target in line with the source's etcd.
 //!
 //! Level triggered: what counts is how things are, not which request made them so (2.3.5 does not write partition loads
 //! to its replicate-msg channel at all, and a failed write there is only logged). Works outside the lanes, so that no
@@ -14,29 +14,25 @@ use tokio::time::Instant;
 
 use super::TaskContext;
 use super::aliases::Aliases;
+use super::databases::Databases;
 use super::objects::{Objects, PartitionAnswer, Route};
+use super::properties::{At, Kept, Of, Properties};
 use crate::backoff::Backoff;
-use crate::catalog::{Collection, Index, LoadState, ObjectState, Partition, View};
+use crate::catalog::properties::is_alterable;
+use crate::catalog::{Collection, Index, LoadState, ObjectState, Partition};
 use crate::error::{ErrorClass, Problem};
-use crate::ids::{CollectionId, DbId};
+use crate::ids::CollectionId;
 use crate::route::encode;
-use crate::select::mapping::check as check_name;
-use crate::select::{Name, Operation};
+use crate::select::Operation;
 use crate::store::{Change, ObjectPhase};
 use crate::target::{Loaded, Target, TargetError, TargetIndex};
 use crate::task::Mode;
 
-/// Under this id the store's notes hold the databases that were made, as JSON.
-const DATABASES_NOTE: CollectionId = CollectionId(-1);
-/// And under this one those that were made with their first collection since the start.
-const MADE_NOTE: CollectionId = CollectionId(-5);
-/// And under this one the collections that were loaded and still have to be flushed.
+/// Under this id the store's notes hold the collections that were loaded and still have to be flushed.
 const LOADED_NOTE: CollectionId = CollectionId(-2);
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// How often the target is asked which collections it has: one call a database.
 const MISS_EVERY: Duration = Duration::from_secs(30);
-/// The database that every Milvus has and nobody can drop.
-const DEFAULT: &str = "default";
 
 struct Try {
     backoff: Backoff,
@@ -52,12 +48,21 @@ impl Try {
     }
 }
 
+/// A collection that is in line with what the source had then.
+struct Done {
+    source: Arc<Collection>,
+    route: Weak<Route>,
+    /// It is looked at again then, whatever the source does.
+    again: Option<Instant>,
+}
+
 pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
     let mut views = ctx.parts.catalog.subscribe();
-    let mut done: HashMap<CollectionId, (Arc<Collection>, Weak<Route>)> = HashMap::new();
+    let mut done: HashMap<CollectionId, Done> = HashMap::new();
     let mut skip = ctx.wanted().skip.clone();
     let mut tries: HashMap<CollectionId, Try> = HashMap::new();
     let mut databases = Databases::read(&ctx).await;
+    let mut properties = Properties::read(&ctx, &objects).await;
     let mut aliases = Aliases::read(&ctx).await;
     let mut settling = Settling {
         loaded: read_note(&ctx, LOADED_NOTE).await,
@@ -76,10 +81,12 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
             skip = wanted.skip.clone();
             done.clear();
         }
-        databases.made.extend(objects.take_made_databases());
-        if let Err(problem) = databases.converge(&ctx, &view).await {
+        databases.take_over(objects.take_made_databases());
+        if let Err(problem) = databases.converge(&ctx, &view, &mut properties).await {
             tracing::debug!(task = %ctx.spec.id, "databases: {problem}");
         }
+        let unlike = databases.give_properties(&ctx, &view, &mut properties);
+        objects.of_databases(unlike.await);
         settling.settle(&objects).await;
         aliases.converge(&objects, &view).await;
         for route in objects.routes() {
@@ -92,9 +99,11 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
             };
             let id = route.source;
             let identity = Arc::downgrade(&route);
-            let same = done
-                .get(&id)
-                .is_some_and(|(seen, by)| Arc::ptr_eq(seen, source) && by.ptr_eq(&identity));
+            let same = done.get(&id).is_some_and(|done| {
+                Arc::ptr_eq(&done.source, source)
+                    && done.route.ptr_eq(&identity)
+                    && done.again.is_none_or(|at| at > Instant::now())
+            });
             if same || tries.get(&id).is_some_and(|t| t.at > Instant::now()) {
                 continue;
             }
@@ -102,7 +111,6 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
             if object.is_none_or(|o| o.phase != ObjectPhase::Live) {
                 continue;
             }
-            let before = done.get(&id).map(|(before, _)| before.clone());
             // First: what keeps its objects from being alike does not keep its name.
             let name = objects.is_to_be_renamed(&view, source).await;
             if matches!(name, Ok(true)) {
@@ -111,14 +119,19 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
                 again.at = Instant::now() + again.backoff.step();
                 continue;
             }
-            let done_so_far =
-                converge(&ctx, &objects, &route, (source, before), &mut settling).await;
-            let done_so_far = done_so_far.and(name.map(|_| ()));
+            let means = (&mut settling, &mut properties);
+            let done_so_far = converge(&ctx, &objects, &route, source, means).await;
+            let done_so_far = done_so_far.and_then(|so_far| name.map(|_| so_far));
             match done_so_far {
-                Ok(()) => {
-                    done.insert(id, (source.clone(), identity));
+                Ok(so_far) => {
+                    let so_done = Done {
+                        source: source.clone(),
+                        route: identity,
+                        again: so_far.again.map(|after| Instant::now() + after),
+                    };
+                    done.insert(id, so_done);
                     tries.remove(&id);
-                    objects.converged(id, None);
+                    objects.converged(id, so_far.cannot);
                 }
                 Err(problem) => {
                     let entry = tries.entry(id).or_insert_with(Try::new);
@@ -132,6 +145,7 @@ pub(crate) async fn run(ctx: Arc<TaskContext>, objects: Arc<Objects>) {
         }
         done.retain(|id, _| view.collections.contains_key(id));
         tries.retain(|id, _| view.collections.contains_key(id));
+        properties.retain(|id| view.collections.contains_key(&id));
         tokio::select! {
             changed = views.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -269,102 +283,38 @@ pub(super) async fn write_note<T: Serialize>(ctx: &TaskContext, id: CollectionId
     .await;
 }
 
-/// Notes databases that are about to be made with their first collection: [`Databases`] takes them over.
-pub(super) async fn note_made(ctx: &TaskContext, made: &BTreeMap<DbId, String>) {
-    write_note(ctx, MADE_NOTE, made).await;
+/// How far a collection is in line.
+#[derive(Default)]
+struct SoFar {
+    /// It is to be looked at again after this.
+    again: Option<Duration>,
+    /// What the target cannot have.
+    cannot: Option<Problem>,
+    /// What it did not do now.
+    failed: Option<Problem>,
 }
 
-/// The databases of the target that were made for this task.
-struct Databases {
-    made: BTreeMap<DbId, String>,
-    /// Of these it is known that they are there: one that is only noted may not have been made before a crash.
-    there: BTreeSet<DbId>,
-    /// As it is stored.
-    noted: BTreeMap<DbId, String>,
-}
-
-impl Databases {
-    async fn read(ctx: &TaskContext) -> Self {
-        let noted: BTreeMap<DbId, String> = read_note(ctx, DATABASES_NOTE).await;
-        let with_collections: BTreeMap<DbId, String> = read_note(ctx, MADE_NOTE).await;
-        let mut databases = Self {
-            made: noted.clone(),
-            there: BTreeSet::new(),
-            noted,
-        };
-        if !with_collections.is_empty() {
-            databases.made.extend(with_collections);
-            databases.note(ctx).await;
-            write_note(ctx, MADE_NOTE, &BTreeMap::<DbId, String>::new()).await;
-        }
-        databases
-    }
-
-    async fn note(&mut self, ctx: &TaskContext) {
-        if self.made != self.noted {
-            write_note(ctx, DATABASES_NOTE, &self.made).await;
-            self.noted = self.made.clone();
-        }
-    }
-
-    async fn converge(&mut self, ctx: &TaskContext, view: &View) -> Result<(), Problem> {
-        let target = &ctx.hub.target;
-        let problem = |e: TargetError| e.problem();
-        // Those that the task carries whole; others come with their first collection.
-        let wanted = ctx.wanted();
-        let name_of = |name: &str| wanted.mapping.database(name);
-        let whole = |name: &str| wanted.selection.whole_database(name);
-        for (id, database) in view.databases.iter().filter(|(_, d)| whole(&d.name)) {
-            // One that is no name of a database: its collections say so, one by one.
-            let named = name_of(&database.name)
-                .filter(|name| check_name(&Name::new(name.as_str(), "_")).is_ok());
-            let Some(name) = named else { continue };
-            if !self.there.contains(id) || self.made.get(id) != Some(&name) {
-                // Noted first: what is made must not be forgotten.
-                self.made.insert(*id, name.clone());
-                self.note(ctx).await;
-                // It stays noted: a call without an answer may have made it.
-                target.create_database(&name).await.map_err(problem)?;
-                self.there.insert(*id);
+impl SoFar {
+    fn add(&mut self, kept: Result<Kept, Problem>) {
+        match kept {
+            Ok(Kept::Alike | Kept::Absent) => {}
+            Ok(Kept::Again(after)) => {
+                self.again = Some(self.again.map_or(after, |before| before.min(after)));
             }
+            Ok(Kept::Not(problem)) => drop(self.cannot.get_or_insert(problem)),
+            Err(problem) => drop(self.failed.get_or_insert(problem)),
         }
-        self.note(ctx).await;
-        let gone: Vec<_> = self
-            .made
-            .iter()
-            .filter(|(id, _)| !view.databases.contains_key(id))
-            .map(|(i, n)| (*i, n.clone()))
-            .collect();
-        for (id, name) in gone {
-            let mut others = view.databases.values();
-            let again = others.any(|d| name_of(&d.name).as_deref() == Some(name.as_str()));
-            if !again && name != DEFAULT && !wanted.skips(Operation::DropDatabase) {
-                let there = target.databases().await.map_err(problem)?.contains(&name);
-                // Its collections' drops may still be on their way, if they are carried.
-                let full = there && !target.collections(&name).await.map_err(problem)?.is_empty();
-                if full && !wanted.skips(Operation::DropCollection) {
-                    continue;
-                }
-                if there && !full {
-                    target.drop_database(&name).await.map_err(problem)?;
-                }
-            }
-            self.made.remove(&id);
-            self.there.remove(&id);
-        }
-        self.note(ctx).await;
-        Ok(())
     }
 }
 
-/// One collection: partitions, then indexes (which needs it released), then what is loaded.
+/// One collection: partitions, then indexes and properties (some of which need it released), then what is loaded.
 async fn converge(
     ctx: &TaskContext,
     objects: &Objects,
     route: &Route,
-    (source, before): (&Collection, Option<Arc<Collection>>),
-    settling: &mut Settling,
-) -> Result<(), Problem> {
+    source: &Collection,
+    (settling, properties): (&mut Settling, &mut Properties),
+) -> Result<SoFar, Problem> {
     let target = ctx.hub.target.as_ref();
     let to = &route.shards[0].to;
     let (db, name) = (to.database.as_str(), to.name.as_str());
@@ -427,11 +377,17 @@ async fn converge(
         target.drop_index(db, name, index).await.map_err(problem)?;
     }
     for index in missing {
+        if let Some(of) = source.indexes.values().find(|i| i.name == index.name) {
+            let of_index = Of::Index(source.id, of.id);
+            properties.about_to_set(of_index, &of.properties()).await;
+        }
         target
             .create_index(db, name, index)
             .await
             .map_err(problem)?;
     }
+    // What keeps them from being alike does not keep the collection from being loaded.
+    let so_far = give_properties(ctx, to, source, properties).await;
     let names = |of: &[&Partition]| -> Vec<String> { of.iter().map(|p| p.name.clone()).collect() };
     match &source.load {
         _ if !carries(Operation::Load) => {}
@@ -481,47 +437,44 @@ async fn converge(
             }
         }
     }
-    properties(ctx, to, source, before.as_deref()).await
+    match so_far.failed {
+        Some(problem) => Err(problem),
+        None => Ok(so_far),
+    }
 }
 
-/// Its properties: those of the source are set, and those that were the source's are taken away. The target's own stay.
-async fn properties(
+/// The properties of a collection and of its indexes.
+async fn give_properties(
     ctx: &TaskContext,
     to: &encode::Shard,
     source: &Collection,
-    before: Option<&Collection>,
-) -> Result<(), Problem> {
-    if ctx.wanted().skips(Operation::AlterCollection) {
-        return Ok(());
-    }
-    let target = ctx.hub.target.as_ref();
-    let problem = |e: TargetError| e.problem();
-    let of = |c: Option<&Collection>| c.map(Collection::own_properties).unwrap_or_default();
-    let (wanted, before) = (of(Some(source)), of(before));
-    let gone = |(key, _): &&(String, String)| wanted.iter().all(|(k, _)| k != key);
-    if wanted.is_empty() && before.is_empty() {
-        return Ok(());
-    }
-    let there = target.describe(&to.database, &to.name).await;
-    let Some(there) = there.map_err(problem)? else {
-        return Ok(());
+    properties: &mut Properties,
+) -> SoFar {
+    let mut so_far = SoFar::default();
+    let wanted = ctx.wanted();
+    let at = At {
+        database: &to.database,
+        name: &to.name,
+        index: "",
+        may_release: !wanted.skips(Operation::Load),
     };
-    let set: Vec<_> = wanted
-        .iter()
-        .filter(|p| !there.properties.contains(p))
-        .cloned()
-        .collect();
-    let gone: Vec<String> = before
-        .iter()
-        .filter(gone)
-        .filter(|(key, _)| there.properties.iter().any(|(k, _)| k == key))
-        .map(|(key, _)| key.clone())
-        .collect();
-    if set.is_empty() && gone.is_empty() {
-        return Ok(());
+    if !wanted.skips(Operation::AlterCollection) {
+        let of = Of::Collection(source.id);
+        so_far.add(properties.converge(of, at, &source.own_properties()).await);
     }
-    let altered = target.alter_collection(&to.database, &to.name, &set, &gone);
-    altered.await.map_err(problem)
+    if wanted.skips(Operation::AlterIndex) {
+        return so_far;
+    }
+    for index in source.indexes.values() {
+        let of = Of::Index(source.id, index.id);
+        let at = At {
+            index: &index.name,
+            ..at
+        };
+        so_far.add(properties.converge(of, at, &index.properties()).await);
+    }
+    properties.forget_others(source).await;
+    so_far
 }
 
 /// Loads the partitions that are `missing`; `all`: those that have to be loaded at the end. Empty: the collection.
@@ -564,11 +517,13 @@ fn target_index(source: &Collection, index: &Index) -> Option<TargetIndex> {
     })
 }
 
-/// Whether the target's index is the one that is wanted: name, field, and the parameters both of them state.
+/// Whether the target's index is the one that is wanted: name, field, and the parameters both of them state, but for
+/// those that can be changed.
 fn same_index(wanted: &TargetIndex, found: &TargetIndex) -> bool {
+    let mut fixed = wanted.params.iter().filter(|(key, _)| !is_alterable(key));
     wanted.name == found.name
         && wanted.field == found.field
-        && wanted.params.iter().all(|(key, value)| {
+        && fixed.all(|(key, value)| {
             found
                 .params
                 .iter()

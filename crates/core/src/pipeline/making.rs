@@ -6,7 +6,7 @@ use milvus::proto::schema::FieldSchema;
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
-use super::converge::note_made;
+use super::databases::note_made;
 use super::objects::{Objects, Obstacle, Opened, Route, TargetShard};
 use super::renames::LATE;
 use crate::catalog::Collection;
@@ -16,7 +16,7 @@ use crate::lane::StreamCtl;
 use crate::route::encode;
 use crate::select::Name;
 use crate::select::mapping::check as check_name;
-use crate::store::{CollectionObject, ObjectPhase};
+use crate::store::{CollectionObject, Held, HeldProperties, ObjectPhase};
 use crate::target::grpc::user_schema;
 use crate::target::hub::store_problem;
 use crate::target::{TargetCollection, TargetError};
@@ -139,6 +139,7 @@ impl Objects {
             target: None,
             target_vchannels: Vec::new(),
             dropped_shards: Vec::new(),
+            properties: Box::new(held_from_the_start(source)),
         };
         {
             let _naming = self.names.settling.lock().await;
@@ -433,6 +434,18 @@ fn on_target(
         found.name
     );
     Problem::new(ErrorClass::Conflict, why, hint)
+}
+
+/// It is made with its properties.
+fn held_from_the_start(source: &Collection) -> HeldProperties {
+    let own = source.own_properties().into_iter();
+    HeldProperties {
+        own: Held {
+            keys: own.map(|(key, _)| key).collect(),
+            calling: false,
+        },
+        indexes: Default::default(),
+    }
 }
 
 /// Whether rows of one fit the other: fields by id, name, type and parameters. In plain mode field ids are the target's

@@ -7,7 +7,7 @@
 //! [`carry`] what it does with one message, [`repeats`] which ones their producer wrote twice, [`join`] how it hands a
 //! collection over; [`stretch`] is what it sends between two ticks, [`kept`] what waits for the second, [`early`] what need not, [`encoded`] makes the messages, [`books`] what of that may be stored. [`objects`]
 //! knows which target object stands for which source object and makes them, [`partitions`] the same for partitions,
-//! [`drops`] ends them, [`selected`] lets collections go that the task is asked to carry no longer. [`converge`] brings indexes, load states and databases in line with the source; [`flushes`]
+//! [`drops`] ends them, [`selected`] lets collections go that the task is asked to carry no longer. [`converge`] brings indexes and load states in line with the source, [`databases`] those, [`properties`] what can be altered of each; [`flushes`]
 //! carries flush requests. [`copying`] carries the rows that were there before, [`pulse`] brings ticks meanwhile. [`durable`] is up to where the target has everything on disk, [`settle`] moves it and watches
 //! for restarts of the target.
 
@@ -19,6 +19,7 @@ mod channels;
 mod conductor;
 pub(crate) mod converge;
 pub(crate) mod copying;
+mod databases;
 pub(crate) mod drops;
 pub(crate) mod durable;
 mod early;
@@ -31,6 +32,7 @@ mod objects;
 mod opening;
 mod partitions;
 mod passes;
+mod properties;
 mod pulse;
 mod quarantine;
 pub(crate) mod reader;

@@ -124,6 +124,8 @@ pub(crate) struct Objects {
     unequal: Mutex<BTreeMap<CollectionId, Problem>>,
     /// What keeps their aliases from being so.
     unaliased: Mutex<BTreeMap<CollectionId, Problem>>,
+    /// What keeps properties of databases from being so.
+    databases: Mutex<Vec<Problem>>,
 }
 
 impl Objects {
@@ -223,6 +225,7 @@ impl Objects {
             names: Names::default(),
             unequal: Mutex::default(),
             unaliased: Mutex::default(),
+            databases: Mutex::default(),
         }
     }
 
@@ -286,6 +289,15 @@ impl Objects {
     /// Notes what keeps aliases of collections from being as on the source.
     pub(super) fn aliased(&self, problems: BTreeMap<CollectionId, Problem>) {
         *self.unaliased.lock() = problems;
+    }
+
+    /// Notes what keeps properties of databases from being as on the source.
+    pub(super) fn of_databases(&self, problems: Vec<Problem>) {
+        *self.databases.lock() = problems;
+    }
+
+    pub(crate) fn unlike_databases(&self) -> Vec<Problem> {
+        self.databases.lock().clone()
     }
 
     pub(crate) fn get(&self, id: CollectionId) -> Option<CollectionObject> {

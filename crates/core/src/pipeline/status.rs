@@ -50,6 +50,8 @@ pub(crate) struct Board {
     checkpoint: Option<Instant>,
     /// What keeps the durable checkpoint from moving, as of the last round.
     durable: Vec<Problem>,
+    /// What keeps properties of databases from being as on the source.
+    databases: Vec<Problem>,
 }
 
 /// Seconds of source time between `now` and `applied`.
@@ -81,13 +83,20 @@ impl Board {
     }
 
     pub(crate) fn durable(&mut self, problems: Vec<Problem>) {
-        for problem in &problems {
-            if !self.durable.contains(problem) {
-                *self.errors.entry(problem.class.to_string()).or_default() += 1;
-                tracing::warn!(class = %problem.class, "{problem}");
-            }
+        let before = std::mem::replace(&mut self.durable, problems.clone());
+        self.count_new(&before, &problems);
+    }
+
+    pub(crate) fn databases(&mut self, problems: Vec<Problem>) {
+        let before = std::mem::replace(&mut self.databases, problems.clone());
+        self.count_new(&before, &problems);
+    }
+
+    fn count_new(&mut self, before: &[Problem], now: &[Problem]) {
+        for problem in now.iter().filter(|problem| !before.contains(problem)) {
+            *self.errors.entry(problem.class.to_string()).or_default() += 1;
+            tracing::warn!(class = %problem.class, "{problem}");
         }
-        self.durable = problems;
     }
 
     pub(crate) fn checkpoint_moved(&mut self) {
@@ -330,6 +339,7 @@ impl Board {
             .iter()
             .chain(&self.source)
             .chain(&self.durable)
+            .chain(&self.databases)
             .cloned()
             .collect();
         for (_, problem) in self.channels.values() {

@@ -58,12 +58,14 @@ pub enum Operation {
     RenameCollection,
     /// Properties.
     AlterCollection,
+    AlterDatabase,
+    AlterIndex,
     /// Made, moved and dropped.
     Alias,
 }
 
 impl Operation {
-    pub const ALL: [(&'static str, Operation); 11] = [
+    pub const ALL: [(&'static str, Operation); 13] = [
         ("drop_database", Operation::DropDatabase),
         ("drop_collection", Operation::DropCollection),
         ("drop_partition", Operation::DropPartition),
@@ -74,6 +76,8 @@ impl Operation {
         ("flush", Operation::Flush),
         ("rename_collection", Operation::RenameCollection),
         ("alter_collection", Operation::AlterCollection),
+        ("alter_database", Operation::AlterDatabase),
+        ("alter_index", Operation::AlterIndex),
         ("alias", Operation::Alias),
     ];
 

@@ -8,10 +8,11 @@ use rand::{Rng, SeedableRng};
 
 use super::memory::MemoryStore;
 use super::{
-    Change, CollectionObject, ObjectPhase, PartitionObject, Progress, SharedStore, TaskProgress,
+    Change, CollectionObject, Held, HeldProperties, ObjectPhase, PartitionObject, Progress,
+    SharedStore, TaskProgress,
 };
 use crate::error::{ErrorClass, Problem};
-use crate::ids::{CollectionId, PChannel, PartitionId, TargetKey, TaskId, VChannel};
+use crate::ids::{CollectionId, IndexId, PChannel, PartitionId, TargetKey, TaskId, VChannel};
 use crate::position::Position;
 use crate::quarantine::{Kept, MESSAGE_BYTES, PART, Record, State};
 use crate::tso::Tso;
@@ -62,6 +63,22 @@ fn collection(source: i64, name: &str, phase: ObjectPhase) -> CollectionObject {
         } else {
             vec![]
         },
+        properties: match phase {
+            ObjectPhase::Live => Box::new(held(source)),
+            _ => Box::default(),
+        },
+    }
+}
+
+fn held(n: i64) -> HeldProperties {
+    let keys = ["collection.ttl.seconds", "mmap.enabled"];
+    let held = |calling| Held {
+        keys: keys.map(str::to_owned).into(),
+        calling,
+    };
+    HeldProperties {
+        own: held(n % 2 == 0),
+        indexes: [(IndexId(n), held(n % 2 == 1))].into(),
     }
 }
 

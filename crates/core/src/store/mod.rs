@@ -19,14 +19,14 @@ mod needs;
 
 pub use needs::Need;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{CollectionId, PChannel, PartitionId, TargetKey, TaskId, VChannel};
+use crate::ids::{CollectionId, IndexId, PChannel, PartitionId, TargetKey, TaskId, VChannel};
 use crate::position::Position;
 use crate::quarantine::Record;
 use crate::select::Name;
@@ -57,6 +57,36 @@ pub enum ObjectPhase {
     Dropped,
 }
 
+/// Which properties that an object has on the target are the source's, by their keys: they go when they go there.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Held {
+    pub keys: BTreeSet<String>,
+    /// A call that changes them was begun, and may be carried out yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub calling: bool,
+}
+
+impl Held {
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && !self.calling
+    }
+}
+
+/// Those of a collection and of its indexes.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct HeldProperties {
+    #[serde(default, skip_serializing_if = "Held::is_empty")]
+    pub own: Held,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub indexes: BTreeMap<IndexId, Held>,
+}
+
+impl HeldProperties {
+    pub fn is_empty(&self) -> bool {
+        self.own.is_empty() && self.indexes.is_empty()
+    }
+}
+
 /// Which target collection stands for a source collection. The name is resolved once, at creation.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CollectionObject {
@@ -84,6 +114,8 @@ pub struct CollectionObject {
     pub target_vchannels: Vec<VChannel>,
     /// Shards on which the drop is applied (message and tick acknowledged).
     pub dropped_shards: Vec<usize>,
+    #[serde(default, skip_serializing_if = "HeldProperties::is_empty")]
+    pub properties: Box<HeldProperties>,
 }
 
 impl CollectionObject {
@@ -243,3 +275,35 @@ pub trait ProgressStore: Send + Sync {
 }
 
 pub type SharedStore = Arc<dyn ProgressStore>;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn an_object_that_was_stored_without_properties_is_read() {
+        let stored = r#"{"source":7,"database":"default","name":"a","created":5,"phase":"live","target":9,
+            "target_vchannels":["dml_0_9v0"],"dropped_shards":[]}"#;
+        let mut object: CollectionObject = serde_json::from_str(stored).unwrap();
+        assert!(object.properties.is_empty());
+        // Nothing is written of none.
+        let again = serde_json::to_string(&object).unwrap();
+        assert_eq!(again, stored.replace(['\n', ' '], ""));
+        object.properties.own.keys.insert("mmap.enabled".to_owned());
+        let held = Held {
+            keys: BTreeSet::new(),
+            calling: true,
+        };
+        object.properties.indexes.insert(IndexId(3), held);
+        let stored = serde_json::to_string(&object).unwrap();
+        assert!(stored.ends_with(
+            r#""properties":{"own":{"keys":["mmap.enabled"]},"indexes":{"3":{"keys":[],"calling":true}}}}"#
+        ));
+        assert_eq!(
+            serde_json::from_str::<CollectionObject>(&stored).unwrap(),
+            object
+        );
+    }
+}

@@ -115,6 +115,20 @@ impl Target for Fenced {
         self.inner.drop_database(name).await
     }
 
+    async fn describe_database(&self, name: &str) -> Result<Vec<(String, String)>, TargetError> {
+        self.inner.describe_database(name).await
+    }
+
+    async fn alter_database(
+        &self,
+        name: &str,
+        set: &[(String, String)],
+        gone: &[String],
+    ) -> Result<(), TargetError> {
+        self.permit("AlterDatabase")?;
+        self.inner.alter_database(name, set, gone).await
+    }
+
     async fn collections(&self, database: &str) -> Result<Vec<String>, TargetError> {
         self.inner.collections(database).await
     }
@@ -252,6 +266,20 @@ impl Target for Fenced {
     ) -> Result<(), TargetError> {
         self.permit("DropIndex")?;
         self.inner.drop_index(database, name, index).await
+    }
+
+    async fn alter_index(
+        &self,
+        database: &str,
+        name: &str,
+        index: &str,
+        set: &[(String, String)],
+        gone: &[String],
+    ) -> Result<(), TargetError> {
+        self.permit("AlterIndex")?;
+        self.inner
+            .alter_index(database, name, index, set, gone)
+            .await
     }
 
     async fn loaded(

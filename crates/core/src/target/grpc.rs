@@ -6,6 +6,7 @@ mod gather;
 mod names;
 mod once;
 pub mod plain;
+mod properties;
 mod replicate;
 mod rows;
 
@@ -327,6 +328,19 @@ impl Target for GrpcTarget {
         )
     }
 
+    async fn describe_database(&self, name: &str) -> Result<Vec<(String, String)>, TargetError> {
+        self.properties_of_database(name).await
+    }
+
+    async fn alter_database(
+        &self,
+        name: &str,
+        set: &[(String, String)],
+        gone: &[String],
+    ) -> Result<(), TargetError> {
+        self.change_database(name, set, gone).await
+    }
+
     async fn collections(&self, database: &str) -> Result<Vec<String>, TargetError> {
         let request = rpc::ShowCollectionsRequest {
             db_name: database.into(),
@@ -373,7 +387,7 @@ impl Target for GrpcTarget {
         set: &[(String, String)],
         gone: &[String],
     ) -> Result<(), TargetError> {
-        self.alter(database, name, set, gone).await
+        self.change_collection(database, name, set, gone).await
     }
 
     async fn alias(
@@ -431,10 +445,7 @@ impl Target for GrpcTarget {
                 .encode_to_vec(),
                 shards_num: source.shards.len() as i32,
                 consistency_level: source.consistency_level,
-                properties: match self.mode() {
-                    Mode::Replicate => pairs(&source.properties),
-                    Mode::Plain => pairs(&source.own_properties()),
-                },
+                properties: pairs(&source.own_properties()),
                 num_partitions,
             }
         )
@@ -613,6 +624,17 @@ impl Target for GrpcTarget {
                 index_name: index.name.clone(),
             }
         )
+    }
+
+    async fn alter_index(
+        &self,
+        database: &str,
+        name: &str,
+        index: &str,
+        set: &[(String, String)],
+        gone: &[String],
+    ) -> Result<(), TargetError> {
+        self.change_index((database, name, index), set, gone).await
     }
 
     async fn loaded(

@@ -12,6 +12,7 @@ mod flushed;
 mod message;
 mod names;
 mod plain;
+mod properties;
 pub mod rules;
 mod session;
 mod state;
@@ -32,6 +33,7 @@ use super::{Target, TargetConnector, TargetError, TargetIndex};
 use crate::ids::{CollectionId, PChannel};
 use crate::task::{Mode, TargetSpec};
 use crate::tso::Tso;
+pub use properties::Lack;
 use rules::Rule;
 use session::Session;
 use state::State;
@@ -286,12 +288,6 @@ impl MemoryTarget {
     pub fn id(&self, database: &str, name: &str) -> Option<CollectionId> {
         let state = self.inner.state.lock();
         state.databases.get(database)?.get(name).copied()
-    }
-
-    pub fn properties(&self, database: &str, name: &str) -> Option<Vec<(String, String)>> {
-        let mut state = self.inner.state.lock();
-        let found = state.find(database, name);
-        found.map(|c| c.source.properties.clone())
     }
 
     pub fn last_tick(&self, channel: &PChannel) -> Tso {

@@ -151,6 +151,18 @@ impl TargetError {
         )
     }
 
+    /// The target has no such call, or takes nothing away with it: a request with keys that go, which a server before 2.5
+    /// does not know, asks it for nothing (`internal/rootcoord/alter_collection_task.go`, seen on 2.3.5).
+    pub fn is_unable(&self) -> bool {
+        matches!(self, TargetError::Refused { code, reason, .. }
+            if *code == 10 || reason.contains("properties is empty"))
+    }
+
+    /// The collection has to be released for this first.
+    pub fn is_loaded(&self) -> bool {
+        matches!(self, TargetError::Refused { code: 104, .. })
+    }
+
     pub fn already_exists(&self) -> bool {
         matches!(self, TargetError::Refused { reason, .. } if reason.contains("already exist"))
     }
@@ -262,6 +274,15 @@ pub trait Target: Send + Sync {
     async fn databases(&self) -> Result<Vec<String>, TargetError>;
     async fn create_database(&self, name: &str) -> Result<(), TargetError>;
     async fn drop_database(&self, name: &str) -> Result<(), TargetError>;
+    /// Its properties.
+    async fn describe_database(&self, name: &str) -> Result<Vec<(String, String)>, TargetError>;
+    /// Sets these properties, and takes away those of these keys; leaves the others.
+    async fn alter_database(
+        &self,
+        name: &str,
+        set: &[(String, String)],
+        gone: &[String],
+    ) -> Result<(), TargetError>;
 
     async fn collections(&self, database: &str) -> Result<Vec<String>, TargetError>;
     /// The collection of that name. An alias is no name: if there is one it is refused ([`TargetError::is_alias`]).
@@ -345,6 +366,15 @@ pub trait Target: Send + Sync {
         database: &str,
         name: &str,
         index: &TargetIndex,
+    ) -> Result<(), TargetError>;
+    /// Sets these parameters of an index, and takes away those of these keys; leaves the others.
+    async fn alter_index(
+        &self,
+        database: &str,
+        name: &str,
+        index: &str,
+        set: &[(String, String)],
+        gone: &[String],
     ) -> Result<(), TargetError>;
 
     /// Whether all of these partitions are loaded; if none are named, what was asked to be loaded of the collection.

@@ -1,4 +1,4 @@
-//! Names that change on the source: of collections, their aliases; and properties.
+//! Names that change on the source: of collections, and their aliases.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use cdc_sim::world::{PATIENCE, World, seeds};
 const DEFAULT: DbId = DbId(1);
 
 /// A person at the target.
-async fn target(world: &World) -> Arc<dyn Target> {
+pub(crate) async fn target(world: &World) -> Arc<dyn Target> {
     let spec = &world.tasks[0].target;
     world.target.connect(spec).await.unwrap()
 }
@@ -38,7 +38,7 @@ async fn with_one(seed: u64, set: impl FnOnce(&mut World)) -> (World, Collection
 }
 
 /// Until the call that is to come late was made, with rows of these meanwhile.
-async fn until_called(world: &mut World, ids: &[CollectionId]) {
+pub(crate) async fn until_called(world: &mut World, ids: &[CollectionId]) {
     for _ in 0..PATIENCE / 20 {
         if world.target.has_delayed() {
             return;
@@ -329,52 +329,6 @@ async fn of_somebody(seed: u64) {
 #[test]
 fn an_alias_of_somebody_else_stays_his() {
     seeds(2, of_somebody);
-}
-
-/// Properties are set, changed and taken away; the target's own stay.
-async fn properties(seed: u64, mode: Mode) {
-    let mut world = World::new(seed, 2, 2);
-    world.tasks[0].target.mode = mode;
-    let id = world.source.create("a", 1);
-    world.start();
-    world.run(1_000, writes(&[id])).await;
-    let person = target(&world).await;
-    let own = ("own".to_owned(), "1".to_owned());
-    let set = std::slice::from_ref(&own);
-    person
-        .alter_collection("default", "a", set, &[])
-        .await
-        .unwrap();
-    let ttl = |value| ("collection.ttl.seconds", value);
-    for wanted in [
-        &[ttl("60"), ("mmap.enabled", "true")][..],
-        &[ttl("90"), ("mmap.enabled", "true")],
-        &[ttl("90")],
-        &[],
-    ] {
-        world.source.set_properties(id, wanted);
-        world.run(1_000, writes(&[id])).await;
-        if world.rng.random() {
-            world.kill_somewhere(writes(&[id])).await;
-            world.start();
-            world.run(1_000, writes(&[id])).await;
-        }
-        let mut there = world.target.properties("default", "a").unwrap();
-        there.retain(|p| *p != own);
-        there.sort();
-        let wanted = wanted
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        assert_eq!(there, wanted.collect::<Vec<_>>());
-    }
-    let there = world.target.properties("default", "a").unwrap();
-    assert_eq!(there, [own]);
-}
-
-#[test]
-fn properties_are_as_on_the_source() {
-    seeds(3, |seed| properties(seed, Mode::Replicate));
-    seeds(1, |seed| properties(seed, Mode::Plain));
 }
 
 /// The call that renames is carried out three seconds after its answer was lost. Meanwhile the source has given its old

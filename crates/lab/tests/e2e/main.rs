@@ -24,6 +24,7 @@ mod owners;
 mod partitions;
 mod paused;
 mod plain;
+mod properties;
 mod refusals;
 mod repair;
 mod replies;
@@ -80,6 +81,7 @@ const ALONE: &[(&str, &[Alone])] = &[
     ("repair", repair::TESTS),
     ("snapshot", snapshot::TESTS),
     ("merged", merged::TESTS),
+    ("properties", properties::TESTS),
     ("demo", demo::TESTS),
 ];
 

@@ -104,6 +104,7 @@ impl names::Carried for Carried {
     fn has_kind(&self, kind: &str) -> bool {
         match kind {
             "properties" => !self.skips(Operation::AlterCollection),
+            "database properties" => !self.skips(Operation::AlterDatabase),
             "aliases" => !self.skips(Operation::Alias),
             "load state" => !self.skips(Operation::Load) && !self.skips(Operation::Release),
             "index" => !self.skips(Operation::CreateIndex) && !self.skips(Operation::DropIndex),

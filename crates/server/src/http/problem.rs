@@ -175,10 +175,10 @@ impl From<TaskError> for Refusal {
 fn refused(problem: Problem) -> Refusal {
     let (status, code) = match (problem.code, problem.class) {
         (Some(ProblemCode::Login), _) => (StatusCode::UNPROCESSABLE_ENTITY, "login_refused"),
-        (None, ErrorClass::Transient) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
-        (None, ErrorClass::Conflict) => (StatusCode::CONFLICT, "conflict"),
-        (None, ErrorClass::Bug) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
-        (None, ErrorClass::Configuration | ErrorClass::Data) => {
+        (_, ErrorClass::Transient) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        (_, ErrorClass::Conflict) => (StatusCode::CONFLICT, "conflict"),
+        (_, ErrorClass::Bug) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        (_, ErrorClass::Configuration | ErrorClass::Data) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "refused")
         }
     };

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cdc_core::error::ProblemCode;
 use cdc_core::ids::TargetKey;
 use cdc_core::target::carried_out_within;
 use cdc_core::task::{CollectionState, CollectionStatus, TaskStatus};
@@ -109,7 +110,7 @@ impl Drained {
             acknowledged: statuses.iter().map(|s| s.counters.rows_out).sum(),
             in_flight: statuses.iter().map(|s| s.counters.in_flight_bytes).sum(),
             behind: collections().filter_map(lag).fold(0.0, f64::max),
-            well: statuses.iter().all(|status| status.problems.is_empty()),
+            well: statuses.iter().all(is_well),
             all_begun: known && collections().all(has_begun),
         }
     }
@@ -117,6 +118,12 @@ impl Drained {
     fn counts(&self) -> (u64, u64) {
         (self.read, self.acknowledged)
     }
+}
+
+/// What its target cannot do keeps nothing back.
+fn is_well(status: &TaskStatus) -> bool {
+    let mut problems = status.problems.iter();
+    problems.all(|problem| problem.code == Some(ProblemCode::Unable))
 }
 
 fn has_begun(collection: &CollectionStatus) -> bool {
@@ -129,6 +136,7 @@ fn has_begun(collection: &CollectionStatus) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cdc_core::error::{ErrorClass, Problem};
     use cdc_core::ids::CollectionId;
     use cdc_core::task::Counters;
 
@@ -174,5 +182,16 @@ mod tests {
         assert!(!Drained::of(&[status(vec![streaming(0.1)]), status(vec![])]).all_begun);
         let two = [status(vec![streaming(0.1)]), status(vec![streaming(7.0)])];
         assert_eq!(Drained::of(&two).behind, 7.0);
+    }
+
+    #[test]
+    fn what_a_target_cannot_do_is_not_waited_for() {
+        let mut said = status(vec![]);
+        let problem = Problem::new(ErrorClass::Configuration, "no such call", "");
+        said.problems
+            .push(problem.clone().with_code(ProblemCode::Unable));
+        assert!(Drained::of(std::slice::from_ref(&said)).well);
+        said.problems.push(problem);
+        assert!(!Drained::of(&[said]).well);
     }
 }

@@ -213,6 +213,7 @@ async fn a_place_is_for_a_collection_that_is_added() {
         target: Some(CollectionId(6)),
         target_vchannels: Vec::new(),
         dropped_shards: Vec::new(),
+        properties: Default::default(),
     };
     let task = TaskId::new("t");
     let met = vec![Change::PutCollection { task, object }];

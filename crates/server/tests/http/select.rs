@@ -377,6 +377,7 @@ async fn a_plan_says_what_would_be_and_writes_nothing() {
         target: Some(CollectionId(6)),
         target_vchannels: Vec::new(),
         dropped_shards: Vec::new(),
+        properties: Default::default(),
     };
     let task = TaskId::new("t");
     let met = vec![Change::PutCollection { task, object }];
@@ -421,6 +422,7 @@ async fn a_running_task_is_edited_as_it_runs() {
         target: Some(CollectionId(6)),
         target_vchannels: Vec::new(),
         dropped_shards: Vec::new(),
+        properties: Default::default(),
     };
     let task = TaskId::new("t");
     let met = vec![Change::PutCollection { task, object }];

@@ -81,6 +81,7 @@ async fn fill(server: &Server, id: &str) {
             target: Some(CollectionId(1000 + source)),
             target_vchannels: vec![],
             dropped_shards: vec![],
+            properties: Default::default(),
         },
     };
     let changes = vec![

@@ -84,6 +84,7 @@ async fn leave_a_task(config: &Config) {
         target: Some(CollectionId(7)),
         target_vchannels: Vec::new(),
         dropped_shards: Vec::new(),
+        properties: Default::default(),
     };
     let changes = vec![
         Change::PutCollection {

@@ -84,6 +84,7 @@ has_status!(
     DescribeCollectionResponse,
     pb::ListDatabasesResponse,
     pb::ShowCollectionsResponse,
+    pb::DescribeDatabaseResponse,
     pb::ShowPartitionsResponse,
     pb::DescribeIndexResponse,
     pb::GetLoadStateResponse,

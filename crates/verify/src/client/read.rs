@@ -1,10 +1,10 @@
 //! What is there: objects, load states, rows.
 
 use anyhow::{Result, bail};
-use milvus::proto::common::{ConsistencyLevel, LoadState, MsgBase, MsgType};
+use milvus::proto::common::{ConsistencyLevel, KeyValuePair, LoadState, MsgBase, MsgType};
 use milvus::proto::milvus::{self as pb, DescribeCollectionResponse, IndexDescription};
 
-use super::{Client, Refused, Row, Value, call, from_columns};
+use super::{Client, NoAnswer, Refused, Row, Value, call, from_columns};
 
 /// What a query asks for.
 #[derive(Debug, Clone)]
@@ -41,6 +41,21 @@ impl Client {
             base: base(MsgType::ListDatabases),
         };
         Ok(call!(self, list_databases, request, "")?.db_names)
+    }
+
+    /// Empty where the server has no such call (2.3, and the first 2.4).
+    pub async fn database_properties(&self, db: &str) -> Result<Vec<KeyValuePair>> {
+        let request = pb::DescribeDatabaseRequest {
+            base: base(MsgType::DescribeDatabase),
+            db_name: db.to_owned(),
+        };
+        match call!(self, describe_database, request, db) {
+            Ok(found) => Ok(found.properties),
+            Err(error) => match error.downcast_ref::<NoAnswer>() {
+                Some(no) if no.code == tonic::Code::Unimplemented => Ok(Vec::new()),
+                _ => Err(error),
+            },
+        }
     }
 
     pub async fn collections(&self, db: &str) -> Result<Vec<String>> {

@@ -39,6 +39,7 @@ fn live(id: i64) -> (CollectionId, CollectionObject) {
         target: Some(id),
         target_vchannels: Vec::new(),
         dropped_shards: Vec::new(),
+        properties: Default::default(),
     };
     (id, object)
 }

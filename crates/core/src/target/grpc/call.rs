@@ -15,6 +15,9 @@ use crate::tls;
 /// Deadline of every call but ReplicateMessage.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// A call that is there by name alone answers with nothing at all: AlterIndex of a 2.3.5 (seen).
+const NO_ANSWER: &str = "Marshal called with nil";
+
 impl GrpcTarget {
     pub(super) fn client(&self) -> MilvusServiceClient<Channel> {
         MilvusServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
@@ -71,12 +74,8 @@ impl GrpcTarget {
                     cause: format!("{call}: {}", status.message()),
                     hint: "check milvus_connect_param.token (user:password or an API key)".into(),
                 },
-                Code::Unimplemented => TargetError::Refused {
-                    uri,
-                    call,
-                    code: 10,
-                    reason: "the target has no such call".into(),
-                },
+                Code::Unimplemented => no_such_call(uri, call),
+                Code::Internal if status.message().contains(NO_ANSWER) => no_such_call(uri, call),
                 Code::ResourceExhausted | Code::InvalidArgument => TargetError::Refused {
                     uri,
                     call,
@@ -118,6 +117,15 @@ impl GrpcTarget {
             code,
             reason: status.reason,
         })
+    }
+}
+
+fn no_such_call(uri: String, call: &'static str) -> TargetError {
+    TargetError::Refused {
+        uri,
+        call,
+        code: 10,
+        reason: "the target has no such call".into(),
     }
 }
 

@@ -4,7 +4,7 @@ use milvus::proto::common::MsgType;
 use milvus::proto::milvus as rpc;
 
 use super::call::status_call;
-use super::{GrpcTarget, pairs, rows};
+use super::{GrpcTarget, rows};
 use crate::ids::{CollectionId, PChannel, VChannel};
 use crate::select::Name;
 use crate::target::{NAME_OR_ALIAS, TargetCollection, TargetError};
@@ -108,36 +108,6 @@ impl GrpcTarget {
             self.forget(&to.database, &to.name);
         }
         renamed
-    }
-
-    pub(super) async fn alter(
-        &self,
-        database: &str,
-        name: &str,
-        set: &[(String, String)],
-        gone: &[String],
-    ) -> Result<(), TargetError> {
-        let request = |set: &[(String, String)], gone: &[String]| rpc::AlterCollectionRequest {
-            base: self.base(MsgType::AlterCollection, Tso::ZERO),
-            db_name: database.into(),
-            collection_name: name.into(),
-            properties: pairs(set),
-            delete_keys: gone.to_vec(),
-            ..Default::default()
-        };
-        // Not both in one call: servers that know of both refuse it.
-        if !set.is_empty() {
-            status_call!(self, "AlterCollection", alter_collection, request(set, &[]))?;
-        }
-        if !gone.is_empty() {
-            status_call!(
-                self,
-                "AlterCollection",
-                alter_collection,
-                request(&[], gone)
-            )?;
-        }
-        Ok(())
     }
 
     pub(super) async fn set_alias(

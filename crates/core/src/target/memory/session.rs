@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::content::Content;
+use super::properties::Lack;
 use super::rules::Rule;
 use super::state::State;
 use super::{Fate, Inner, URI};
@@ -101,8 +102,12 @@ impl Session {
         let noted = move |state: &mut State| {
             if writes {
                 state.note(call);
+                state.called.insert(call);
             }
-            let answer = effect(state);
+            let answer = match state.lacks.get(call) {
+                Some(Lack::Call) => Err((10, "the target has no such call".to_owned())),
+                _ => effect(state),
+            };
             if writes {
                 let (clock, error) = (state.clock.millis(), answer.as_ref().err());
                 tracing::trace!(target: "standby", clock, call, ?error);
@@ -290,7 +295,29 @@ impl Target for Session {
                 return Err((65535, why));
             }
             state.databases.remove(&name);
+            state.database_properties.remove(&name);
             Ok(())
+        })
+        .await
+    }
+
+    async fn describe_database(&self, name: &str) -> Result<Vec<(String, String)>, TargetError> {
+        let name = name.to_owned();
+        self.call("DescribeDatabase", false, move |state| {
+            state.properties_of_database(&name)
+        })
+        .await
+    }
+
+    async fn alter_database(
+        &self,
+        name: &str,
+        set: &[(String, String)],
+        gone: &[String],
+    ) -> Result<(), TargetError> {
+        let (name, set, gone) = (name.to_owned(), set.to_vec(), gone.to_vec());
+        self.call("AlterDatabase", true, move |state| {
+            state.alter_database(&name, set, &gone)
         })
         .await
     }
@@ -429,12 +456,9 @@ impl Target for Session {
         gone: &[String],
     ) -> Result<(), TargetError> {
         let (set, gone) = (set.to_vec(), gone.to_vec());
-        self.with("AlterCollection", database, name, move |_, content| {
-            let properties = &mut content.source.properties;
-            let new = |key: &String| gone.contains(key) || set.iter().any(|(k, _)| k == key);
-            properties.retain(|(key, _)| !new(key));
-            properties.extend(set);
-            Ok(())
+        let (database, name) = (database.to_owned(), name.to_owned());
+        self.call("AlterCollection", true, move |state| {
+            state.alter_collection((&database, &name), set, &gone)
         })
         .await
     }
@@ -582,6 +606,22 @@ impl Target for Session {
             }
             content.indexes.retain(|i| i.name != index.name);
             Ok(())
+        })
+        .await
+    }
+
+    async fn alter_index(
+        &self,
+        database: &str,
+        name: &str,
+        index: &str,
+        set: &[(String, String)],
+        gone: &[String],
+    ) -> Result<(), TargetError> {
+        let (database, name, index) = (database.to_owned(), name.to_owned(), index.to_owned());
+        let (set, gone) = (set.to_vec(), gone.to_vec());
+        self.call("AlterIndex", true, move |state| {
+            state.alter_index((&database, &name, &index), set, &gone)
         })
         .await
     }

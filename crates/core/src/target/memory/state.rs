@@ -1,6 +1,6 @@
 //! What a standby holds, and what becomes of a message that is written to it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use prost::Message;
 use super::channel::{Channel, Rows};
 use super::content::{Content, Copy, Kill, Numbers, first_partitions};
 use super::message::{Columns, Entry, Head};
+use super::properties::Lack;
 use super::rules::Rule;
 use super::{Key, Row, Shown, ShownKey, Written};
 use crate::catalog::Collection;
@@ -44,6 +45,12 @@ pub(super) struct State {
     /// A Milvus of its own.
     pub(super) plain: bool,
     pub(super) databases: BTreeMap<String, BTreeMap<String, CollectionId>>,
+    pub(super) database_properties: BTreeMap<String, Vec<(String, String)>>,
+    /// By call.
+    pub(super) lacks: BTreeMap<&'static str, Lack>,
+    pub(super) asks_for_release: bool,
+    /// Calls that were carried out.
+    pub(super) called: BTreeSet<&'static str>,
     /// By database and alias.
     pub(super) aliases: BTreeMap<(String, String), CollectionId>,
     pub(super) collections: BTreeMap<CollectionId, Content>,

@@ -36,6 +36,12 @@ const NAMES: [&str; 6] = [
     "rename_collection",
     "store that a collection is being renamed",
 ];
+/// Where properties of a database, or of an index, change.
+const PROPERTIES: [&str; 3] = [
+    "alter_database",
+    "alter_index",
+    "note the properties of databases",
+];
 /// What a repair writes.
 const REPAIR: [&str; 5] = [
     "flush",
@@ -304,6 +310,60 @@ fn killed_before_a_name_changes() {
 #[test]
 fn killed_behind_a_name_changes() {
     seeds(1, |seed| die(seed, true, &NAMES, names));
+}
+
+/// Properties of a database, a collection and an index come, change and go.
+async fn properties(seed: u64, trap: Option<Trap>) -> Course {
+    const MOST: &str = "database.max.collections";
+    const MMAP: &str = "mmap.enabled";
+    let mut world = World::new(seed, 2, 2);
+    world.target.asks_for_release();
+    let shop = world.source.create_database("shop");
+    let id = world.source.create_in(shop, "a", 1);
+    world.source.toggle_index(id);
+    world.run(300, writes(&[id])).await;
+    world.start();
+    let mut course = Course::new(world, trap);
+    course.pass(600, &[id]).await;
+    for (value, index) in [("7", &[(MMAP, "true")][..]), ("9", &[])] {
+        let source = &mut course.world.source;
+        source.set_database_properties(shop, &[(MOST, value), ("a", value)]);
+        source.set_index_params(id, index);
+        source.set_properties(id, &[(MMAP, "true")]);
+        source.toggle_load(id);
+        course.pass(900, &[id]).await;
+    }
+    course
+        .world
+        .source
+        .set_database_properties(shop, &[(MOST, "9")]);
+    course.world.source.set_properties(id, &[]);
+    course.pass(900, &[id]).await;
+    course.world.equal().await;
+    let target = &course.world.target;
+    let most = (MOST.to_owned(), "9".to_owned());
+    assert_eq!(target.database_properties("shop"), [most]);
+    assert_eq!(target.properties("shop", "a"), Some(Vec::new()));
+    assert_eq!(target.indexes("shop", "a").unwrap()[0].params, []);
+    course
+}
+
+#[test]
+fn properties_come_by_every_place_that_is_named() {
+    let known: Vec<&str> = POINTS.iter().chain(&NAMES).copied().collect();
+    seeds(1, |seed| comes_by(seed, &PROPERTIES, &known, properties));
+}
+
+#[test]
+fn killed_before_a_property_changes() {
+    let points = [&PROPERTIES[..], &["alter_collection"]].concat();
+    seeds(3, |seed| die(seed, false, &points, properties));
+}
+
+#[test]
+fn killed_behind_a_property_changes() {
+    let points = [&PROPERTIES[..], &["alter_collection"]].concat();
+    seeds(3, |seed| die(seed, true, &points, properties));
 }
 
 /// Rows that are wrong on the target are copied anew by a process that does nothing else, and dies at `trap`; the next one

@@ -327,9 +327,9 @@ pub(super) fn failure(error: TaskError) -> Failure {
 fn refused(problem: &Problem) -> StatusCode {
     match (problem.code, problem.class) {
         (Some(ProblemCode::Login), _) => StatusCode::UNAUTHORIZED,
-        (None, ErrorClass::Transient) => StatusCode::SERVICE_UNAVAILABLE,
-        (None, ErrorClass::Conflict) => StatusCode::CONFLICT,
-        (None, ErrorClass::Bug) => StatusCode::INTERNAL_SERVER_ERROR,
-        (None, ErrorClass::Configuration | ErrorClass::Data) => StatusCode::BAD_REQUEST,
+        (_, ErrorClass::Transient) => StatusCode::SERVICE_UNAVAILABLE,
+        (_, ErrorClass::Conflict) => StatusCode::CONFLICT,
+        (_, ErrorClass::Bug) => StatusCode::INTERNAL_SERVER_ERROR,
+        (_, ErrorClass::Configuration | ErrorClass::Data) => StatusCode::BAD_REQUEST,
     }
 }

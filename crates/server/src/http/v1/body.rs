@@ -145,6 +145,8 @@ pub(crate) enum Operation {
     Flush,
     RenameCollection,
     AlterCollection,
+    AlterDatabase,
+    AlterIndex,
     Alias,
 }
 
@@ -161,6 +163,8 @@ impl From<select::Operation> for Operation {
             select::Operation::Flush => Self::Flush,
             select::Operation::RenameCollection => Self::RenameCollection,
             select::Operation::AlterCollection => Self::AlterCollection,
+            select::Operation::AlterDatabase => Self::AlterDatabase,
+            select::Operation::AlterIndex => Self::AlterIndex,
             select::Operation::Alias => Self::Alias,
         }
     }
