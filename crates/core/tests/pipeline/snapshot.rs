@@ -204,24 +204,23 @@ async fn asked_for_and_changed(seed: u64, mode: Mode) {
     purge(&mut world).await;
     world.source.rename(ids[0], other, "c0");
     world.start();
-    for i in 0..3 {
+    for (i, id) in ids.iter().enumerate() {
         let lost = |state: &CollectionState| matches!(state, CollectionState::PositionLost { .. });
         world.until(&format!("c{i}"), lost).await;
         let status = world.status(&format!("c{i}")).unwrap();
-        assert_eq!(status.database, world.source.database_of(ids[i]));
+        assert_eq!(status.database, world.source.database_of(*id));
     }
-    for i in 0..3 {
+    for (i, id) in ids.iter().enumerate() {
         let task = world.tasks[0].id.clone();
         let engine = world.engine().clone();
-        let database = world.source.database_of(ids[i]);
+        let database = world.source.database_of(*id);
         let name = format!("c{i}");
         let choice = engine.choose(&task, &database, &name, Choice::Snapshot);
         choice.await.unwrap();
-        if i == 1 {
-            world.source.rename(ids[1], DbId(1), "other");
-        }
-        if i == 2 {
-            world.source.drop_collection(ids[2]);
+        match i {
+            1 => assert!(world.source.rename(*id, DbId(1), "other")),
+            2 => world.source.drop_collection(*id),
+            _ => {}
         }
     }
     let left = &ids[..2];

@@ -255,8 +255,11 @@ async fn read(catalog: &dyn Catalog, id: CollectionId) -> Outcome<Option<Collect
     catalog.read_collection(id).await.map_err(broken)
 }
 
+/// Whether a view shows what was done.
+type IsSo = Box<dyn Fn(&View) -> bool + Send + Sync>;
+
 /// How a view looks that shows an act which no collection's entry tells of.
-fn of_view(act: &Act, answer: &Answer) -> Option<Box<dyn Fn(&View) -> bool + Send + Sync>> {
+fn of_view(act: &Act, answer: &Answer) -> Option<IsSo> {
     let database = |view: &View, name: &str| {
         let mut found = view.databases.values().filter(|d| d.name == name);
         found.next().map(|d| d.id)
