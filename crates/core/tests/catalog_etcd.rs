@@ -282,6 +282,7 @@ async fn a_transaction_is_seen_whole() {
     let catalog = EtcdCatalog::connect(source.config.clone());
     let mut views = catalog.subscribe();
     wait_view(&mut views, "the list", |_| true).await;
+    let mut written = None;
     let moves = async {
         for turn in 0..100 {
             let (from, to) = if turn % 2 == 0 { (1, 2) } else { (2, 1) };
@@ -302,7 +303,13 @@ async fn a_transaction_is_seen_whole() {
             // The view may not know of the move yet, and where it has moved from a tombstone stays.
             let read = catalog.read_collection(CollectionId(7)).await.unwrap();
             assert_eq!(read.map(|c| c.name), Some(format!("turn{turn}")));
+            // Where it is and where it was: each turn has written both.
+            let last = catalog.written_at(DbId(from), CollectionId(7)).await;
+            assert!(last.unwrap() > written, "turn {turn}");
+            written = catalog.written_at(DbId(to), CollectionId(7)).await.unwrap();
         }
+        let none = catalog.written_at(DbId(3), CollectionId(7)).await;
+        assert_eq!(none, Ok(None));
     };
     let last = wait_view(&mut views, "the last move", |view| {
         assert!(

@@ -141,6 +141,10 @@ const FOUND: &[(u64, &str)] = &[
         "a collection that had moved to another database was shown in the old one, and a person's word for it was refused",
     ),
     (
+        100_000_564,
+        "a collection had another's name for a moment while a page of it was read, and the page was the other's",
+    ),
+    (
         200_014_002,
         "the target could not be asked for its nodes at the start, and then nothing was thought of one that restarted while rows were copied",
     ),

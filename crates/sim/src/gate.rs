@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cdc_core::catalog::{Catalog, CatalogError, CatalogHealth, Collection, View};
-use cdc_core::ids::{CollectionId, PChannel, PartitionId, TargetKey, TaskId};
+use cdc_core::ids::{CollectionId, DbId, PChannel, PartitionId, TargetKey, TaskId};
 use cdc_core::position::QueueKind;
 use cdc_core::route::encode::Entry;
 use cdc_core::select::Name;
@@ -290,6 +290,12 @@ impl Catalog for Gated<dyn Catalog> {
     async fn read_collection(&self, id: CollectionId) -> Result<Option<Collection>, CatalogError> {
         self.gate
             .pass(Kind::Read, self.inner.read_collection(id))
+            .await
+    }
+
+    async fn written_at(&self, db: DbId, id: CollectionId) -> Result<Option<i64>, CatalogError> {
+        self.gate
+            .pass(Kind::Read, self.inner.written_at(db, id))
             .await
     }
 

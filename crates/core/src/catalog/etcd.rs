@@ -250,6 +250,30 @@ impl Catalog for EtcdCatalog {
         Ok(found)
     }
 
+    async fn written_at(&self, db: DbId, id: CollectionId) -> Result<Option<i64>, CatalogError> {
+        let link = &self.shared.link;
+        let meta = link.config.meta_prefix();
+        let keys = [
+            MetaKey::LegacyCollection(id),
+            MetaKey::Collection { db, id },
+        ];
+        let ops = keys.map(|key| TxnOp::get(format!("{meta}{key}"), None));
+        let answer = link
+            .call(|mut kv| {
+                let read = Txn::new().and_then(ops.to_vec());
+                async move { kv.txn(read).await }
+            })
+            .await?;
+        let mut written = None;
+        for response in answer.op_responses() {
+            if let TxnOpResponse::Get(get) = response {
+                let last = get.kvs().iter().map(|kv| kv.mod_revision()).max();
+                written = written.max(last);
+            }
+        }
+        Ok(written)
+    }
+
     async fn tso_bound(&self) -> Result<Tso, CatalogError> {
         let link = &self.shared.link;
         let key = link.config.tso_key();

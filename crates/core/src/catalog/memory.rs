@@ -21,10 +21,24 @@ pub struct MemoryCatalog {
 struct Inner {
     /// What [`Catalog::read_collection`] answers, which may be ahead of the view.
     now: HashMap<CollectionId, Collection>,
+    /// How often the entry itself was written: what it is called, where it is, its state and its properties.
+    written: HashMap<CollectionId, i64>,
     read_errors: HashMap<CollectionId, CatalogError>,
     error: Option<CatalogError>,
     health: CatalogHealth,
     tso: Tso,
+}
+
+impl Inner {
+    fn write(&mut self, collection: Collection) {
+        let is = |c: &Collection| (c.db, c.name.clone(), c.state, c.properties.clone());
+        let id = collection.id;
+        let before = self.now.get(&id).map(is);
+        if before != Some(is(&collection)) {
+            *self.written.entry(id).or_default() += 1;
+        }
+        self.now.insert(id, collection);
+    }
 }
 
 impl Default for MemoryCatalog {
@@ -92,10 +106,7 @@ impl MemoryCatalog {
 
     /// Puts or replaces a collection, for the view and for linearizable reads.
     pub fn put_collection(&self, collection: Collection) {
-        self.inner
-            .lock()
-            .now
-            .insert(collection.id, collection.clone());
+        self.inner.lock().write(collection.clone());
         self.change(|view| {
             view.collections.insert(collection.id, Arc::new(collection));
         });
@@ -103,7 +114,7 @@ impl MemoryCatalog {
 
     /// Only linearizable reads see it; the view does not (yet), as when a watch lags behind.
     pub fn put_collection_unseen(&self, collection: Collection) {
-        self.inner.lock().now.insert(collection.id, collection);
+        self.inner.lock().write(collection);
     }
 
     /// Changes a collection in place. `false` if there is none of that id.
@@ -192,6 +203,17 @@ impl Catalog for MemoryCatalog {
         match inner.error.as_ref().or_else(|| inner.read_errors.get(&id)) {
             Some(error) => Err(error.clone()),
             None => Ok(inner.now.get(&id).cloned()),
+        }
+    }
+
+    async fn written_at(&self, db: DbId, id: CollectionId) -> Result<Option<i64>, CatalogError> {
+        let inner = self.inner.lock();
+        match &inner.error {
+            Some(error) => Err(error.clone()),
+            None => {
+                let there = inner.now.get(&id).is_some_and(|c| c.db == db);
+                Ok(inner.written.get(&id).copied().filter(|_| there))
+            }
         }
     }
 

@@ -231,6 +231,10 @@ pub trait Catalog: Send + Sync {
     /// Linearizable: what etcd says of this collection now. `None` if it has no entry.
     async fn read_collection(&self, id: CollectionId) -> Result<Option<Collection>, CatalogError>;
 
+    /// Linearizable: when the entry of this collection in this database was last written, as etcd counts; `None` if there
+    /// is none. A rename writes it (2.3.5, `kv_catalog.go`, `alterModifyCollection`), also one that is taken back.
+    async fn written_at(&self, db: DbId, id: CollectionId) -> Result<Option<i64>, CatalogError>;
+
     /// An upper bound of every timestamp the source has given out so far.
     async fn tso_bound(&self) -> Result<Tso, CatalogError>;
 }

@@ -107,6 +107,8 @@ struct Copier {
     ctx: Arc<TaskContext>,
     objects: Arc<Objects>,
     source: Arc<Collection>,
+    /// When its entry was last written before anything of it was read.
+    written: Option<i64>,
     of: Of,
     schema: CollectionSchema,
     partition_key: Option<String>,
@@ -140,6 +142,8 @@ pub(super) async fn copy(
     let id = source.id;
     let source = ctx.catalog().read_collection(id).await;
     let source = source.map_err(|e| e.problem())?.ok_or_else(gone)?;
+    let written = ctx.catalog().written_at(source.db, id).await;
+    let written = written.map_err(|e| e.problem())?;
     if source.state != ObjectState::Created {
         return Err(gone().into());
     }
@@ -185,6 +189,7 @@ pub(super) async fn copy(
         moved: Notify::new(),
         row_bytes: AtomicU64::new(PAGE_BYTES / FIRST_PAGE),
         source: Arc::new(source),
+        written,
         ctx,
         objects,
         of,
@@ -325,11 +330,21 @@ impl Copier {
         *self.progress.kept.lock() = kept;
     }
 
-    /// The name still means this collection.
+    /// The name still means this collection, and has meant it all the time since the copy began: it may have been
+    /// another's in between, and what was read then is not of this one.
     async fn same(&self) -> Result<(), Problem> {
         let found = self.rows.describe(&self.of.database, &self.of.name);
         match found.await? {
-            Some(id) if id == self.source.id => Ok(()),
+            Some(id) if id == self.source.id => {
+                let catalog = self.ctx.catalog();
+                let written = catalog.written_at(self.source.db, id).await;
+                match written.map_err(|e| e.problem())? {
+                    written if written == self.written => Ok(()),
+                    _ => Err(later(
+                        "its entry was changed on the source, perhaps its name, since its copy began",
+                    )),
+                }
+            }
             found => Err(later(&format!(
                 "{}.{} is {} on the source by now, and was {} when its copy began",
                 self.of.database,
