@@ -148,4 +148,8 @@ const FOUND: &[(u64, &str)] = &[
         200_014_002,
         "the target could not be asked for its nodes at the start, and then nothing was thought of one that restarted while rows were copied",
     ),
+    (
+        220_006_992,
+        "a partition's drop was noted again while its collection was forgotten, and was sent to the one that was made anew",
+    ),
 ];

@@ -72,6 +72,7 @@ impl Objects {
             .await;
         self.routes.write().remove(&id);
         self.ctx.hub.claims.leave(&self.ctx.spec.id, id);
+        let _guard = self.changing.lock().await;
         self.ctx.commit(self.partition_deletes(id)).await;
         self.partitions.lock().retain(|_, p| p.collection != id);
     }
@@ -215,7 +216,7 @@ impl Objects {
                 Some(found) => object = found,
                 None => {
                     object.phase = ObjectPhase::Dropped;
-                    self.put_partition(object).await;
+                    self.put_known_partition(object).await;
                     self.freed.notify_waiters();
                     return Ok(());
                 }
@@ -287,6 +288,7 @@ impl Objects {
     }
 
     async fn forget_partitions(&self, id: CollectionId) -> Result<(), Problem> {
+        let _guard = self.changing.lock().await;
         let changes = self.partition_deletes(id);
         let store = &self.ctx.parts.store;
         store.commit(changes).await.map_err(store_problem)?;

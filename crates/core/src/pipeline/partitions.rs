@@ -27,6 +27,17 @@ impl Objects {
         self.partitions.lock().insert(object.source, object);
     }
 
+    /// The same of one that is known. `false` if its collection was forgotten meanwhile, and it with that: noted again it
+    /// would be taken for one of the collection that is made anew.
+    pub(super) async fn put_known_partition(&self, object: PartitionObject) -> bool {
+        let _guard = self.changing.lock().await;
+        let known = self.partitions.lock().contains_key(&object.source);
+        if known {
+            self.put_partition(object).await;
+        }
+        known
+    }
+
     /// Maps the source's partitions that are on the target already by name, if their name is not another one's there.
     pub(super) async fn refresh_partitions(
         &self,
@@ -324,8 +335,8 @@ impl Objects {
         if !object.dropped_shards.contains(&shard) {
             object.dropped_shards.push(shard);
         }
-        self.put_partition(object.clone()).await;
-        if object.dropped_shards.len() < route.shards.len() {
+        let known = self.put_known_partition(object.clone()).await;
+        if !known || object.dropped_shards.len() < route.shards.len() {
             return Ok(());
         }
         let to = &route.shards[0].to;
@@ -358,7 +369,7 @@ impl Objects {
                 .map_err(|e| e.problem())?;
         }
         object.phase = ObjectPhase::Dropped;
-        self.put_partition(object).await;
+        self.put_known_partition(object).await;
         route.partitions.write().remove(&id);
         self.freed.notify_waiters();
         self.ctx.wake.notify_one();
