@@ -20,6 +20,10 @@ const FOUND_PLAIN: &[(u64, &str)] = &[
         "rows that were sent once more after a rename waited while their partition was dropped, and went to the newer one of its name",
     ),
     (35_051_484, "the same"),
+    (
+        130_008_286,
+        "the place behind which a copy goes on was in the middle of an upsert, on a channel whose ticks stood still: its delete took the row that was copied",
+    ),
 ];
 
 /// Each failed before its fix, in the build that repeats a run call by call.

@@ -17,13 +17,16 @@ use crate::decode::{Event, decode};
 use crate::ids::{CollectionId, PChannel};
 use crate::position::Position;
 use crate::snapshot::{Initial, Snapshot};
-use crate::source::{SourceError, Start};
+use crate::source::{LogReader, SourceError, Start};
 use crate::store::{CollectionObject, ObjectPhase, Progress};
 use crate::task::{GivenPosition, OnConflict, StartPoint};
 use crate::tso::Tso;
 
 /// How long a channel in use may be without a tick.
 const TICKS_WITHIN: Duration = Duration::from_secs(10);
+
+/// The bound of what the source has given out is up to 3 s ahead of it (2.3.5, `tso.go`), and its ticks have to come there.
+const BOUND_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a person has answered for a collection, as it is kept until it is carried out.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -151,13 +154,7 @@ pub(super) async fn open(
             return Err(Stop::Target(Obstacle::Failed(unreadable())));
         }
         // On all channels: what is copied is as of one moment.
-        records.clear();
-        for channel in &channels {
-            match begin_now(&ctx, channel).await {
-                Ok(progress) => records.push(((*channel).clone(), progress)),
-                Err(error) => return Err(Stop::Unread(error)),
-            }
-        }
+        records = begin_copied(&ctx, &channels).await?;
     }
     let spec = if given {
         // Who says where to go on says what is there.
@@ -268,28 +265,74 @@ async fn begin_at(
 /// A tick is up to one interval older than its place in the queue, so messages before that place can be newer than the
 /// tick behind them. The second tick from here is not older than this moment: what is up to it is left out, wherever it
 /// stands, and an upsert's halves, which share a timestamp, are left out or carried together.
+///
+/// A channel whose ticks stand still, because the source has not written there what it has given a time, is not seen as
+/// one: of an upsert in the middle of that one half may be carried. Who reads rows beside must not: [`begin_copied`].
 async fn begin_now(ctx: &TaskContext, channel: &PChannel) -> Result<Progress, SourceError> {
+    let (last, mut log) = behind_the_last(ctx, channel).await?;
+    ticked(ctx, channel, (last, log.as_mut()), Tso::ZERO, TICKS_WITHIN).await
+}
+
+/// Where the messages of a collection begin whose rows are copied: behind the last ones that the queue holds now, at ticks
+/// above all that the source had given out by then. So all that stands before is left out, and of each request all
+/// or nothing is read, also where ticks stand still: what is left out is in the rows, which are read as of these ticks.
+async fn begin_copied(
+    ctx: &TaskContext,
+    channels: &BTreeSet<&PChannel>,
+) -> Result<Vec<(PChannel, Progress)>, Stop> {
+    let mut logs = Vec::new();
+    for channel in channels {
+        let log = behind_the_last(ctx, channel).await.map_err(Stop::Unread)?;
+        logs.push((*channel, log));
+    }
+    let bound = ctx.catalog().tso_bound().await;
+    let bound = bound.map_err(|e| Stop::Target(Obstacle::Failed(e.problem())))?;
+    let mut records = Vec::new();
+    for (channel, (last, mut log)) in logs {
+        let begin = ticked(ctx, channel, (last, log.as_mut()), bound, BOUND_WITHIN).await;
+        records.push((channel.clone(), begin.map_err(Stop::Unread)?));
+    }
+    Ok(records)
+}
+
+async fn behind_the_last(
+    ctx: &TaskContext,
+    channel: &PChannel,
+) -> Result<(Position, Box<dyn LogReader>), SourceError> {
     let source = &ctx.parts.source;
     let Some(bounds) = source.bounds(channel).await? else {
         return Err(silent(channel));
     };
-    let mut log = source.open(channel, Start::After(bounds.last)).await?;
-    let deadline = Instant::now() + TICKS_WITHIN;
-    let mut ticks = BTreeSet::new();
-    while ticks.len() < 2 {
+    let log = source.open(channel, Start::After(bounds.last)).await?;
+    Ok((bounds.last, log))
+}
+
+/// Reads on to the second tick, or to the first behind it that is at or above `bound`.
+async fn ticked(
+    ctx: &TaskContext,
+    channel: &PChannel,
+    (last, log): (Position, &mut dyn LogReader),
+    bound: Tso,
+    within: Duration,
+) -> Result<Progress, SourceError> {
+    let deadline = Instant::now() + within;
+    let (mut ticks, mut newest) = (0, Tso::ZERO);
+    while ticks < 2 || newest < bound {
         let batch = tokio::time::timeout_at(deadline, log.next(ctx.reserve())).await;
         for message in batch.map_err(|_| silent(channel))?? {
-            if let Ok(Event::Tick(tick)) = decode(&message.payload) {
-                ticks.insert(tick);
+            if let Ok(Event::Tick(tick)) = decode(&message.payload)
+                && tick > newest
+                && (ticks < 2 || newest < bound)
+            {
+                (ticks, newest) = (ticks + 1, tick);
             }
         }
     }
-    let applied = ticks.into_iter().nth(1).unwrap_or_default();
     Ok(Progress {
-        position: bounds.last,
+        position: last,
         after: true,
-        applied,
-        sent: applied,
+        applied: newest,
+        sent: newest,
     })
 }
 
