@@ -187,7 +187,7 @@ impl Conductor<'_> {
     }
 
     /// Records of a collection that goes by itself, on these channels or all; and how far any of them was sent.
-    fn records(
+    pub(super) fn records(
         &self,
         id: CollectionId,
         on: Option<&BTreeSet<PChannel>>,
@@ -203,7 +203,7 @@ impl Conductor<'_> {
         (channels, sent)
     }
 
-    fn deletes(&self, id: CollectionId, channels: &[PChannel]) -> Vec<Change> {
+    pub(super) fn deletes(&self, id: CollectionId, channels: &[PChannel]) -> Vec<Change> {
         channels
             .iter()
             .map(|channel| Change::DeleteDetached {

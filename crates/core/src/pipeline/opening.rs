@@ -317,23 +317,36 @@ async fn ticked(
 ) -> Result<Progress, SourceError> {
     let deadline = Instant::now() + within;
     let (mut ticks, mut newest) = (0, Tso::ZERO);
-    while ticks < 2 || newest < bound {
+    loop {
         let batch = tokio::time::timeout_at(deadline, log.next(ctx.reserve())).await;
-        for message in batch.map_err(|_| silent(channel))?? {
-            if let Ok(Event::Tick(tick)) = decode(&message.payload)
-                && tick > newest
-                && (ticks < 2 || newest < bound)
-            {
-                (ticks, newest) = (ticks + 1, tick);
+        let batch = batch.map_err(|_| match ticks {
+            0 => silent(channel),
+            _ => behind(channel),
+        });
+        for message in batch?? {
+            match decode(&message.payload) {
+                Ok(Event::Tick(tick)) if tick > newest => (ticks, newest) = (ticks + 1, tick),
+                _ => continue,
+            }
+            if ticks >= 2 && newest >= bound {
+                return Ok(Progress {
+                    position: last,
+                    after: true,
+                    applied: newest,
+                    sent: newest,
+                });
             }
         }
     }
-    Ok(Progress {
-        position: last,
-        after: true,
-        applied: newest,
-        sent: newest,
-    })
+}
+
+fn behind(channel: &PChannel) -> SourceError {
+    SourceError::Unreachable {
+        address: channel.to_string(),
+        cause:
+            "the channel's ticks stand behind what the source has given out; does it write there?"
+                .to_owned(),
+    }
 }
 
 fn silent(channel: &PChannel) -> SourceError {

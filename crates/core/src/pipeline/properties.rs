@@ -346,28 +346,21 @@ impl Of {
     }
 
     async fn change(self, target: &dyn Target, at: At<'_>, step: &Step) -> Result<(), TargetError> {
+        let Step { set, gone } = step;
+        let At { database, name, .. } = at;
         let change = async || match self {
-            Of::Database(_) => {
-                let (set, gone) = (&step.set, &step.gone);
-                target.alter_database(at.database, set, gone).await
-            }
-            Of::Collection(_) => {
-                let (set, gone) = (&step.set, &step.gone);
-                target
-                    .alter_collection(at.database, at.name, set, gone)
-                    .await
-            }
+            Of::Database(_) => target.alter_database(database, set, gone).await,
+            Of::Collection(_) => target.alter_collection(database, name, set, gone).await,
             Of::Index(..) => {
-                let (set, gone) = (&step.set, &step.gone);
                 target
-                    .alter_index(at.database, at.name, at.index, set, gone)
+                    .alter_index(database, name, at.index, set, gone)
                     .await
             }
         };
         match change().await {
             // The source came there by a release, too. Whoever looks at loads loads it again.
             Err(error) if error.is_loaded() && at.may_release => {
-                target.release(at.database, at.name, &[]).await?;
+                target.release(database, name, &[]).await?;
                 change().await
             }
             other => other,

@@ -82,11 +82,6 @@ pub struct MemoryRows {
 }
 
 impl MemoryRows {
-    /// All there is.
-    pub fn set(&self, tables: BTreeMap<(String, String), Table>) {
-        *self.tables.lock() = tables;
-    }
-
     pub fn put(&self, database: &str, name: &str, table: Table) {
         let key = (database.to_owned(), name.to_owned());
         self.tables.lock().insert(key, table);

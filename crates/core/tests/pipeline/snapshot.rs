@@ -6,7 +6,7 @@ use std::time::Duration;
 use cdc_core::ids::{CollectionId, DbId, PChannel};
 use cdc_core::snapshot::Initial;
 use cdc_core::source::LogSource;
-use cdc_core::target::memory::Weather;
+use cdc_core::target::memory::{Lack, Weather};
 use cdc_core::task::{Choice, CollectionState, Mode};
 use cdc_core::tso::Tso;
 use rand::Rng;
@@ -14,7 +14,7 @@ use rand::Rng;
 use crate::writes;
 use cdc_sim::gate::{Kind, Trap};
 use cdc_sim::rows::ShownRows;
-use cdc_sim::world::{World, seeds};
+use cdc_sim::world::{STEP, World, seeds};
 
 /// A source with rows, of which its queue knows nothing any more.
 async fn before(seed: u64, mode: Mode) -> (World, Vec<CollectionId>) {
@@ -237,6 +237,51 @@ async fn asked_for_and_changed(seed: u64, mode: Mode) {
 fn a_copy_that_is_asked_for_is_of_the_collection_not_of_its_name() {
     seeds(3, |seed| asked_for_and_changed(seed, Mode::Replicate));
     seeds(3, |seed| asked_for_and_changed(seed, Mode::Plain));
+}
+
+/// A standby that could not be asked for its nodes at the start restarts while rows are copied: what it had taken of them
+/// is gone, and what was noted of it says nothing.
+async fn restarted_unknown(seed: u64) {
+    let (mut world, _) = before(seed, Mode::Replicate).await;
+    world.tasks[0].snapshot.rows_per_second = std::num::NonZeroU64::new(200);
+    world.target.lacks("GetMetrics", Some(Lack::Call));
+    world.start();
+    let copying = |state: &CollectionState| matches!(state, CollectionState::Snapshotting { rows_copied, .. } if *rows_copied > 0);
+    world.until("c1", copying).await;
+    world.target.restart_losing();
+    world.run(10_000, |_| {}).await;
+    world.target.lacks("GetMetrics", None);
+    world.run(15_000, |_| {}).await;
+    world.equal().await;
+}
+
+#[test]
+fn a_target_that_was_not_known_and_restarts_gets_all_rows_again() {
+    seeds(2, restarted_unknown);
+}
+
+/// Two swap their names and swap them back, over and over, while their rows are read by these names.
+async fn swapped(seed: u64, mode: Mode) {
+    let (mut world, ids) = before(seed, mode).await;
+    let rows = world.rows.clone().unwrap();
+    rows.most.store(4, std::sync::atomic::Ordering::Relaxed);
+    world.start();
+    for _ in 0..30 {
+        // Seen by nobody who only watches.
+        world.source.go_blind(400, STEP);
+        for most in [300, 100] {
+            assert!(world.source.swap_names(ids[0], ids[1]));
+            let time = world.rng.random_range(20..most);
+            world.run(time, |_| {}).await;
+        }
+    }
+    world.equal().await;
+}
+
+#[test]
+fn names_that_are_swapped_and_swapped_back_while_rows_are_read() {
+    seeds(3, |seed| swapped(seed, Mode::Replicate));
+    seeds(3, |seed| swapped(seed, Mode::Plain));
 }
 
 /// Where the rows cannot be read it says so, and goes on when they can.

@@ -200,17 +200,8 @@ impl Conductor<'_> {
     /// The target's collection that is to be copied anew is gone: from now on it is one that is met for the first time.
     /// Until then it was known as ours, so that it is found under whatever name it had, and goes if the source drops it.
     pub(super) async fn taken_down(&mut self, id: CollectionId) {
-        let records: Vec<_> = self
-            .stored
-            .detached
-            .keys()
-            .filter(|(_, of)| *of == id)
-            .map(|(channel, _)| Change::DeleteDetached {
-                task: self.ctx.spec.id.clone(),
-                channel: channel.clone(),
-                collection: id,
-            })
-            .collect();
+        let (records, _) = self.records(id, None);
+        let records = self.deletes(id, &records);
         self.objects.forget(id, records).await;
         self.stored.detached.retain(|(_, of), _| *of != id);
         if let Some(entry) = self.entries.get_mut(&id) {
