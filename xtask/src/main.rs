@@ -44,6 +44,7 @@ cargo xtask simulate [OPTIONS]   the corelib between models of a source and a ta
     --seeds FROM..TO, --seconds N    which seeds, and for how long (0..1000)
     --seed N                         one, with all that happens in it; RUST_LOG=cdc_core=debug shows the rest
     --record FILE                    appends a line of JSON about the runs
+    --waits                          of a run that stands still, where each of its tasks waits (another build)
 cargo xtask schemathesis [--seed N]   the OpenAPI document against the running server (schemathesis, from PyPI)
 cargo xtask fuzz [--seconds N] [--seed N] [--target NAME]   mutated bytes to everything that reads bytes from outside
 cargo xtask mutants [--list|--only WORD,…]   breaks one guard of the heart after the other, in a copy of what git has,

@@ -258,6 +258,9 @@ fn check_interface(seed: Option<u64>) -> Outcome {
     schemathesis::run(&server, &example, seed)
 }
 
+/// Of `simulate`: a build that says where its tasks wait.
+const WAITS: &str = "--waits";
+
 /// Runs of the corelib between models of a source and a target. With a build of their own: tokio gives its dice a seed
 /// only with a flag that all crates have to be built with, and without a seed no run is the same again.
 pub(crate) fn simulate(args: &[String]) -> Outcome {
@@ -269,6 +272,8 @@ pub(crate) fn simulate(args: &[String]) -> Outcome {
     let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
     let flags = format!("{flags} --cfg tokio_unstable");
     env.push(("RUSTFLAGS".to_owned(), flags.trim().to_owned()));
+    let waits = args.iter().any(|arg| arg == WAITS);
+    let features = if waits { "waits" } else { "run" };
     // Repetition is what all of it stands on.
     let test = [
         "test",
@@ -277,7 +282,7 @@ pub(crate) fn simulate(args: &[String]) -> Outcome {
         "-p",
         "cdc-sim",
         "--features",
-        "run",
+        features,
     ];
     cargo(&env, &test)?;
     let run = [
@@ -287,10 +292,10 @@ pub(crate) fn simulate(args: &[String]) -> Outcome {
         "-p",
         "cdc-sim",
         "--features",
-        "run",
+        features,
         "--",
     ];
-    let args = args.iter().map(String::as_str);
+    let args = args.iter().map(String::as_str).filter(|arg| *arg != WAITS);
     cargo(&env, &run.into_iter().chain(args).collect::<Vec<_>>())
 }
 

@@ -156,4 +156,8 @@ const FOUND: &[(u64, &str)] = &[
         220_006_992,
         "a partition's drop was noted again while its collection was forgotten, and was sent to the one that was made anew",
     ),
+    (
+        240_000_821,
+        "a collection's reader waited for a tick behind its drop, the conductor for that reader, and the tick for a reader that had lost its place and that the conductor was to take off",
+    ),
 ];

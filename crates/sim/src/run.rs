@@ -546,9 +546,10 @@ impl Run {
             };
             if self.now > since + SETTLED {
                 let text = format!(
-                    "{difference}\n{}\n{}",
+                    "{difference}\n{}\n{}\n{}",
                     self.world.report(),
-                    self.world.stored().await
+                    self.world.stored().await,
+                    waits().await
                 );
                 return Err(Failure::new("stuck", text));
             }
@@ -599,4 +600,26 @@ fn steady(all: impl Iterator<Item = TaskStatus>) -> Steady {
         .flat_map(|s| s.collections)
         .filter(|c| matches!(c.state, CollectionState::Streaming { raised: false, .. }));
     steady.map(|c| c.source_id).collect()
+}
+
+/// Where each task waits, by the lines of this project: the outermost first.
+#[cfg(all(tokio_unstable, feature = "waits"))]
+async fn waits() -> String {
+    let dump = tokio::runtime::Handle::current().dump().await;
+    let mut tasks = Vec::new();
+    for task in dump.tasks().iter() {
+        let trace = task.trace().to_string();
+        let ours = trace.lines().filter_map(|line| {
+            let (_, at) = line.rsplit_once("/crates/")?;
+            // A wait on several things is a tree: how deep a line stands tells what belongs together.
+            Some(format!("{}{at}\n", " ".repeat(line.find('╼')?)))
+        });
+        tasks.push(ours.collect::<String>());
+    }
+    tasks.join("\n")
+}
+
+#[cfg(not(all(tokio_unstable, feature = "waits")))]
+async fn waits() -> String {
+    String::new()
 }

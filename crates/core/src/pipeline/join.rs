@@ -12,8 +12,9 @@ use crate::store::Change;
 use crate::tso::Tso;
 
 impl Reader {
-    /// The end of a collection that has a reader of its own: what it sent is acknowledged, then its record goes.
-    pub(super) async fn last_words(&self, inner: &mut Inner) -> End {
+    /// The end of a collection that has a reader of its own. What follows its drop is still to be waited for: not with the
+    /// gate, for that takes a tick, and another's lane may not have one before the conductor has looked in here.
+    pub(super) fn last_words(&self, inner: &mut Inner) {
         self.followers.close();
         // What waits for a partition's name goes with the collection.
         if let Some((_, partitions)) = inner.edges.awaited(Tso::MAX) {
@@ -24,8 +25,6 @@ impl Reader {
         // It must not hold its lanes below the drop's own (raised) time; their other readers show it, or the lane does.
         inner.edges.set_holds(false);
         inner.edges.close(Tso::MAX);
-        self.followers.wait().await;
-        End::Dropped
     }
 
     /// Whether this collection's reader is so near its main reader that it can be joined to it. When near, it holds its

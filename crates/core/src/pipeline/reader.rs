@@ -395,7 +395,13 @@ impl Reader {
                 turn = self.join(&mut inner, main, &mut *log).await?;
             }
             match turn {
-                Some(Turn::End(End::Dropped)) => return Ok(self.last_words(&mut inner).await),
+                Some(Turn::End(End::Dropped)) => {
+                    self.last_words(&mut inner);
+                    drop(inner);
+                    // What it sent is acknowledged, then its record goes.
+                    self.followers.wait().await;
+                    return Ok(End::Dropped);
+                }
                 Some(Turn::End(end)) => return Ok(end),
                 Some(Turn::Again) => {
                     let start = self.start(&inner);

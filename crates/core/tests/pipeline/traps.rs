@@ -2,12 +2,13 @@
 //! name in two databases, many at once, while nobody looks, and on the target itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cdc_core::catalog::{Database, ObjectState};
 use cdc_core::ids::{CollectionId, DbId, PartitionId};
 use cdc_core::store::{ObjectPhase, ProgressStore};
 use cdc_core::target::{Target, TargetConnector};
-use cdc_core::task::{Choice, CollectionState, OnConflict};
+use cdc_core::task::{Choice, CollectionState, CollectionStatus, OnConflict};
 use rand::Rng;
 
 use crate::writes;
@@ -432,4 +433,58 @@ async fn another_partition_of_the_name(seed: u64) {
 #[test]
 fn what_a_person_has_made_of_a_dropped_partitions_name_stays() {
     seeds(2, another_partition_of_the_name);
+}
+
+/// A collection that goes by itself is dropped while the target does not answer: its drop waits for a tick, and nothing
+/// else may wait for that.
+async fn dropped_without_a_tick(seed: u64) {
+    let mut world = World::new(seed, 1, 1);
+    let ids = ["a", "b"].map(|name| world.source.create(name, 1));
+    let [a, b] = ids;
+    world.tasks[0].durable_every = Duration::from_secs(2);
+    world.start();
+    world.run(1000, writes(&ids)).await;
+    world.equal().await;
+    world.target.refuse("default", "a");
+    world.run(3000, writes(&ids)).await;
+    let partition = world.source.default_partition(a);
+    world.source.insert(a, partition, 3, 0);
+    world.source.flush();
+    world.run(60_000, writes(&[b])).await;
+    until(&mut world, "a is refused", async |world| {
+        let state = world.status("a").map(|a| a.state);
+        state.is_some_and(|s| !matches!(s, CollectionState::Streaming { .. }))
+    })
+    .await;
+    world.target.set_latency(Duration::from_millis(100));
+    world.target.accept("default", "a");
+    let streams = |a: CollectionStatus| matches!(a.state, CollectionState::Streaming { .. });
+    while !world.status("a").is_some_and(streams) {
+        world.run(20, writes(&[b])).await;
+    }
+    // It reads all of its backlog, and cannot join the others: nothing of it is acknowledged.
+    world.target.hang();
+    world.run(1000, writes(&[b])).await;
+    world.source.drop_collection(a);
+    world.run(30_000, writes(&[b])).await;
+    let (engine, task) = (world.engine().clone(), world.tasks[0].id.clone());
+    let asked = engine.choose(&task, "default", "b", Choice::Skip);
+    let answer = tokio::time::timeout(Duration::from_secs(5), asked).await;
+    assert!(
+        answer.is_ok(),
+        "no answer while a drop waits for a tick: {}",
+        world.report()
+    );
+    world.target.set_latency(Duration::ZERO);
+    world.target.release();
+    world.equal().await;
+    assert_eq!(
+        world.target.names(),
+        [("default".to_owned(), "b".to_owned())]
+    );
+}
+
+#[test]
+fn a_drop_that_waits_for_a_tick_keeps_nobody_waiting() {
+    seeds(4, dropped_without_a_tick);
 }

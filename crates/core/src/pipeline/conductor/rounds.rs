@@ -2,10 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::MutexGuard;
 
 use super::Conductor;
-use crate::pipeline::reader::Reader;
+use crate::pipeline::reader::{Inner, Reader};
 use crate::pipeline::settle::{self, Carried, Round, Settled, Stood};
+
+/// A reader that waits for a tick of the target holds its gate for as long, and the tick may wait for the conductor.
+const LOOKED_WITHIN: Duration = Duration::from_millis(500);
+
+/// `None`: it is left out of this round, and its durable place stays where it is.
+async fn look_into(reader: &Reader) -> Option<MutexGuard<'_, Inner>> {
+    let gate = tokio::time::timeout(LOOKED_WITHIN, reader.gate.lock());
+    gate.await.ok()
+}
 
 impl Conductor<'_> {
     pub(super) async fn start_round(&mut self) {
@@ -19,7 +31,9 @@ impl Conductor<'_> {
             .cloned()
             .collect();
         for reader in all {
-            let inner = reader.gate.lock().await;
+            let Some(inner) = look_into(&reader).await else {
+                continue;
+            };
             let routes = reader.carried(&inner);
             // First how far it is, then what is acknowledged: the second has to cover the first.
             let at = reader.books.lock().progress().into();
@@ -56,7 +70,9 @@ impl Conductor<'_> {
         self.flushed.retain(|_, (of, _)| of.strong_count() > 0);
         let mut now = Vec::new();
         for reader in self.mains.values().chain(self.catching.values()) {
-            let inner = reader.gate.lock().await;
+            let Some(inner) = look_into(reader).await else {
+                continue;
+            };
             now.push((
                 reader.clone(),
                 reader
