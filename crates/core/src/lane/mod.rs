@@ -166,6 +166,12 @@ impl Lane {
         !self.is_hushed() && self.shared.state.lock().waits_for_a_tick()
     }
 
+    /// A reader of the target has begun on this channel, far behind: it is woken until it has all.
+    pub(crate) fn is_read_again(&self) {
+        self.shared.state.lock().is_read_again();
+        self.shared.wake.notify_one();
+    }
+
     /// The last tick sent.
     pub fn last_tick(&self) -> Tso {
         self.shared.state.lock().last_tick

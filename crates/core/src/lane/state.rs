@@ -19,7 +19,7 @@ const IDLE_TICK: Duration = Duration::from_millis(400);
 /// What a consumer of a RocksMQ takes at least when it hears of a message (`mq.mqBufSize`, 16 by default), and what it
 /// may leave until it hears of the next one: see [`State::unheard`].
 const HEARD: usize = 16;
-const MOST_UNHEARD: usize = 32 << 10;
+const MOST_UNHEARD: usize = 512 << 10;
 /// What is reckoned with where others wrote before: bursts that were cut off, or a target that came back.
 const UNKNOWN_UNHEARD: usize = 16 << 10;
 
@@ -125,6 +125,8 @@ pub(super) struct State {
     /// the next one wakes it. After a burst on a busy machine it is left behind by thousands, and comes back at 16 for
     /// each tick: minutes (seen). So a burst is followed by ticks that say nothing new, for as long as it may need them.
     unheard: usize,
+    /// All that was written to the channel since the process began.
+    written: usize,
 }
 
 impl State {
@@ -141,6 +143,7 @@ impl State {
             waiting: Vec::new(),
             under_way: false,
             unheard: 0,
+            written: 0,
         }
     }
 
@@ -161,6 +164,12 @@ impl State {
 
     pub(super) fn may_be_behind(&self) -> bool {
         self.unheard > 0 && self.acknowledged_tick > Tso::ZERO
+    }
+
+    /// A reader of the target has begun anew, at its last flush: that may be everything that was written here.
+    pub(super) fn is_read_again(&mut self) {
+        let all = self.written.saturating_add(UNKNOWN_UNHEARD);
+        self.unheard = self.unheard.max(all.min(MOST_UNHEARD));
     }
 
     /// The target was away, or an earlier process was cut off: how far its readers are behind is not known.
@@ -339,6 +348,7 @@ impl State {
     pub(super) fn acknowledged(&mut self, call: Call) {
         self.under_way = false;
         let written = call.messages.len() + usize::from(call.tick.is_some());
+        self.written = self.written.saturating_add(written);
         self.unheard = (self.unheard + written)
             .saturating_sub(HEARD)
             .min(MOST_UNHEARD);

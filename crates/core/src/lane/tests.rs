@@ -381,6 +381,23 @@ fn a_burst_is_followed_by_ticks_that_wake_the_targets_readers() {
 }
 
 #[test]
+fn readers_that_begin_anew_are_woken_for_all_that_was_written() {
+    let mut state = State::new(ms(100));
+    let s = stream(1);
+    for n in 0..40_000 {
+        state.push(message(&s, ms(200 + n)));
+        settle(&mut state);
+    }
+    while state.wake_up().is_some() {}
+    state.is_read_again();
+    let woken = std::iter::from_fn(|| state.wake_up()).count();
+    assert!(
+        woken >= 80_000 / 16,
+        "messages and their ticks, at 16 each: {woken}"
+    );
+}
+
+#[test]
 fn each_part_of_a_stretch_holds_the_tick_until_it_is_acknowledged_itself() {
     let mut state = State::new(ms(100));
     let holder = state.join(ms(5000), true, Tso::ZERO);

@@ -232,10 +232,16 @@ impl Settling {
             let to = &route.shards[0].to;
             let target = &self.ctx.hub.target;
             let flushed = match target.loaded(&to.database, &to.name, &[]).await {
-                Ok(Loaded::Yes) => target
-                    .flush(&to.database, std::slice::from_ref(&to.name))
-                    .await
-                    .is_ok(),
+                Ok(Loaded::Yes) => {
+                    // Its query nodes have begun to read, from where it was flushed last.
+                    for shard in &route.shards {
+                        shard.lane.is_read_again();
+                    }
+                    target
+                        .flush(&to.database, std::slice::from_ref(&to.name))
+                        .await
+                        .is_ok()
+                }
                 // Released again: the next load comes with its own flush.
                 Ok(Loaded::No) => true,
                 Ok(Loaded::Loading) | Err(_) => false,

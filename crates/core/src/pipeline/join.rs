@@ -5,11 +5,21 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::passes::Turn;
+use super::objects::Route;
+use super::passes::{Pass, Turn};
 use super::reader::{End, Inner, NEAR, Reader, Scope};
 use crate::source::SourceError;
 use crate::store::Change;
+use crate::task::Mode;
 use crate::tso::Tso;
+
+/// How long a main reader waits for the reader of a collection that joins it.
+const JOINED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Not in a stretch that is read more than once, or in parts.
+fn is_read_once(inner: &Inner) -> bool {
+    matches!(inner.pass, Pass::Once) && inner.remainder.is_none()
+}
 
 impl Reader {
     /// The end of a collection that has a reader of its own. What follows its drop is still to be waited for: not with the
@@ -36,10 +46,25 @@ impl Reader {
         self.hold(inner, near);
         // What it has raised is shown before: the main reader would not say so of this collection.
         let natural = inner.edges.is_natural() && inner.edges.raised().is_empty();
-        near && inner.remainder.is_none() && natural && self.at_tick(inner)
+        near && natural && is_read_once(inner) && !self.follows()
+    }
+
+    /// Whether something waits for a tick of the target behind a drop: the main reader is not kept waiting for that.
+    fn follows(&self) -> bool {
+        !self.followers.is_empty()
+    }
+
+    /// Whether all that was sent is at or below the source's last tick: nothing of its times follows.
+    fn is_whole(&self, inner: &Inner) -> bool {
+        self.at_tick(inner) && !self.books.lock().has_above()
     }
 
     /// Hands the collection over to the main reader, at one message for both.
+    ///
+    /// Where the source's last tick stands above all of it, or where the main reader sends to the same lanes with the
+    /// source's times as well: then what this reader has sent above the tick is as if the main reader had, which holds the
+    /// lanes' ticks below it until its stretch is whole. A collection that is written to without a pause may never be
+    /// found at a tick that stands above all of it.
     pub(super) async fn join(
         &self,
         inner: &mut Inner,
@@ -49,15 +74,28 @@ impl Reader {
         let Scope::One(route) = &self.scope else {
             return Ok(None);
         };
-        let deadline = Instant::now() + Duration::from_secs(2);
+        let may_read_on = self.at_tick(inner);
+        if self.ctx.hub.mode == Mode::Plain && !may_read_on {
+            // Nothing of a stretch is sent before it is whole.
+            return Ok(None);
+        }
+        let deadline = Instant::now() + JOINED_WITHIN;
         let mut theirs = main.gate.lock().await;
         // A main reader that drains may have stopped already. One that is far behind would keep the collection there.
         let behind = theirs.edges.tick.behind(inner.edges.tick);
         if main.over.load(Ordering::Acquire) || self.ctx.drain.is_cancelled() || behind > NEAR {
             return Ok(None);
         }
-        // The main reader stands still now; read up to where it is, to the next tick from there.
-        while theirs.at > inner.at || !(inner.edges.is_natural() && self.at_tick(inner)) {
+        // The main reader stands still now; read up to where it is, to the next tick from there if need be.
+        loop {
+            let ready = inner.edges.is_natural()
+                && (self.is_whole(inner) || main.takes_over(&mut theirs, inner, route));
+            if theirs.at <= inner.at && ready {
+                break;
+            }
+            if theirs.at <= inner.at && (self.at_tick(inner) || !may_read_on) {
+                return Ok(None);
+            }
             let batch = match tokio::time::timeout_at(deadline, log.next(256 << 10)).await {
                 Ok(batch) => batch?,
                 Err(_) => return Ok(None),
@@ -65,12 +103,12 @@ impl Reader {
             if let Some(turn) = self.work(inner, batch, false, true).await {
                 return Ok(Some(turn));
             }
-            if !inner.put_off.is_empty() {
+            if !inner.put_off.is_empty() || !is_read_once(inner) || self.follows() {
                 return Ok(None);
             }
         }
         // What it sent is acknowledged within a call or two.
-        while !self.books.lock().is_clean() {
+        while !self.books.lock().is_settled() {
             if Instant::now() > deadline || route.stream.failed() {
                 return Ok(None);
             }
@@ -85,7 +123,10 @@ impl Reader {
             return Ok(None);
         }
         let (task, channel) = (self.ctx.spec.id.clone(), self.channel.clone());
-        let sent = self.books.lock().sent;
+        let (sent, highest) = {
+            let books = self.books.lock();
+            (books.sent, books.highest().unwrap_or_default())
+        };
         self.ctx
             .commit(vec![
                 main.put(progress, false),
@@ -104,13 +145,28 @@ impl Reader {
         {
             let mut books = main.books.lock();
             books.sent = books.sent.max(sent);
-            books.joined = books.joined.max(inner.edges.tick);
+            books.joined = books.joined.max(inner.edges.tick).max(highest);
         }
+        theirs.edges.go_on_with(&inner.edges);
         main.attach(&mut theirs, route.clone(), inner.at);
         self.books.lock().retired = true;
         inner.edges.leave();
         drop(guard);
         Ok(Some(Turn::End(End::Joined)))
+    }
+
+    /// Whether this main reader can go on with what another one has sent of a collection above the source's last tick. If
+    /// it cannot only because it does not send to that one's lanes, it does so from now on.
+    fn takes_over(&self, own: &mut Inner, other: &Inner, route: &Route) -> bool {
+        if !is_read_once(own) || own.cut.is_some() || !own.edges.holds {
+            return false;
+        }
+        let mut natural = true;
+        for i in route.shards_on(&self.channel) {
+            natural &= own.edges.is_natural_on(&route.shards[i]);
+        }
+        // Its last tick is not above the other's: it stands before it.
+        natural && own.edges.tick <= other.edges.tick
     }
 
     /// Whether the collection can go on from where the main reader would go on after a restart, if that is done up to

@@ -154,20 +154,25 @@ impl Edges {
         let ctx = self.ctx.clone();
         let route = planned.route.clone();
         let edge = self.join(&route.shards[planned.shard]);
+        let natural =
+            tick >= in_doubt && !edge.lane.is_plain() && edge.lane.is_natural(edge.id, tick);
         // Nothing at or below a tick follows it. If it did, it would not be lost, but raised.
-        if edge.waiting.is_empty()
-            && !planned.is_awaiting()
-            && planned.act.first_ts() > tick
-            && tick >= in_doubt
-            && !edge.lane.is_plain()
-            && edge.lane.is_natural(edge.id, tick)
-        {
-            let ts = planned.act.ts();
-            send(&ctx, &edge.lane, planned, &TsMap::Natural);
-            self.natural = self.natural.max(ts);
-        } else {
+        let may_go = |planned: &Planned| !planned.is_awaiting() && planned.act.first_ts() > tick;
+        if !natural || !may_go(&planned) || !edge.waiting.all().iter().all(may_go) {
             edge.waiting.push(planned);
+            return;
         }
+        let mut last = planned.act.ts();
+        if !edge.waiting.is_empty() {
+            // It was read before the stretch below it was acknowledged: where rows flow without a pause, something always
+            // was.
+            for waiting in edge.waiting.take(|_| true) {
+                last = last.max(waiting.act.ts());
+                send(&ctx, &edge.lane, waiting, &TsMap::Natural);
+            }
+        }
+        send(&ctx, &edge.lane, planned, &TsMap::Natural);
+        self.natural = self.natural.max(last);
     }
 
     /// The stretch ends with source tick `tick`: what waited is raised and sent.
@@ -399,6 +404,20 @@ impl Edges {
                 .edges
                 .values()
                 .all(|e| e.waiting.is_empty() && e.lane.is_natural(e.id, self.tick))
+    }
+
+    /// Whether what comes next for this shard is sent with the source's times. It begins to send to its lane, if it does
+    /// not yet: then it will be so a tick or two later.
+    pub(crate) fn is_natural_on(&mut self, shard: &TargetShard) -> bool {
+        let (tick, in_doubt) = (self.tick, self.tick < self.in_doubt);
+        let edge = self.join(shard);
+        let natural = edge.lane.is_natural(edge.id, tick);
+        natural && !in_doubt && edge.waiting.is_empty() && !edge.lane.is_plain()
+    }
+
+    /// What another reader has sent with the source's times above the last tick is this one's from now on.
+    pub(crate) fn go_on_with(&mut self, other: &Edges) {
+        self.natural = self.natural.max(other.natural);
     }
 
     /// Lanes on which what it sends next has other times than the source's, or what had is not shown yet.

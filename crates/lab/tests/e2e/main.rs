@@ -7,6 +7,7 @@
 //! how long each test took is in `e2e-times.txt` in the temporary folder of the build (`target/tmp`).
 
 mod broker;
+mod busy;
 mod databases;
 mod demo;
 mod doctor;
@@ -97,7 +98,10 @@ fn main() -> ExitCode {
     };
     add(Kind::Natsmq, EACH);
     add(Kind::Natsmq, ONE);
-    add(Kind::Natsmq, &[("paused", paused::TESTS)]);
+    add(
+        Kind::Natsmq,
+        &[("paused", paused::TESTS), ("busy", busy::TESTS)],
+    );
     add(Kind::Plain, EACH);
     add(Kind::Plain, ONE);
     add(Kind::Rocksmq, EACH);
