@@ -454,6 +454,8 @@ impl Conductor<'_> {
         for (channel, main) in &self.mains {
             let mut inner = main.gate.lock().await;
             if !main.carries(&inner, id) {
+                // It may have been about to take it over.
+                main.leave_others(&mut inner);
                 continue;
             }
             let _guard = self.ctx.progress.lock().await;

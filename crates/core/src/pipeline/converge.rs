@@ -233,14 +233,15 @@ impl Settling {
             let target = &self.ctx.hub.target;
             let flushed = match target.loaded(&to.database, &to.name, &[]).await {
                 Ok(Loaded::Yes) => {
-                    // Its query nodes have begun to read, from where it was flushed last.
-                    for shard in &route.shards {
-                        shard.lane.is_read_again();
+                    let name = std::slice::from_ref(&to.name);
+                    let flushed = target.flush(&to.database, name).await.is_ok();
+                    if flushed {
+                        // Its query nodes have begun to read, from where it was flushed before.
+                        for shard in &route.shards {
+                            shard.lane.is_read_again();
+                        }
                     }
-                    target
-                        .flush(&to.database, std::slice::from_ref(&to.name))
-                        .await
-                        .is_ok()
+                    flushed
                 }
                 // Released again: the next load comes with its own flush.
                 Ok(Loaded::No) => true,

@@ -13,8 +13,10 @@ use crate::store::Change;
 use crate::task::Mode;
 use crate::tso::Tso;
 
-/// How long a main reader waits for the reader of a collection that joins it.
-const JOINED_WITHIN: Duration = Duration::from_secs(1);
+/// How long a main reader waits for the reader of a collection that joins it, and that one for acknowledgements before.
+const JOINED_WITHIN: Duration = Duration::from_millis(500);
+/// Between two tries in the middle of a stretch: each takes some of the main reader's time.
+const TRIED_EVERY: Duration = Duration::from_millis(200);
 
 /// Not in a stretch that is read more than once, or in parts.
 fn is_read_once(inner: &Inner) -> bool {
@@ -74,26 +76,43 @@ impl Reader {
         let Scope::One(route) = &self.scope else {
             return Ok(None);
         };
-        let may_read_on = self.at_tick(inner);
-        if self.ctx.hub.mode == Mode::Plain && !may_read_on {
-            // Nothing of a stretch is sent before it is whole.
+        let begun_at_tick = self.at_tick(inner);
+        // In plain mode nothing of a stretch is sent before it is whole.
+        let soon = inner.tried.is_some_and(|at| at.elapsed() < TRIED_EVERY);
+        if !begun_at_tick && (soon || self.ctx.hub.mode == Mode::Plain) {
             return Ok(None);
         }
-        let deadline = Instant::now() + JOINED_WITHIN;
+        inner.tried = Some(Instant::now());
+        // What can be waited for without the main reader is.
+        let far = inner.edges.tick.behind(main.last_tick()) > NEAR;
+        if far
+            || !self
+                .until_settled(route, Instant::now() + JOINED_WITHIN)
+                .await
+        {
+            return Ok(None);
+        }
         let mut theirs = main.gate.lock().await;
+        let deadline = Instant::now() + JOINED_WITHIN;
         // A main reader that drains may have stopped already. One that is far behind would keep the collection there.
         let behind = theirs.edges.tick.behind(inner.edges.tick);
         if main.over.load(Ordering::Acquire) || self.ctx.drain.is_cancelled() || behind > NEAR {
             return Ok(None);
         }
+        let applied = main.books.lock().progress().applied;
+        if !self.may_go_on_from(main, inner, applied) {
+            return Ok(None);
+        }
         // The main reader stands still now; read up to where it is, to the next tick from there if need be.
         loop {
+            let there = theirs.at <= inner.at;
             let ready = inner.edges.is_natural()
-                && (self.is_whole(inner) || main.takes_over(&mut theirs, inner, route));
-            if theirs.at <= inner.at && ready {
+                && (self.is_whole(inner) || there && main.takes_over(&mut theirs, inner, route));
+            if there && ready {
                 break;
             }
-            if theirs.at <= inner.at && (self.at_tick(inner) || !may_read_on) {
+            let in_vain = there && (self.at_tick(inner) || !begun_at_tick);
+            if in_vain || Instant::now() > deadline {
                 return Ok(None);
             }
             let batch = match tokio::time::timeout_at(deadline, log.next(256 << 10)).await {
@@ -107,12 +126,8 @@ impl Reader {
                 return Ok(None);
             }
         }
-        // What it sent is acknowledged within a call or two.
-        while !self.books.lock().is_settled() {
-            if Instant::now() > deadline || route.stream.failed() {
-                return Ok(None);
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
+        if !self.until_settled(route, deadline).await {
+            return Ok(None);
         }
         let guard = self.ctx.progress.lock().await;
         if route.stream.failed() || self.cancel.is_cancelled() {
@@ -147,7 +162,9 @@ impl Reader {
             books.sent = books.sent.max(sent);
             books.joined = books.joined.max(inner.edges.tick).max(highest);
         }
-        theirs.edges.go_on_with(&inner.edges);
+        if inner.edges.has_natural_above() {
+            theirs.edges.go_on_with(&inner.edges);
+        }
         main.attach(&mut theirs, route.clone(), inner.at);
         self.books.lock().retired = true;
         inner.edges.leave();
@@ -155,30 +172,43 @@ impl Reader {
         Ok(Some(Turn::End(End::Joined)))
     }
 
+    /// What it has sent is acknowledged within a call or two. `false`: not until then, or it has failed.
+    async fn until_settled(&self, route: &Route, deadline: Instant) -> bool {
+        while !self.books.lock().is_settled() {
+            if Instant::now() > deadline || route.stream.failed() {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        true
+    }
+
     /// Whether this main reader can go on with what another one has sent of a collection above the source's last tick. If
     /// it cannot only because it does not send to that one's lanes, it does so from now on.
     fn takes_over(&self, own: &mut Inner, other: &Inner, route: &Route) -> bool {
-        if !is_read_once(own) || own.cut.is_some() || !own.edges.holds {
+        // Its last tick is not above the other's: it stands before it.
+        let before = own.edges.tick <= other.edges.tick && self.ctx.hub.mode == Mode::Replicate;
+        if !before || !is_read_once(own) || own.cut.is_some() || !own.edges.holds {
             return false;
         }
         let mut natural = true;
         for i in route.shards_on(&self.channel) {
             natural &= own.edges.is_natural_on(&route.shards[i]);
         }
-        // Its last tick is not above the other's: it stands before it.
-        natural && own.edges.tick <= other.edges.tick
+        natural
     }
 
     /// Whether the collection can go on from where the main reader would go on after a restart, if that is done up to
     /// `applied`.
     ///
     /// Where that reader began, the two halves of an upsert may stand on both sides: the delete would be replayed without
-    /// its insert. So this reader notes a tick behind that place below which all of the collection is that it has read:
+    /// its insert. So this reader notes a time behind that place below which all of the collection is that it has read:
     /// an upsert above it is behind it as a whole, and the main reader has seen its first half.
     fn may_go_on_from(&self, main: &Reader, inner: &Inner, applied: Tso) -> bool {
         let mut whole = self.whole.lock();
         if whole.is_none() && inner.at.is_some_and(|at| at >= main.start) {
-            *whole = Some(inner.edges.tick);
+            let highest = self.books.lock().highest().unwrap_or_default();
+            *whole = Some(inner.edges.tick.max(highest));
         }
         whole.is_some_and(|tick| tick <= applied)
     }

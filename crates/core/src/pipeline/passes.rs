@@ -293,6 +293,7 @@ impl Reader {
         }
         self.leave_out_gone(inner);
         inner.edges.close(tick);
+        self.has_passed(tick);
         inner.repeats.close(tick);
         self.books.lock().close(position, tick);
         if let Some(remainder) = &mut inner.remainder {

@@ -36,6 +36,8 @@ const SENT_USED: f64 = 0.5;
 pub(super) const NEAR: Duration = Duration::from_secs(3);
 /// A reader that cannot read for this long no longer holds the others' ticks.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a task that ends waits for what follows a drop.
+const DROPPED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Whose messages a reader carries.
 #[derive(Clone)]
@@ -82,6 +84,8 @@ pub(crate) struct Inner {
     pub(super) cut: Option<Tso>,
     /// Read, and put off: they could not be worked on while the channel's main reader was held.
     pub(super) put_off: VecDeque<Read>,
+    /// When its collection was last about to be handed over to the main reader.
+    pub(super) tried: Option<Instant>,
 }
 
 impl Inner {
@@ -118,6 +122,8 @@ pub(crate) struct Reader {
     pub(super) followers: TaskTracker,
     /// It reads no more.
     pub(crate) over: AtomicBool,
+    /// The last source tick it has passed, for who does not want to wait for its gate.
+    passed: AtomicU64,
 }
 
 impl Reader {
@@ -139,6 +145,7 @@ impl Reader {
             repeats: Repeats::default(),
             cut: None,
             put_off: VecDeque::new(),
+            tried: None,
         };
         if let Scope::One(route) = &scope {
             // From the beginning, not with the first row: where an earlier reader of this collection has sent rows at
@@ -174,6 +181,7 @@ impl Reader {
             used: AtomicU64::new(0),
             followers: TaskTracker::new(),
             over: AtomicBool::new(false),
+            passed: AtomicU64::new(progress.applied.0),
         });
         if is_main {
             let mut mains = reader.ctx.mains.lock();
@@ -198,6 +206,14 @@ impl Reader {
                 dropped,
             },
         );
+    }
+
+    pub(super) fn last_tick(&self) -> Tso {
+        Tso(self.passed.load(Ordering::Acquire))
+    }
+
+    pub(super) fn has_passed(&self, tick: Tso) {
+        self.passed.fetch_max(tick.0, Ordering::AcqRel);
     }
 
     pub(super) fn note_raised(&self, inner: &Inner) {
@@ -255,6 +271,17 @@ impl Reader {
     pub(crate) fn detach(&self, inner: &mut Inner, collection: CollectionId) -> Vec<Ticket> {
         inner.attached.remove(&collection);
         let mut tickets = inner.edges.take_back(collection);
+        self.leave_others(inner);
+        let stuck = std::mem::take(&mut inner.stuck);
+        let (taken, kept): (Vec<_>, Vec<_>) =
+            stuck.into_iter().partition(|(c, _)| *c == collection);
+        inner.stuck = kept;
+        tickets.extend(taken.into_iter().map(|(_, ticket)| ticket));
+        tickets
+    }
+
+    /// Leaves the lanes to which nothing goes that it carries.
+    pub(crate) fn leave_others(&self, inner: &mut Inner) {
         let channel = &self.channel;
         inner.edges.keep_only(
             inner
@@ -262,12 +289,6 @@ impl Reader {
                 .values()
                 .flat_map(|a| a.route.shards_on(channel).map(|i| &a.route.shards[i])),
         );
-        let stuck = std::mem::take(&mut inner.stuck);
-        let (taken, kept): (Vec<_>, Vec<_>) =
-            stuck.into_iter().partition(|(c, _)| *c == collection);
-        inner.stuck = kept;
-        tickets.extend(taken.into_iter().map(|(_, ticket)| ticket));
-        tickets
     }
 
     /// What to store of this reader's progress.
@@ -399,8 +420,15 @@ impl Reader {
                     self.last_words(&mut inner);
                     drop(inner);
                     // What it sent is acknowledged, then its record goes.
-                    self.followers.wait().await;
-                    return Ok(End::Dropped);
+                    let over = async {
+                        self.ctx.drain.cancelled().await;
+                        tokio::time::sleep(DROPPED_WITHIN).await;
+                    };
+                    tokio::select! {
+                        () = self.followers.wait() => return Ok(End::Dropped),
+                        // The tick may be one that nobody brings any more: the drop is read again.
+                        () = over => return Ok(End::Stopped),
+                    }
                 }
                 Some(Turn::End(end)) => return Ok(end),
                 Some(Turn::Again) => {

@@ -173,6 +173,8 @@ impl Conductor<'_> {
             let mut inner = main.gate.lock().await;
             if main.carries(&inner, id) {
                 drop(main.detach(&mut inner, id));
+            } else {
+                main.leave_others(&mut inner);
             }
         }
         let objects = self.objects.clone();

@@ -5,17 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::MutexGuard;
+use tokio::time::Instant;
 
 use super::Conductor;
 use crate::pipeline::reader::{Inner, Reader};
 use crate::pipeline::settle::{self, Carried, Round, Settled, Stood};
 
-/// A reader that waits for a tick of the target holds its gate for as long, and the tick may wait for the conductor.
+/// A reader that waits for a tick of the target holds its gate for as long, and the tick may wait for the conductor. All
+/// of them are waited for so long together.
 const LOOKED_WITHIN: Duration = Duration::from_millis(500);
 
 /// `None`: it is left out of this round, and its durable place stays where it is.
-async fn look_into(reader: &Reader) -> Option<MutexGuard<'_, Inner>> {
-    let gate = tokio::time::timeout(LOOKED_WITHIN, reader.gate.lock());
+async fn look_into(reader: &Reader, deadline: Instant) -> Option<MutexGuard<'_, Inner>> {
+    let gate = tokio::time::timeout_at(deadline, reader.gate.lock());
     gate.await.ok()
 }
 
@@ -30,8 +32,9 @@ impl Conductor<'_> {
             .chain(self.catching.values())
             .cloned()
             .collect();
+        let deadline = Instant::now() + LOOKED_WITHIN;
         for reader in all {
-            let Some(inner) = look_into(&reader).await else {
+            let Some(inner) = look_into(&reader, deadline).await else {
                 continue;
             };
             let routes = reader.carried(&inner);
@@ -69,8 +72,9 @@ impl Conductor<'_> {
         }
         self.flushed.retain(|_, (of, _)| of.strong_count() > 0);
         let mut now = Vec::new();
+        let deadline = Instant::now() + LOOKED_WITHIN;
         for reader in self.mains.values().chain(self.catching.values()) {
-            let Some(inner) = look_into(reader).await else {
+            let Some(inner) = look_into(reader, deadline).await else {
                 continue;
             };
             now.push((
