@@ -20,6 +20,8 @@ mod early;
 mod failpoints;
 #[path = "pipeline/found.rs"]
 mod found;
+#[path = "pipeline/joins.rs"]
+mod joins;
 #[path = "pipeline/lag.rs"]
 mod lag;
 #[path = "pipeline/leaks.rs"]

@@ -1,0 +1,60 @@
+//! How a collection that goes by itself comes to its channel's reader.
+
+use cdc_core::ids::CollectionId;
+use cdc_core::task::CollectionState;
+use cdc_sim::source::Source;
+use cdc_sim::world::{World, seeds};
+use rand::Rng;
+
+/// As a load does that does not pause: of each collection something is on its way at every tick.
+const JOINED_WITHIN: u64 = 20_000;
+
+/// Collections that are new while their channels are read, with rows in every step from their first moment on, and kills
+/// right behind the join.
+async fn without_a_pause(seed: u64) {
+    let mut world = World::new(seed, 2, 2);
+    let old = world.source.create("old", 2);
+    world.start();
+    let mut ids = vec![old];
+    let load = |ids: &[CollectionId], source: &mut Source| {
+        for id in ids {
+            for _ in 0..2 {
+                let partition = source.default_partition(*id);
+                let rows = source.rng.random_range(1..4);
+                source.upsert(*id, partition, rows);
+            }
+            if source.rng.random_bool(0.2) {
+                source.delete(*id, 1);
+            }
+        }
+    };
+    world.run(500, |source| load(&ids, source)).await;
+    for round in 0..5 {
+        let name = format!("c{round}");
+        ids.push(world.source.create(&name, 1 + round % 2));
+        let mut waited = 0;
+        loop {
+            let status = world.status(&name).map(|c| c.state);
+            if matches!(
+                status,
+                Some(CollectionState::Streaming { raised: false, .. })
+            ) {
+                break;
+            }
+            assert!(waited < JOINED_WITHIN, "{name}: {status:?}");
+            world.run(20, |source| load(&ids, source)).await;
+            waited += 20;
+        }
+        if world.rng.random() {
+            world.kill_somewhere(|source| load(&ids, source)).await;
+            world.start();
+        }
+    }
+    world.run(500, |source| load(&ids, source)).await;
+    world.equal().await;
+}
+
+#[test]
+fn a_collection_joins_though_its_rows_do_not_pause() {
+    seeds(4, without_a_pause);
+}
