@@ -296,6 +296,12 @@ pub(super) const GUARDS: &[Guard] = &[
         "if !BROKEN && !self.may_go_on_from(main, inner, progress.applied) {",
     ),
     guard(
+        "who takes over what another one has sent above the tick sends with the source's times there",
+        "crates/core/src/pipeline/join.rs",
+        "            natural &= own.edges",
+        "            natural &= BROKEN || own.edges",
+    ),
+    guard(
         "plain mode: what may still arrive is waited for",
         SENDER,
         "self.until_ended().await;",

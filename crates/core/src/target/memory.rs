@@ -6,6 +6,7 @@
 //! kills the copies that are strictly older, in whatever order the two were written. What the real server accepts and
 //! then suffers from (times at or below a tick, unknown shards, ids that come again later) is kept as a *violation*.
 
+mod calls;
 mod channel;
 mod content;
 mod flushed;
@@ -33,9 +34,9 @@ use super::{Target, TargetConnector, TargetError, TargetIndex};
 use crate::ids::{CollectionId, PChannel};
 use crate::task::{Mode, TargetSpec};
 use crate::tso::Tso;
+use calls::Session;
 pub use properties::Lack;
 use rules::Rule;
-use session::Session;
 use state::State;
 
 const URI: &str = "memory";

@@ -9,10 +9,10 @@ use rand::Rng;
 /// As a load does that does not pause: of each collection something is on its way at every tick.
 const JOINED_WITHIN: u64 = 20_000;
 
-/// Collections that are new while their channels are read, with rows in every step from their first moment on, and kills
-/// right behind the join.
+/// Collections that are new while their channels are read, with rows in every step from their first moment on; right
+/// behind the join the process is killed or stopped, or a channel falls silent.
 async fn without_a_pause(seed: u64) {
-    let mut world = World::new(seed, 2, 2);
+    let mut world = World::new(seed, 3, 2);
     let old = world.source.create("old", 2);
     world.start();
     let mut ids = vec![old];
@@ -31,7 +31,7 @@ async fn without_a_pause(seed: u64) {
     world.run(500, |source| load(&ids, source)).await;
     for round in 0..5 {
         let name = format!("c{round}");
-        ids.push(world.source.create(&name, 1 + round % 2));
+        ids.push(world.source.create(&name, 1 + round % 3));
         let mut waited = 0;
         loop {
             let status = world.status(&name).map(|c| c.state);
@@ -45,8 +45,19 @@ async fn without_a_pause(seed: u64) {
             world.run(20, |source| load(&ids, source)).await;
             waited += 20;
         }
-        if world.rng.random() {
-            world.kill_somewhere(|source| load(&ids, source)).await;
+        match world.rng.random_range(0..4) {
+            0 => world.kill_somewhere(|source| load(&ids, source)).await,
+            1 => world.stop().await,
+            2 => {
+                // The others' ticks go on meanwhile.
+                let n = world.rng.random_range(0..3);
+                let channel = world.source.channel(n);
+                world.source.slow_down(&channel, 8_000, 20);
+                world.run(8_000, |source| load(&ids, source)).await;
+            }
+            _ => {}
+        }
+        if !world.is_running() {
             world.start();
         }
     }
@@ -56,5 +67,5 @@ async fn without_a_pause(seed: u64) {
 
 #[test]
 fn a_collection_joins_though_its_rows_do_not_pause() {
-    seeds(4, without_a_pause);
+    seeds(6, without_a_pause);
 }

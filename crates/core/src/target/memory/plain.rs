@@ -8,7 +8,7 @@ use milvus::proto::schema::i_ds::IdField;
 use milvus::proto::schema::{FieldData, IDs, LongArray, StringArray};
 use prost::Message;
 
-use super::session::Session;
+use super::calls::Session;
 use super::state::{Refusal, State};
 use crate::ids::{PChannel, PartitionId};
 use crate::route::encode::{self, Shard};
