@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cdc_keys::Range;
 use futures::future::try_join_all;
-use milvus::proto::schema::{CollectionSchema, FieldData};
+use milvus::proto::schema::{CollectionSchema, DataType, FieldData, FieldSchema};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -206,9 +206,11 @@ pub(super) async fn copy(
 /// What of a schema cannot be copied by this version: said before anything is.
 fn refused(schema: &CollectionSchema, mode: Mode) -> Option<String> {
     let fields = &schema.fields;
-    if let Some(field) = fields.iter().find(|f| f.nullable) {
+    // All of their types, of whatever version, are behind the scalars'.
+    let is_vector = |f: &FieldSchema| f.data_type >= DataType::BinaryVector as i32;
+    if let Some(field) = fields.iter().find(|f| f.nullable && is_vector(f)) {
         return Some(format!(
-            "{}: fields that may be null are not copied by this version",
+            "{}: vectors that may be null are not copied by this version",
             field.name
         ));
     }

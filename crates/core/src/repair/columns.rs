@@ -8,9 +8,13 @@ use std::collections::BTreeSet;
 use milvus::proto::schema::field_data::Field;
 use milvus::proto::schema::scalar_field::Data;
 use milvus::proto::schema::vector_field::Data as Vectors;
-use milvus::proto::schema::{CollectionSchema, DataType, FieldData, FieldSchema, ScalarField};
+use milvus::proto::schema::{
+    ArrayArray, BoolArray, CollectionSchema, DataType, DoubleArray, FieldData, FieldSchema,
+    FloatArray, IntArray, JsonArray, LongArray, ScalarField, StringArray,
+};
 
 use super::Keys;
+use crate::snapshot::pick;
 
 /// Fields of the user, and `$meta`; not those of the system.
 fn fields(schema: &CollectionSchema) -> impl Iterator<Item = &FieldSchema> {
@@ -45,32 +49,105 @@ pub(crate) fn fit(
             let column = column
                 .filter(|_| more == 0)
                 .ok_or_else(|| format!("{}: one column of it expected", field.name))?;
-            let found = values(field, column).map_err(|why| format!("{}: {why}", field.name))?;
+            let at = |why: String| format!("{}: {why}", field.name);
+            let column = whole(field, column, rows).map_err(at)?;
+            let found = values(field, &column).map_err(at)?;
             if found != rows {
-                return Err(format!("{}: {found} values for {rows} rows", field.name));
+                return Err(at(format!("{found} values for {rows} rows")));
             }
             Ok(FieldData {
                 r#type: field.data_type,
                 field_id: field.field_id,
                 is_dynamic: field.is_dynamic,
-                ..column.clone()
+                ..column
             })
         })
         .collect()
 }
 
+/// A column with a value for each row, as a message of the log has it, also where there is none: what stands there is of
+/// its field's type.
+fn whole(field: &FieldSchema, column: &FieldData, rows: usize) -> Result<FieldData, String> {
+    let scalars = match &column.field {
+        Some(Field::Scalars(scalars)) => scalars,
+        _ if column.valid_data.is_empty() => return Ok(column.clone()),
+        _ => return Err("vectors that may be null are not copied by this version".to_owned()),
+    };
+    let valid = match column.valid_data.len() {
+        0 => &scalars.valid_data,
+        _ => &column.valid_data,
+    };
+    if valid.is_empty() {
+        return Ok(column.clone());
+    }
+    if valid.len() != rows {
+        return Err(format!("{} are null or not, of {rows} rows", valid.len()));
+    }
+    if !field.nullable && valid.contains(&false) {
+        return Err("a value expected for every row".to_owned());
+    }
+    let every: Vec<usize> = (0..rows).collect();
+    let mut whole = pick(column, &every)?;
+    if let Some(Field::Scalars(scalars)) = &mut whole.field
+        && scalars.data.is_none()
+    {
+        scalars.data = blank(field.data_type(), field.element_type(), rows);
+    }
+    if !field.nullable {
+        whole.valid_data.clear();
+    }
+    Ok(whole)
+}
+
+/// What stands in a message where all values are null.
+fn blank(kind: DataType, element: DataType, rows: usize) -> Option<Data> {
+    Some(match kind {
+        DataType::Bool => Data::BoolData(BoolArray {
+            data: vec![false; rows],
+        }),
+        DataType::Int8 | DataType::Int16 | DataType::Int32 => Data::IntData(IntArray {
+            data: vec![0; rows],
+        }),
+        DataType::Int64 => Data::LongData(LongArray {
+            data: vec![0; rows],
+        }),
+        DataType::Float => Data::FloatData(FloatArray {
+            data: vec![0.; rows],
+        }),
+        DataType::Double => Data::DoubleData(DoubleArray {
+            data: vec![0.; rows],
+        }),
+        DataType::VarChar => Data::StringData(StringArray {
+            data: vec![String::new(); rows],
+        }),
+        DataType::Json => Data::JsonData(JsonArray {
+            data: vec![Vec::new(); rows],
+        }),
+        DataType::Array => Data::ArrayData(ArrayArray {
+            data: vec![ScalarField::default(); rows],
+            element_type: element.into(),
+        }),
+        _ => return None,
+    })
+}
+
 /// How many values of its field's type a column has.
 fn values(field: &FieldSchema, column: &FieldData) -> Result<usize, String> {
     let kind = field.data_type();
-    if field.nullable || !column.valid_data.is_empty() {
-        return Err("fields that may be null are not copied by this version".to_owned());
-    }
     match &column.field {
-        Some(Field::Scalars(scalars)) => {
-            if !scalars.valid_data.is_empty() {
-                return Err("fields that may be null are not copied by this version".to_owned());
-            }
+        Some(Field::Scalars(scalars)) if column.valid_data.is_empty() => {
             scalar_values(kind, field.element_type(), scalars)
+        }
+        Some(Field::Scalars(_)) => {
+            // What stands in the place of a null is not a value.
+            let valid = column.valid_data.iter().enumerate();
+            let shown: Vec<usize> = valid.filter(|(_, is)| **is).map(|(row, _)| row).collect();
+            let mut bare = column.clone();
+            bare.valid_data.clear();
+            if let Some(Field::Scalars(shown)) = &pick(&bare, &shown)?.field {
+                scalar_values(kind, field.element_type(), shown)?;
+            }
+            Ok(column.valid_data.len())
         }
         Some(Field::Vectors(vectors)) => {
             let dim = field.type_params.iter().find(|p| p.key == "dim");
@@ -159,9 +236,7 @@ pub(crate) fn column(columns: &[FieldData], name: &str) -> Option<Keys> {
 #[cfg(test)]
 mod tests {
     use milvus::proto::common::KeyValuePair;
-    use milvus::proto::schema::{
-        ArrayArray, FloatArray, IntArray, JsonArray, LongArray, StringArray, VectorField,
-    };
+    use milvus::proto::schema::VectorField;
 
     use super::*;
 
@@ -264,6 +339,49 @@ mod tests {
     }
 
     #[test]
+    fn values_that_may_be_null_have_one_for_each_row() {
+        let mut schema = schema();
+        for field in &mut schema.fields {
+            field.nullable = matches!(field.name.as_str(), "small" | "$meta" | "tags");
+        }
+        let fitted = |columns: &[FieldData]| fit(&schema, columns, 2);
+        let with = |place: usize, field: Option<Field>, valid: &[bool]| {
+            let mut all = good();
+            all[place].valid_data = valid.to_vec();
+            if field.is_some() {
+                all[place].field = field;
+            }
+            all
+        };
+        // Nothing is null.
+        assert_eq!(fitted(&good()).unwrap()[1].valid_data, [] as [bool; 0]);
+        // Only the value that is there, and none at all.
+        let json = |data: Vec<Vec<u8>>| Some(scalars(Data::JsonData(JsonArray { data })));
+        let some = fitted(&with(1, json(vec![b"{}".to_vec()]), &[false, true])).unwrap();
+        let both = vec![Vec::new(), b"{}".to_vec()];
+        assert_eq!(
+            (some[4].field.clone(), some[4].valid_data.clone()),
+            (json(both), vec![false, true])
+        );
+        let none = Some(Field::Scalars(ScalarField::default()));
+        let none = fitted(&with(2, none, &[false, false])).unwrap();
+        let zeros = scalars(Data::IntData(IntArray { data: vec![0, 0] }));
+        assert_eq!(
+            (none[1].field.clone(), none[1].valid_data.clone()),
+            (Some(zeros), vec![false, false])
+        );
+        // What is there is looked at.
+        let bad = fitted(&with(
+            1,
+            json(vec![b"{".to_vec(), Vec::new()]),
+            &[true, false],
+        ));
+        assert_eq!(bad.unwrap_err(), "$meta: 1 bytes are no JSON");
+        let few = fitted(&with(2, None, &[true])).unwrap_err();
+        assert_eq!(few, "small: 1 are null or not, of 2 rows");
+    }
+
+    #[test]
     fn what_does_not_fit_is_named_by_its_field() {
         let with = |name: &str, field: Field| {
             let mut all = good();
@@ -277,6 +395,8 @@ mod tests {
         twice.push(of("pk", longs(vec![7, 9])));
         let mut maybe = good();
         maybe[0].valid_data = vec![true, false];
+        let mut absent = good();
+        absent[2].valid_data = vec![true, false];
         let json = JsonArray {
             data: vec![b"{".to_vec(); 2],
         };
@@ -314,7 +434,8 @@ mod tests {
                 with("more", longs(vec![1, 2])),
                 "\"more\" is no field of the collection; its fields are $meta, pk, small, tags, v",
             ),
-            (maybe, "v: fields that may be null"),
+            (maybe, "v: vectors that may be null"),
+            (absent, "small: a value expected for every row"),
         ] {
             let why = fit(&schema(), &columns, 2).unwrap_err();
             assert!(why.contains(words), "{why}");

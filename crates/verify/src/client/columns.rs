@@ -40,6 +40,10 @@ fn column(field: &FieldSchema, rows: &[Row]) -> Result<FieldData> {
         })
         .collect::<Result<_>>()?;
     let kind = field.data_type();
+    // As an Insert has it: whether there is a value in each row, and those that are there.
+    let valid: Vec<bool> = values.iter().map(|v| **v != Value::Null).collect();
+    let nulls = valid.contains(&false);
+    let values: Vec<&Value> = values.into_iter().filter(|v| **v != Value::Null).collect();
     let data = match kind {
         DataType::FloatVector => {
             let mut all = Vec::new();
@@ -104,7 +108,7 @@ fn column(field: &FieldSchema, rows: &[Row]) -> Result<FieldData> {
         field_id: field.field_id,
         is_dynamic: field.is_dynamic,
         field: Some(data),
-        ..Default::default()
+        valid_data: if nulls { valid } else { Vec::new() },
     })
 }
 
@@ -202,6 +206,28 @@ mod tests {
         let rows = vec![row(1), row(2)];
         let columns = to_columns(&schema, &rows).unwrap();
         assert_eq!(from_columns(columns).unwrap(), rows);
+    }
+
+    #[test]
+    fn rows_without_a_value_survive_their_columns() {
+        let n = FieldSchema {
+            name: "n".into(),
+            data_type: DataType::Int64.into(),
+            nullable: true,
+            ..Default::default()
+        };
+        let schema = CollectionSchema {
+            fields: vec![n],
+            ..Default::default()
+        };
+        for values in [vec![Some(1), None, Some(3)], vec![None, None]] {
+            let rows: Vec<Row> = values
+                .into_iter()
+                .map(|n| Row::from([("n".to_owned(), n.map_or(Value::Null, Value::Int))]))
+                .collect();
+            let columns = to_columns(&schema, &rows).unwrap();
+            assert_eq!(from_columns(columns).unwrap(), rows);
+        }
     }
 
     #[test]
