@@ -24,6 +24,8 @@ const AHEAD: Duration = Duration::from_millis(1500);
 const SKEW: Duration = Duration::from_secs(3);
 /// How often the target's readers are woken while they may be behind.
 const WAKE_EVERY: Duration = Duration::from_millis(5);
+/// A target flushes by itself what it has for so long (`dataNode.segment.syncPeriod`, 600 s).
+const FLUSHED_WITHIN: Duration = Duration::from_secs(660);
 /// How often a refused call is repeated before its messages are tried one by one, and a refused message before it counts
 /// as refused.
 const REFUSALS: u32 = 3;
@@ -37,7 +39,12 @@ pub(super) struct Sender {
 
 impl Sender {
     pub(super) async fn run(mut self) {
+        let mut since = Instant::now();
         loop {
+            if since.elapsed() > FLUSHED_WITHIN {
+                since = Instant::now();
+                self.shared.state.lock().flushes();
+            }
             let quiet_until = *self.shared.quiet_until.lock();
             let may_tick = Instant::now() >= quiet_until;
             let limit = self.hub.flow.call_limit();

@@ -125,8 +125,10 @@ pub(super) struct State {
     /// the next one wakes it. After a burst on a busy machine it is left behind by thousands, and comes back at 16 for
     /// each tick: minutes (seen). So a burst is followed by ticks that say nothing new, for as long as it may need them.
     unheard: usize,
-    /// All that was written to the channel since the process began.
+    /// What was written to the channel since the last call of [`State::flushes`], and before that since the last but one;
+    /// at the beginning by an earlier process.
     written: usize,
+    written_before: usize,
 }
 
 impl State {
@@ -144,6 +146,7 @@ impl State {
             under_way: false,
             unheard: 0,
             written: 0,
+            written_before: UNKNOWN_UNHEARD,
         }
     }
 
@@ -159,6 +162,7 @@ impl State {
             return None;
         }
         self.unheard = self.unheard.saturating_sub(HEARD);
+        self.written = self.written.saturating_add(1);
         Some(self.acknowledged_tick)
     }
 
@@ -166,10 +170,15 @@ impl State {
         self.unheard > 0 && self.acknowledged_tick > Tso::ZERO
     }
 
-    /// A reader of the target has begun anew, at its last flush: that may be everything that was written here.
+    /// A reader of the target has begun anew, at its last flush: everything that was written since may be before it.
     pub(super) fn is_read_again(&mut self) {
-        let all = self.written.saturating_add(UNKNOWN_UNHEARD);
+        let all = self.written.saturating_add(self.written_before);
         self.unheard = self.unheard.max(all.min(MOST_UNHEARD));
+    }
+
+    /// What was written two calls ago is flushed by now.
+    pub(super) fn flushes(&mut self) {
+        self.written_before = std::mem::take(&mut self.written);
     }
 
     /// The target was away, or an earlier process was cut off: how far its readers are behind is not known.

@@ -388,13 +388,18 @@ fn readers_that_begin_anew_are_woken_for_all_that_was_written() {
         state.push(message(&s, ms(200 + n)));
         settle(&mut state);
     }
-    while state.wake_up().is_some() {}
+    let woken = |state: &mut State| std::iter::from_fn(|| state.wake_up()).count();
+    woken(&mut state);
     state.is_read_again();
-    let woken = std::iter::from_fn(|| state.wake_up()).count();
+    let times = woken(&mut state);
     assert!(
-        woken >= 80_000 / 16,
-        "messages and their ticks, at 16 each: {woken}"
+        times >= 80_000 / 16,
+        "messages and their ticks, at 16 each: {times}"
     );
+    state.flushes();
+    state.flushes();
+    state.is_read_again();
+    assert_eq!(woken(&mut state), 0, "all of it is flushed");
 }
 
 #[test]
