@@ -1,5 +1,6 @@
 //! What a task says of its lag: never less than what is missing, whatever the reason.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use cdc_core::catalog::{Catalog, CatalogError};
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::writes;
 use cdc_sim::source::Source;
-use cdc_sim::world::{PATIENCE, World, seeds};
+use cdc_sim::world::{PATIENCE, Setup, World, seeds};
 
 /// With ticks every 30 ms or so, and calls of some milliseconds.
 const SOON: f64 = 1.0;
@@ -434,4 +435,34 @@ async fn source_down(seed: u64) {
 #[test]
 fn without_its_source_the_lag_grows_or_is_unknown() {
     seeds(2, source_down);
+}
+
+/// The target's clock is five seconds behind: it would refuse rows of the source's now, so they wait for it, and it is said.
+async fn behind_the_sources(seed: u64) {
+    let setup = Setup {
+        source_channels: 2,
+        target_channels: 2,
+        epoch: Tso::from_millis(1_796_000_000_000),
+        ahead: -5000,
+        retries: 0.0,
+    };
+    let mut world = World::of(seed, &setup);
+    let ids = vec![world.source.create("c", 2)];
+    world.start();
+    let task = world.tasks[0].id.clone();
+    let mut said = BTreeSet::new();
+    for _ in 0..500 {
+        world.run(20, writes(&ids)).await;
+        let status = world.engine().status(&task).unwrap();
+        said.extend(status.problems.into_iter().map(|p| p.message));
+    }
+    let all = format!("{said:?}");
+    assert!(all.contains("ahead of the target's clock"), "{all}");
+    assert!(!all.contains("failRemainRequest"), "{all}");
+    world.equal().await;
+}
+
+#[test]
+fn rows_wait_for_a_target_whose_clock_is_behind() {
+    seeds(2, behind_the_sources);
 }
