@@ -27,6 +27,7 @@ struct Request {
     channel: PChannel,
     ts: Tso,
     messages: Vec<Bytes>,
+    has_begun: bool,
 }
 
 pub struct Live {
@@ -116,6 +117,8 @@ pub struct Source {
     /// Channels a collection has lived on; those without one get no ticks.
     in_use: BTreeMap<PChannel, usize>,
     outbox: Vec<Request>,
+    /// The last message of each request waits: of an upsert its delete, and no tick passes it.
+    pub holds_last: bool,
     next_id: i64,
     next_key: i64,
     next_version: i64,
@@ -152,6 +155,7 @@ impl Source {
             next_channel: 0,
             in_use: BTreeMap::new(),
             outbox: Vec::new(),
+            holds_last: false,
             next_id: 1000,
             next_key: 0,
             next_version: 0,
@@ -476,6 +480,7 @@ impl Source {
         for shard in &live.catalog.shards {
             let message = messages::drop_collection(id, &live.catalog.name, ts, self.msg_id());
             self.outbox.push(Request {
+                has_begun: false,
                 channel: shard.pchannel.clone(),
                 ts,
                 messages: vec![message],
@@ -522,6 +527,7 @@ impl Source {
         for shard in &catalog.shards {
             let message = messages::drop_partition(id, partition, &name, ts, self.msg_id());
             self.outbox.push(Request {
+                has_begun: false,
                 channel: shard.pchannel.clone(),
                 ts,
                 messages: vec![message],
@@ -614,6 +620,7 @@ impl Source {
                 self.sent.deletes += 1;
             }
             self.outbox.push(Request {
+                has_begun: false,
                 channel: shard.pchannel.clone(),
                 ts,
                 messages,
@@ -656,6 +663,7 @@ impl Source {
             let message = messages::delete(&to, &here, ts, self.msg_id());
             self.sent.deletes += 1;
             self.outbox.push(Request {
+                has_begun: false,
                 channel: shard.pchannel.clone(),
                 ts,
                 messages: vec![message],
@@ -721,8 +729,10 @@ impl Source {
             } else {
                 odds
             };
-            while !request.messages.is_empty() && self.rng.random_bool(odds) {
+            let held = usize::from(self.holds_last);
+            while request.messages.len() > held && self.rng.random_bool(odds) {
                 let message = request.messages.remove(0);
+                request.has_begun = true;
                 self.log.append(&request.channel, message.clone());
                 self.retries
                     .written(&self.log, &request.channel, request.ts, message);
@@ -736,6 +746,11 @@ impl Source {
     /// Everything that waits goes to the queue.
     pub fn flush(&mut self) {
         self.append(1.0);
+    }
+
+    /// Whether the queue has a part of a request.
+    pub fn is_in_between(&self) -> bool {
+        self.outbox.iter().any(|request| request.has_begun)
     }
 
     /// A tick on every channel in use, below everything that is not in its queue.

@@ -292,8 +292,14 @@ pub(super) const GUARDS: &[Guard] = &[
     guard(
         "a collection joins a reader that has both halves of its upserts",
         "crates/core/src/pipeline/join.rs",
-        "if !self.may_go_on_from(main, inner, progress.applied) {",
-        "if !BROKEN && !self.may_go_on_from(main, inner, progress.applied) {",
+        "whole.is_some_and(|tick| tick <= applied)",
+        "BROKEN || whole.is_some_and(|tick| tick <= applied)",
+    ),
+    guard(
+        "it has both halves also of what was sent above the tick",
+        "crates/core/src/pipeline/join.rs",
+        "Some(inner.edges.tick.max(highest))",
+        "Some(if BROKEN { inner.edges.tick } else { inner.edges.tick.max(highest) })",
     ),
     guard(
         "who takes over what another one has sent above the tick sends with the source's times there",

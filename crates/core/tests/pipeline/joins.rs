@@ -1,5 +1,7 @@
 //! How a collection that goes by itself comes to its channel's reader.
 
+use std::time::Duration;
+
 use cdc_core::ids::CollectionId;
 use cdc_core::task::CollectionState;
 use cdc_sim::source::Source;
@@ -74,4 +76,45 @@ async fn without_a_pause(seed: u64) {
 #[test]
 fn a_collection_joins_though_its_rows_do_not_pause() {
     seeds(6, without_a_pause);
+}
+
+/// A channel's reader begins at a collection that was made later than another one, for which the target took longer, and
+/// between the halves of an upsert of that one. That one catches up, and the process is killed before or behind its join.
+async fn between_two_halves(seed: u64) {
+    let mut world = World::new(seed, 2, 1);
+    world.start();
+    // On the other channel: the lane is there, and has ticks.
+    world.source.create("e", 1);
+    world.run(2_000, |_| {}).await;
+    let slow = Duration::from_millis(world.rng.random_range(50..300));
+    world.target.delay_call("CreateCollection", slow);
+    let c = world.source.create("c", 1);
+    let partition = world.source.default_partition(c);
+    while !world.target.has_delayed() {
+        world.run(20, |_| {}).await;
+    }
+    let time = world.rng.random_range(0..200);
+    world.run(time, |_| {}).await;
+    world.source.holds_last = true;
+    while !world.source.is_in_between() {
+        world.source.upsert(c, partition, 1);
+        world.step_source();
+    }
+    world.source.create("x", 1);
+    world.source.create("d", 1);
+    let time = world.rng.random_range(500..2_000);
+    world.run(time, |_| {}).await;
+    world.source.holds_last = false;
+    let time = world.rng.random_range(0..200);
+    world.run(time, |_| {}).await;
+    world.kill();
+    world.start();
+    world.source.upsert(c, partition, 1);
+    world.run(200, |_| {}).await;
+    world.equal().await;
+}
+
+#[test]
+fn a_collection_joins_a_reader_that_has_both_halves_of_its_upserts() {
+    seeds(250, between_two_halves);
 }
