@@ -19,7 +19,9 @@ const IDLE_TICK: Duration = Duration::from_millis(400);
 /// What a consumer of a RocksMQ takes at least when it hears of a message (`mq.mqBufSize`, 16 by default), and what it
 /// may leave until it hears of the next one: see [`State::unheard`].
 const HEARD: usize = 16;
-const MOST_UNHEARD: usize = 512 << 10;
+const MOST_UNHEARD: usize = 32 << 10;
+/// The same where one begins anew, at a flush.
+const MOST_READ_AGAIN: usize = 512 << 10;
 /// What is reckoned with where others wrote before: bursts that were cut off, or a target that came back.
 const UNKNOWN_UNHEARD: usize = 16 << 10;
 
@@ -173,7 +175,7 @@ impl State {
     /// A reader of the target has begun anew, at its last flush: everything that was written since may be before it.
     pub(super) fn is_read_again(&mut self) {
         let all = self.written.saturating_add(self.written_before);
-        self.unheard = self.unheard.max(all.min(MOST_UNHEARD));
+        self.unheard = self.unheard.max(all.min(MOST_READ_AGAIN));
     }
 
     /// What was written two calls ago is flushed by now.
@@ -358,9 +360,8 @@ impl State {
         self.under_way = false;
         let written = call.messages.len() + usize::from(call.tick.is_some());
         self.written = self.written.saturating_add(written);
-        self.unheard = (self.unheard + written)
-            .saturating_sub(HEARD)
-            .min(MOST_UNHEARD);
+        let most = self.unheard.max(MOST_UNHEARD);
+        self.unheard = (self.unheard + written).saturating_sub(HEARD).min(most);
         if let Some(tick) = call.tick {
             self.max_acknowledged = self.max_acknowledged.max(tick);
             self.acknowledged_tick = self.acknowledged_tick.max(tick);
