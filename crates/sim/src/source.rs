@@ -27,7 +27,19 @@ struct Request {
     channel: PChannel,
     ts: Tso,
     messages: Vec<Bytes>,
+    /// A part of it is in the queue.
     has_begun: bool,
+}
+
+impl Request {
+    fn new(channel: PChannel, ts: Tso, messages: Vec<Bytes>) -> Self {
+        Self {
+            channel,
+            ts,
+            messages,
+            has_begun: false,
+        }
+    }
 }
 
 pub struct Live {
@@ -479,12 +491,8 @@ impl Source {
         let ts = self.ts();
         for shard in &live.catalog.shards {
             let message = messages::drop_collection(id, &live.catalog.name, ts, self.msg_id());
-            self.outbox.push(Request {
-                has_begun: false,
-                channel: shard.pchannel.clone(),
-                ts,
-                messages: vec![message],
-            });
+            self.outbox
+                .push(Request::new(shard.pchannel.clone(), ts, vec![message]));
         }
         // A tick at or above the drop is guaranteed, then an unused channel has none.
         let shards = live.catalog.shards.iter();
@@ -526,12 +534,8 @@ impl Source {
         let ts = self.ts();
         for shard in &catalog.shards {
             let message = messages::drop_partition(id, partition, &name, ts, self.msg_id());
-            self.outbox.push(Request {
-                has_begun: false,
-                channel: shard.pchannel.clone(),
-                ts,
-                messages: vec![message],
-            });
+            self.outbox
+                .push(Request::new(shard.pchannel.clone(), ts, vec![message]));
         }
     }
 
@@ -619,12 +623,8 @@ impl Source {
                 messages.push(messages::delete(&to, &here, ts, self.msg_id()));
                 self.sent.deletes += 1;
             }
-            self.outbox.push(Request {
-                has_begun: false,
-                channel: shard.pchannel.clone(),
-                ts,
-                messages,
-            });
+            self.outbox
+                .push(Request::new(shard.pchannel.clone(), ts, messages));
         }
         self.places.insert(version, partition);
         let rows = &mut self.live.get_mut(&id).unwrap().rows;
@@ -662,12 +662,8 @@ impl Source {
             };
             let message = messages::delete(&to, &here, ts, self.msg_id());
             self.sent.deletes += 1;
-            self.outbox.push(Request {
-                has_begun: false,
-                channel: shard.pchannel.clone(),
-                ts,
-                messages: vec![message],
-            });
+            self.outbox
+                .push(Request::new(shard.pchannel.clone(), ts, vec![message]));
         }
         let rows = &mut self.live.get_mut(&id).unwrap().rows;
         let history = self.history.entry(id).or_default();

@@ -193,6 +193,7 @@ impl Reader {
         }
         let mut natural = true;
         for i in route.shards_on(&self.channel) {
+            own.edges.join(&route.shards[i]);
             natural &= own.edges.is_natural_on(&route.shards[i]);
         }
         natural

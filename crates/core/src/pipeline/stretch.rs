@@ -70,6 +70,11 @@ pub(crate) struct Edge {
 }
 
 impl Edge {
+    /// Whether what is above source tick `tick` may be sent with its own time at once.
+    fn is_natural(&self, tick: Tso) -> bool {
+        !self.lane.is_plain() && self.lane.is_natural(self.id, tick)
+    }
+
     /// Raises and sends what waits up to source timestamp `ts`.
     fn send_up_to(&mut self, ctx: &TaskContext, ts: Tso) {
         let mut due = self.waiting.take(|p| p.act.ts() <= ts);
@@ -154,8 +159,7 @@ impl Edges {
         let ctx = self.ctx.clone();
         let route = planned.route.clone();
         let edge = self.join(&route.shards[planned.shard]);
-        let natural =
-            tick >= in_doubt && !edge.lane.is_plain() && edge.lane.is_natural(edge.id, tick);
+        let natural = tick >= in_doubt && edge.is_natural(tick);
         // Nothing at or below a tick follows it. If it did, it would not be lost, but raised.
         let may_go = |planned: &Planned| !planned.is_awaiting() && planned.act.first_ts() > tick;
         if !natural || !may_go(&planned) || !edge.waiting.all().iter().all(may_go) {
@@ -406,13 +410,11 @@ impl Edges {
                 .all(|e| e.waiting.is_empty() && e.lane.is_natural(e.id, self.tick))
     }
 
-    /// Whether what comes next for this shard is sent with the source's times. It begins to send to its lane, if it does
-    /// not yet: then it will be so a tick or two later.
-    pub(crate) fn is_natural_on(&mut self, shard: &TargetShard) -> bool {
-        let (tick, in_doubt) = (self.tick, self.tick < self.in_doubt);
-        let edge = self.join(shard);
-        let natural = edge.lane.is_natural(edge.id, tick);
-        natural && !in_doubt && edge.waiting.is_empty() && !edge.lane.is_plain()
+    /// Whether what comes next for this shard is sent with the source's times.
+    pub(crate) fn is_natural_on(&self, shard: &TargetShard) -> bool {
+        let edge = self.edges.get(shard.lane.channel().as_str());
+        let natural = edge.is_some_and(|e| e.waiting.is_empty() && e.is_natural(self.tick));
+        natural && self.tick >= self.in_doubt
     }
 
     /// What another reader has sent with the source's times above the last tick is this one's from now on.
